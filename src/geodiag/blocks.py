@@ -1,0 +1,187 @@
+"""Arithmetic on *blocks*: ``dict[str, Array]``, one named array per parameter tensor.
+
+This is the only vector type of the core. All arrays of one blocks value share an array namespace, a
+device and a real floating dtype of at least 32 bits. Nothing here (or above it) knows which
+framework the arrays belong to: ``array_api_compat`` finds the namespace from the arrays themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from geodiag.errors import GeodiagError, ShapeError
+
+Array: TypeAlias = Any
+Blocks: TypeAlias = dict[str, Array]
+
+
+def namespace(blocks: Mapping[str, Array]) -> Any:
+    """The array namespace (``xp``) that all arrays of ``blocks`` belong to."""
+    return array_api_compat.array_namespace(*blocks.values())
+
+
+def array_namespace(*arrays: Array) -> Any:
+    """The array namespace (``xp``) of ``arrays``."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def is_array(x: object) -> bool:
+    """Whether ``x`` is an array of any framework that the array API covers."""
+    return bool(array_api_compat.is_array_api_obj(x))
+
+
+def device(x: Array) -> Any:
+    """The device that ``x`` lives on."""
+    return array_api_compat.device(x)
+
+
+def map_blocks(f: Callable[..., Array], *blocks: Blocks) -> Blocks:
+    """Apply ``f`` to the arrays of equal name."""
+    return {name: f(*(b[name] for b in blocks)) for name in blocks[0]}
+
+
+def dot(a: Blocks, b: Blocks) -> Array:
+    """⟨a, b⟩ over all blocks, as a 0-d array."""
+    xp = namespace(a)
+    total = None
+    for name, x in a.items():
+        part = xp.sum(x * b[name])
+        total = part if total is None else total + part
+    return total
+
+
+def norm2(a: Blocks) -> Array:
+    """The Euclidean norm of all blocks together, as a 0-d array."""
+    return namespace(a).sqrt(dot(a, a))
+
+
+def scale(a: Blocks, c: Any) -> Blocks:
+    """c·a."""
+    return map_blocks(lambda x: x * c, a)
+
+
+def axpy(c: Any, x: Blocks, y: Blocks) -> Blocks:
+    """c·x + y."""
+    return map_blocks(lambda u, v: u * c + v, x, y)
+
+
+def add(a: Blocks, b: Blocks) -> Blocks:
+    """a + b."""
+    return map_blocks(lambda x, y: x + y, a, b)
+
+
+def subtract(a: Blocks, b: Blocks) -> Blocks:
+    """a − b."""
+    return map_blocks(lambda x, y: x - y, a, b)
+
+
+def where(condition: Array, a: Blocks, b: Blocks) -> Blocks:
+    """``a`` if the 0-d boolean ``condition`` holds, else ``b``; stays traceable."""
+    xp = namespace(a)
+    return map_blocks(lambda x, y: xp.where(condition, x, y), a, b)
+
+
+def zeros_like(a: Blocks) -> Blocks:
+    """Zero blocks of the same names, shapes, dtype and device."""
+    xp = namespace(a)
+    return map_blocks(xp.zeros_like, a)
+
+
+def all_finite(a: Blocks) -> Array:
+    """Whether every entry is finite, as a 0-d boolean array."""
+    xp = namespace(a)
+    result = None
+    for x in a.values():
+        part = xp.all(xp.isfinite(x))
+        result = part if result is None else result & part
+    return result
+
+
+def size(a: Blocks) -> int:
+    """The number of entries over all blocks."""
+    return sum(math.prod(x.shape) for x in a.values())
+
+
+def epsilon(a: Blocks) -> float:
+    """The machine epsilon of the blocks' dtype."""
+    return float(namespace(a).finfo(next(iter(a.values())).dtype).eps)
+
+
+def flatten(a: Blocks) -> Array:
+    """All blocks as one vector, row-major, in dict order."""
+    xp = namespace(a)
+    return xp.concat([xp.reshape(x, (-1,)) for x in a.values()])
+
+
+def unflatten(vector: Array, shapes: Mapping[str, Sequence[int]]) -> Blocks:
+    """Inverse of :func:`flatten`."""
+    xp = array_api_compat.array_namespace(vector)
+    out: Blocks = {}
+    at = 0
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        out[name] = xp.reshape(vector[at : at + n], tuple(shape))
+        at += n
+    return out
+
+
+def stack(rows: Sequence[Blocks]) -> Blocks:
+    """k blocks as one with a leading axis of length k."""
+    xp = namespace(rows[0])
+    return map_blocks(lambda *xs: xp.stack(list(xs)), *rows)
+
+
+def unstack(stacked: Blocks) -> list[Blocks]:
+    """Inverse of :func:`stack`."""
+    k = next(iter(stacked.values())).shape[0]
+    return [{name: x[i, ...] for name, x in stacked.items()} for i in range(k)]
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """A copy of ``x`` in host memory."""
+    try:
+        return np.array(x)
+    except (TypeError, ValueError):  # on an accelerator, or a strict namespace
+        return np.from_dlpack(array_api_compat.to_device(x, "cpu")).copy()
+
+
+def check_like(
+    got: Mapping[str, Array],
+    shapes: Mapping[str, Sequence[int]],
+    what: str,
+    error: type[GeodiagError] = ShapeError,
+) -> None:
+    """Raise ``error`` unless ``got`` is blocks with exactly these names and shapes."""
+    do = f"return or pass a dict with exactly these names and shapes: {_describe(shapes)}"
+    if not isinstance(got, Mapping):
+        raise error(f"{what} must be blocks (a dict of arrays)", got=type(got).__name__, do=do)
+    if set(got) != set(shapes):
+        missing, extra = sorted(set(shapes) - set(got)), sorted(set(got) - set(shapes))
+        raise error(
+            f"{what} does not have the parameters' names",
+            got=f"missing {_few(missing)}; unexpected {_few(extra)}",
+            do=do,
+        )
+    for name, shape in shapes.items():
+        found = getattr(got[name], "shape", None)
+        if found is None or tuple(found) != tuple(shape):
+            raise error(
+                f"{what} has a wrong shape at {name!r}: expected {tuple(shape)}",
+                got=type(got[name]).__name__ if found is None else tuple(found),
+                do=do,
+            )
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:4])) + (" …" if len(names) > 4 else "") if names else "none"
+
+
+def _describe(shapes: Mapping[str, Sequence[int]]) -> str:
+    items = [f"{name}: {tuple(shape)}" for name, shape in shapes.items()]
+    return "{" + ", ".join(items[:6]) + (", …" if len(items) > 6 else "") + "}"

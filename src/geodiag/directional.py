@@ -1,0 +1,134 @@
+"""Directional smoothness along a step s = w⁺ − w, in any norm.
+
+remainder   2[L(w⁺) − L(w) − ⟨g, s⟩]/‖s‖²        arXiv 2603.05002; ΔL = −η(1 − ηD/2)‖g‖*²
+optimal     |remainder|                           arXiv 2403.04081
+pointwise   2‖∇L(w⁺) − ∇L(w)‖*/‖s‖                arXiv 2403.04081
+path        sup over t of ⟨∇L(w + ts) − ∇L(w), s⟩/(t‖s‖²)     arXiv 2403.04081
+curvature   ⟨s, ∇²L(w) s⟩/‖s‖²                    the limit of the others for short steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from geodiag.blocks import Blocks, add, all_finite, axpy, check_like, dot, epsilon, subtract
+from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.norms.base import Norm
+from geodiag.oracles import Oracle
+from geodiag.problems import resolve_norm, resolve_oracle
+
+PATH_POINTS = 16
+
+
+class DirectionalSmoothness(float):
+    """A directional smoothness: a float that knows its kind and its rounding error."""
+
+    kind: str
+    norm: str
+    # How far the floating-point precision of the losses can move the value (None: not estimated).
+    rounding: float | None
+
+    def __new__(
+        cls, value: float, kind: str, norm: str, rounding: float | None = None
+    ) -> DirectionalSmoothness:
+        self = super().__new__(cls, value)
+        self.kind, self.norm, self.rounding = kind, norm, rounding
+        return self
+
+    def __repr__(self) -> str:
+        error = "" if self.rounding is None else f", rounding=±{self.rounding:.1g}"
+        return f"DirectionalSmoothness({float(self):.6g}, {self.kind}, norm={self.norm}{error})"
+
+
+def directional_smoothness(
+    model: Any,
+    step: Blocks,
+    norm: Norm | str = "l2",
+    *,
+    kind: str = "remainder",
+    **problem_arguments: Any,
+) -> DirectionalSmoothness:
+    """D along ``step`` = w⁺ − w from the model's current point w.
+
+    Args:
+        model: as in :func:`geodiag.sharpness`; the further keywords are those of
+            :func:`geodiag.problem`.
+        step: blocks of w⁺ − w, with the measured parameters' names and shapes.
+        norm: a registered name or a Norm object.
+        kind: "remainder" (default), "pointwise", "path", "optimal" or "curvature". "path" is a
+            lower bound: the largest of 16 points t in (0, 1].
+
+    Returns:
+        A float, in loss units per squared unit of the norm, with ``kind`` and ``rounding``.
+
+    Raises:
+        ShapeError: ``step`` has other names or shapes than the parameters.
+        ArgumentError: a zero or non-finite step, or an unknown kind.
+        NonFiniteError: the loss or gradient at either end is not finite.
+    """
+    if kind not in _KINDS:
+        raise ArgumentError(
+            "unknown kind of directional smoothness", got=repr(kind), do=f"use {sorted(_KINDS)}"
+        )
+    oracle, made = resolve_oracle(model, **problem_arguments)
+    try:
+        bound = resolve_norm(norm, oracle)
+        check_like(step, oracle.shapes, "step")
+        s = {name: oracle.space.asarray(step[name]) for name in oracle.names}
+        if not bool(all_finite(s)) or not float(bound.value(s)) > 0:
+            raise ArgumentError(
+                "step= must be finite and not zero: nothing moved",
+                do="pass w⁺ − w of a step that was taken",
+            )
+        value, rounding = _KINDS[kind](oracle, bound, s)
+        if value != value or abs(value) == float("inf"):
+            raise NonFiniteError(
+                "the loss or the gradient at one end of the step is not finite",
+                do="check the step; the training may have diverged",
+            )
+        return DirectionalSmoothness(value, kind, repr(bound), rounding)
+    finally:
+        if made is not None:
+            made.close()
+
+
+def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+    before, after = float(oracle.loss()), float(oracle.loss_at(add(oracle.point(), s)))
+    slope, length2 = float(dot(oracle.gradient(), s)), float(norm.value(s)) ** 2
+    rounding = 2 * epsilon(s) * (abs(before) + abs(after) + abs(slope)) / length2
+    return 2 * (after - before - slope) / length2, rounding
+
+
+def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+    value, rounding = _remainder(oracle, norm, s)
+    return abs(value), rounding
+
+
+def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+    there = oracle.gradient_at(add(oracle.point(), s))
+    change = norm.dual(subtract(there, oracle.gradient()))
+    return 2 * float(change) / float(norm.value(s)), None
+
+
+def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+    length2, here = float(norm.value(s)) ** 2, oracle.gradient()
+    values = []
+    for k in range(1, PATH_POINTS + 1):
+        t = k / PATH_POINTS
+        there = oracle.gradient_at(axpy(t, s, oracle.point()))
+        values.append(float(dot(subtract(there, here), s)) / (t * length2))
+    return (float("nan") if any(v != v for v in values) else max(values)), None
+
+
+def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+    return float(dot(s, oracle.hvp(s))) / float(norm.value(s)) ** 2, None
+
+
+_KINDS: dict[str, Callable[[Oracle, Norm, Blocks], tuple[float, float | None]]] = {
+    "remainder": _remainder,
+    "optimal": _optimal,
+    "pointwise": _pointwise,
+    "path": _path,
+    "curvature": _curvature,
+}

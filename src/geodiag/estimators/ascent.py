@@ -1,0 +1,175 @@
+"""Ascent: exact line search on the segment from d to lmo(Hd), from several starts.
+
+One product an iteration: with Hd kept by linearity, the new product H·lmo(Hd) gives the objective
+on the whole segment, a quadratic in the step t. Where it is convex, its maximum is the unit step
+(the conditional-gradient step that closed-form cases need); where H is indefinite it may lie
+inside. An inside point with a positive value is scaled to the sphere, which only raises it.
+"""
+
+from __future__ import annotations
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    axpy,
+    dot,
+    scale,
+    where,
+)
+from geodiag.estimators import driver
+from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.estimators.driver import State
+from geodiag.norms.base import Norm
+from geodiag.oracles.base import Oracle
+from geodiag.results import SharpnessResult, Status
+
+RTOL = 1e-4
+FREE_RTOL = 1e-8
+BUDGET = 60
+STARTS = 4
+FREE_STARTS = 40
+
+
+class Ascent(SharpnessEstimator):
+    """Monotone ascent to a local maximum, from the gradient and from random starts.
+
+    All starts run a few iterations; the better half goes on, until one runs to convergence. The
+    value is a lower bound. ``starts``: how many (default 4; 40 where products are free).
+    """
+
+    def __init__(self, starts: int | None = None) -> None:
+        self.starts = starts
+
+    def estimate(
+        self,
+        oracle: Oracle,
+        norm: Norm,
+        start: Blocks | None = None,
+        options: Options = Options(),
+    ) -> SharpnessResult:
+        m = Measurement(oracle, norm, self, options)
+        count = self.starts or (FREE_STARTS if oracle.free_hvps else STARTS)
+        best, spread = self.climb(m, self._starts(m, start, count))
+        status = Status.CONVERGED if driver.converged(best) else Status.BUDGET
+        history = tuple(float(v) for v in best.history)
+        return m.finish(best.direction, status, spread=spread, history=history)
+
+    def climb(self, m: Measurement, starts: list[Blocks]) -> tuple[State, float | None]:
+        """The best state reached from ``starts`` within the measurement's budget, and the spread."""
+        free = m.oracle.free_hvps
+        rtol = m.options.rtol or (FREE_RTOL if free else RTOL)
+        budget = m.options.max_hvps or (10**9 if free else m.oracle.num_hvps + BUDGET)
+        states = []
+        for direction in starts:
+            if m.left(budget) > 0 or not states:
+                states.append(_begin(m, direction))
+        return _run_all(m, states, rtol) if free else _halve(m, states, rtol, budget)
+
+    def _starts(self, m: Measurement, start: Blocks | None, count: int) -> list[Blocks]:
+        found = [] if start is None else [m.unit(start)]
+        if float(dot(m.gradient, m.steepest)) > 0:
+            found.append(m.unit(m.steepest))
+        return found + [m.random() for _ in range(max(1, count - len(found)))]
+
+
+def _begin(m: Measurement, direction: Blocks) -> State:
+    image = m.oracle.hvp(direction)
+    return driver.begin(direction, image, dot(direction, image))
+
+
+def _climb(m: Measurement, state: State, limit: int, rtol: float) -> State:
+    """Segment steps; where they end at no positive value, go on along the sphere."""
+    state = driver.run(m.oracle, lambda s: segment_step(m, s), state, limit, rtol)
+    used = int(state.iteration)
+    if float(state.value) <= 0 and used < limit:
+        state = driver.run(m.oracle, lambda s: sphere_step(m, s), state, limit - used, rtol)
+    m.report(float(state.value))
+    return state
+
+
+def _run_all(m: Measurement, states: list[State], rtol: float) -> tuple[State, float]:
+    """Every start to convergence: for free products."""
+    done = sorted((_climb(m, s, 1000, rtol) for s in states), key=lambda s: -float(s.value))
+    return done[0], _spread(done)
+
+
+def _halve(
+    m: Measurement, states: list[State], rtol: float, budget: int
+) -> tuple[State, float | None]:
+    """Successive halving: the population's better half gets the next, longer round."""
+    rounds = 3
+    spread = None
+    while len(states) > 1:
+        states = [_climb(m, s, min(rounds, m.left(budget)), rtol) for s in states]
+        states.sort(key=lambda s: -float(s.value))
+        spread = _spread(states) if spread is None else spread
+        states = states[: (len(states) + 1) // 2]
+        if len(states) > 1 and all(driver.converged(s) for s in states):
+            break
+    best = states[0]
+    if not driver.converged(best):
+        best = _climb(m, best, m.left(budget), rtol)
+    return best, spread
+
+
+def _spread(states: list[State]) -> float:
+    values = [float(s.value) for s in states]
+    return (max(values) - min(values)) / abs(max(values)) if max(values) else 0.0
+
+
+def segment_step(m: Measurement, s: State) -> State:
+    """The best point of the segment from d to lmo(Hd), scaled to the sphere."""
+    target = m.norm.lmo(s.image)
+    image = m.oracle.hvp(target)
+    a, b, c = s.value, dot(target, s.image), dot(target, image)
+    xp = array_namespace(a)
+    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend, with q'(0) = 2(b − a) ≥ 0
+    one = xp.ones_like(a)
+    inside = (b - a) / xp.where(bend < 0, -bend, one)
+    t = xp.where((bend < 0) & (inside < 1), inside, one)
+    point = axpy(t, target, scale(s.direction, 1 - t))
+    moved = axpy(t, image, scale(s.image, 1 - t))
+    return _accept_scaled(m, s, point, moved, require_positive=True)
+
+
+def sphere_step(m: Measurement, s: State) -> State:
+    """For H negative on all of the sphere met so far: the best direction in a plane through d.
+
+    The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction needs one product and
+    several norms. The second direction alternates between lmo(Hd), Hd and their mixture.
+    """
+    steepest, along = m.norm.lmo(s.image), m.unit(s.image)
+    turn = s.iteration % 3
+    mixed = axpy(0.5, steepest, along)
+    second = where(turn == 0, steepest, where(turn == 1, along, mixed))
+    image = m.oracle.hvp(second)
+    best = s
+    for k in range(1, 12):  # steps t = ±2^{1−k}, ever closer to d
+        for sign in (1.0, -1.0):
+            t = sign * 2.0 ** (1 - k)
+            point = axpy(t, second, s.direction)
+            moved = axpy(t, image, s.image)
+            best = _accept_scaled(m, best, point, moved)
+    return best
+
+
+def _accept_scaled(
+    m: Measurement, s: State, point: Blocks, image: Blocks, require_positive: bool = False
+) -> State:
+    """``point`` scaled to the sphere if that beats the state's value."""
+    length = m.norm.value(point)
+    xp = array_namespace(length)
+    safe = xp.where(length > 0, length, xp.ones_like(length))
+    raw = dot(point, image)
+    value = raw / (safe * safe)
+    better: Array = (length > 0) & (value > s.value)
+    if require_positive:
+        better = better & (raw > 0)
+    # NaN must reach the driver, which reports it; it never compares as better.
+    value = xp.where(better | ~xp.isfinite(value), value, s.value)
+    return s._replace(
+        direction=where(better, scale(point, 1 / safe), s.direction),
+        image=where(better, scale(image, 1 / safe), s.image),
+        value=value,
+    )

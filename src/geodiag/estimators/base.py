@@ -1,0 +1,217 @@
+"""The contract of an estimator, and the bookkeeping that every one shares.
+
+An estimator chooses directions; a :class:`Measurement` counts its questions to the oracle, guards
+the budget, and certifies the answer by a fresh Hessian-vector product at the final direction.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    array_namespace,
+    check_like,
+    dot,
+    scale,
+    subtract,
+    to_numpy,
+)
+from geodiag.errors import ArgumentError, NonFiniteError, NormError
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.oracles.base import Oracle
+from geodiag.oracles.wrappers import CountingOracle
+from geodiag.results import Bound, SharpnessResult, Status
+
+Progress = Callable[[dict[str, Any]], None] | bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far to go. ``None`` means the estimator's own default."""
+
+    rtol: float | None = None
+    max_hvps: int | None = None
+    seed: int = 0
+    progress: Progress = False
+
+    def __post_init__(self) -> None:
+        if self.rtol is not None and not (
+            isinstance(self.rtol, (int, float)) and 0 < self.rtol < 1
+        ):
+            raise ArgumentError("rtol= must lie between 0 and 1", got=repr(self.rtol))
+        if self.max_hvps is not None and not (
+            isinstance(self.max_hvps, int) and self.max_hvps >= 2
+        ):
+            raise ArgumentError(
+                "max_hvps= must be an integer of at least 2",
+                got=repr(self.max_hvps),
+                do="one product asks, one certifies the answer",
+            )
+
+
+class SharpnessEstimator(ABC):
+    """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. Stateless: everything else is an argument."""
+
+    @abstractmethod
+    def estimate(
+        self,
+        oracle: Oracle,
+        norm: Norm,
+        start: Blocks | None = None,
+        options: Options = Options(),
+    ) -> SharpnessResult:
+        """Measure ``oracle`` in ``norm`` (already bound to ``oracle.space``).
+
+        ``start``: a direction to begin from, e.g. the last witness.
+
+        Raises:
+            NonFiniteError: the loss, the gradient or a product is NaN or infinite.
+            NormError: the norm breaks its contract, or is of a kind the estimator cannot treat.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Measurement:
+    """One estimate in progress: counts, checks and certifies."""
+
+    def __init__(
+        self, oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, options: Options
+    ) -> None:
+        self.oracle = CountingOracle(oracle)
+        self.norm, self.estimator, self.options = norm, repr(estimator), options
+        self.rng = np.random.default_rng(options.seed)
+        _check_finite("loss", {"loss": oracle.loss()})
+        self.gradient = oracle.gradient()
+        _check_finite("gradient", self.gradient)
+        self.steepest = norm.lmo(self.gradient)
+        _check_answers(norm, self.steepest, oracle.shapes)
+
+    def random(self) -> Blocks:
+        """A random direction of unit norm."""
+        return self.unit(self.oracle.space.random(self.rng))
+
+    def unit(self, d: Blocks) -> Blocks:
+        """d/‖d‖."""
+        return scale(d, 1 / self.norm.value(d))
+
+    def left(self, budget: int) -> int:
+        """Products that may still be spent, with one kept back to certify the answer."""
+        return budget - self.oracle.num_hvps - 1
+
+    def report(self, value: float) -> None:
+        """Tell the user's ``progress`` how far the estimate is."""
+        progress = self.options.progress
+        if progress is False:
+            return
+        state = {"num_hvps": self.oracle.num_hvps, "value": value}
+        if callable(progress):
+            progress(state)
+        else:
+            print(f"\rsharpness ≥ {value:.6g} after {self.oracle.num_hvps} HVPs", end="",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def finish(
+        self,
+        direction: Blocks,
+        status: Status,
+        *,
+        exact: bool = False,
+        history: tuple[float, ...] = (),
+        spread: float | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> SharpnessResult:
+        """Certify ``direction`` by a fresh product and pack the result."""
+        direction = self.unit(direction)
+        image = self.oracle.hvp(direction)
+        _check_finite("Hessian-vector product", image)
+        value = float(dot(direction, image))
+        residual = _residual(self.norm, direction, image, value)
+        if self.options.progress is True:
+            print(file=sys.stderr)
+        return SharpnessResult(
+            value=value,
+            direction=direction,
+            bound=Bound.EXACT if exact else Bound.LOWER,
+            status=status,
+            norm=repr(self.norm),
+            estimator=self.estimator,
+            num_hvps=self.oracle.num_hvps,
+            residual=residual,
+            spread=spread,
+            history=history,
+            notes=self.oracle.notes + notes,
+            state={"witness": {name: to_numpy(x) for name, x in direction.items()}},
+        )
+
+
+def as_start(start: Any, oracle: Oracle) -> Blocks | None:
+    """``start=`` as blocks of the oracle: from blocks, a result, or a result's ``state``.
+
+    Raises:
+        ShapeError: other names or shapes than the parameters'.
+        ArgumentError: zero, or not finite.
+    """
+    if start is None:
+        return None
+    if isinstance(start, SharpnessResult):
+        start = start.direction
+    elif isinstance(start, Mapping) and set(start) == {"witness"} and "witness" not in oracle.names:
+        start = start["witness"]
+    check_like(start, oracle.shapes, "start")
+    blocks = {name: oracle.space.asarray(start[name]) for name in oracle.names}
+    if not bool(all_finite(blocks)) or float(dot(blocks, blocks)) == 0.0:
+        raise ArgumentError(
+            "start= must be finite and not zero", do="pass a direction, or leave start= out"
+        )
+    return blocks
+
+
+def _check_answers(norm: Norm, steepest: Blocks, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Say clearly what is wrong with a norm's first answers, if anything is."""
+    check_like(steepest, shapes, f"lmo(g) of {norm!r}", NormError)
+    length = norm.value(steepest)
+    if getattr(length, "shape", None) != ():
+        raise NormError(
+            f"value(d) of {norm!r} must be a 0-d array",
+            got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
+            do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
+        )
+    if not 0 <= float(length) < float("inf") or not bool(all_finite(steepest)):
+        raise NormError(
+            f"lmo(g) of {norm!r} must be finite and inside the unit ball",
+            got=f"a point of norm {float(length)}",
+            do="check it with geodiag.testing.check_norm(norm, example)",
+        )
+
+
+def _check_finite(what: str, blocks: Mapping[str, Array]) -> None:
+    for name, x in blocks.items():
+        xp = array_namespace(x)
+        if not bool(xp.all(xp.isfinite(x))):
+            bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
+            where = "" if what == "loss" else f" at {name!r} ({bad} of {x.size} entries)"
+            raise NonFiniteError(
+                f"the {what} is not finite",
+                got=f"NaN or infinity{where}",
+                do="check the parameters and the data; the training may have diverged",
+            )
+
+
+def _residual(norm: Norm, d: Blocks, image: Blocks, value: float) -> float | None:
+    """‖P⁻¹Hd − S·d‖_P/|S| for quadratic norms."""
+    if not isinstance(norm, QuadraticNorm):
+        return None
+    off = subtract(norm.inverse_metric(image), scale(d, value))
+    absolute = float(norm.value(off))
+    return absolute / abs(value) if value else (0.0 if absolute == 0.0 else float("inf"))

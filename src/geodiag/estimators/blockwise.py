@@ -1,0 +1,111 @@
+"""Blockwise, for sums of norms, and the choice of an estimator by the norm's structure.
+
+The unit ball of a sum of norms is the hull of the parts' balls. Where H ⪰ 0 the maximum lies at an
+extreme point, which moves one part alone, so S is the largest of the parts' own sharpnesses. Where
+H is indefinite, mixed directions can be larger: the parts' maximisers then start a joint ascent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from geodiag.blocks import Array, Blocks, scale, zeros_like
+from geodiag.errors import NormError
+from geodiag.estimators.ascent import Ascent
+from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.estimators.enumerate import LIMIT, Enumerate
+from geodiag.estimators.lanczos import Lanczos
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.norms.joint import Part, SumJoint
+from geodiag.oracles.base import Oracle
+from geodiag.results import SharpnessResult, Status
+from geodiag.spaces import Space
+
+
+def choose(norm: Norm, space: Space) -> SharpnessEstimator:
+    """The estimator for a bound norm, by what it is, never by its name."""
+    if isinstance(norm, QuadraticNorm):
+        return Lanczos()
+    if space.size <= LIMIT and norm.faces(space) is not None:
+        return Enumerate()
+    if isinstance(norm, SumJoint):
+        return Blockwise()
+    return Ascent()
+
+
+class Blockwise(SharpnessEstimator):
+    """The parts' own sharpnesses, then a joint ascent from the best of them; a lower bound.
+
+    It is S itself where H ⪰ 0 and every part was solved exactly, which is not checked.
+    """
+
+    # The joint ascent starts from this many parts.
+    joint_starts = 3
+
+    def estimate(
+        self,
+        oracle: Oracle,
+        norm: Norm,
+        start: Blocks | None = None,
+        options: Options = Options(),
+    ) -> SharpnessResult:
+        if not isinstance(norm, SumJoint):
+            raise NormError(
+                f"Blockwise needs a sum of norms, and {norm!r} is not one",
+                do='use estimator="auto", or Ascent()',
+            )
+        m = Measurement(oracle, norm, self, options)
+        share = None
+        if options.max_hvps is not None:
+            share = max(2, (options.max_hvps - 2 * self.joint_starts) // len(norm.parts))
+        found = []
+        for part in norm.parts:
+            if options.max_hvps is not None and m.left(options.max_hvps) < 2:
+                break
+            inner = _PartOracle(m.oracle, part)
+            own = replace(options, max_hvps=share)
+            result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
+            full = zeros_like(m.gradient) | scale(result.direction, part.radius)
+            found.append((result.value * part.radius**2, full, result.status))
+        found.sort(key=lambda each: -each[0])
+        starts = [direction for _, direction, _ in found[: self.joint_starts]]
+        if start is not None:
+            starts.insert(0, start)
+        joint, spread = Ascent().climb(m, starts)
+        values = tuple(value for value, _, _ in found)
+        status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)
+        if len(found) < len(norm.parts):
+            status = Status.BUDGET
+        return m.finish(joint.direction, status, history=values, spread=spread)
+
+
+def _severity(status: Status) -> int:
+    return [Status.ENUMERATED, Status.CONVERGED, Status.PRECISION, Status.BUDGET].index(status)
+
+
+class _PartOracle(Oracle):
+    """The oracle seen from one part: every other tensor is held fixed."""
+
+    def __init__(self, oracle: Oracle, part: Part) -> None:
+        self._oracle, self._part = oracle, part
+        self.space = oracle.space.select(part.names)
+        self.free_hvps = oracle.free_hvps
+        self._zeros = zeros_like(oracle.point())
+
+    def point(self) -> Blocks:
+        return self._part.of(self._oracle.point())
+
+    def loss(self) -> Array:
+        return self._oracle.loss()
+
+    def gradient(self) -> Blocks:
+        return self._part.of(self._oracle.gradient())
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return self._part.of(self._oracle.hvp(self._zeros | d))
+
+    def loss_at(self, params: Blocks) -> Array:
+        return self._oracle.loss_at(self._oracle.point() | params)
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return self._part.of(self._oracle.gradient_at(self._oracle.point() | params))

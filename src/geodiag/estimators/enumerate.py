@@ -1,0 +1,97 @@
+"""Enumerate: the exact maximum in a polyhedral norm, face by face, for small n.
+
+On each face of the unit ball the quadratic form has one stationary point (where it is regular);
+the maximum over the sphere is the largest value among those that lie in the ball. Vertices alone
+do not do: for H = diag(1, −5) in ℓ∞ the maximum, 1, is at (±1, 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from geodiag.blocks import Blocks, stack, to_numpy, unflatten
+from geodiag.errors import NormError
+from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.norms.base import Norm
+from geodiag.oracles.base import Oracle
+from geodiag.results import Bound, SharpnessResult, Status
+
+Vector: TypeAlias = np.ndarray[Any, Any]  # float64, on the host
+
+LIMIT = 10
+INSIDE = 1e-9  # how far rounding may put a face's stationary point outside of the ball
+
+
+class Enumerate(SharpnessEstimator):
+    """Exact for norms that list their ``faces``, up to ``LIMIT`` = 10 parameters; n + 1 products."""
+
+    def estimate(
+        self,
+        oracle: Oracle,
+        norm: Norm,
+        start: Blocks | None = None,
+        options: Options = Options(),
+    ) -> SharpnessResult:
+        n = oracle.space.size
+        faces = norm.faces(oracle.space) if n <= LIMIT else None
+        if faces is None:
+            raise NormError(
+                f"Enumerate takes polyhedral norms of at most {LIMIT} parameters",
+                got=f"{norm!r} over {n} parameters",
+                do='use estimator="auto", or Ascent()',
+            )
+        m = Measurement(oracle, norm, self, options)
+        H = _dense(m)
+        best, where = -np.inf, np.zeros(n)
+        for point, basis in faces:
+            candidate = _stationary(H, point, basis)
+            if candidate is None:
+                continue
+            value = candidate @ H @ candidate
+            if value > best and _norm_of(m, candidate) <= 1.0 + INSIDE:
+                best, where = value, candidate
+        direction = {name: oracle.space.asarray(x) for name, x in _blocks(m, where).items()}
+        result = m.finish(direction, Status.ENUMERATED)
+        return replace(result, bound=Bound.EXACT)
+
+
+def _dense(m: Measurement) -> Vector:
+    """The Hessian, in float64 on the host."""
+    n = m.oracle.space.size
+    units = [
+        {name: m.oracle.space.asarray(x) for name, x in _blocks(m, row).items()}
+        for row in np.eye(n)
+    ]
+    columns = m.oracle.hvps(stack(units))
+    rows = [to_numpy(x).reshape(n, -1) for x in columns.values()]
+    H = np.concatenate(rows, axis=1).astype(np.float64)
+    return (H + H.T) / 2
+
+
+def _stationary(H: Vector, point: Vector, basis: Vector) -> Vector | None:
+    """The stationary point of ⟨d, Hd⟩ on point + span(basis); None where it is degenerate.
+
+    On a degenerate face the form is constant or linear along some direction, so its maximum is
+    attained on a smaller face too.
+    """
+    if basis.shape[1] == 0:
+        return point
+    curvature = basis.T @ H @ basis
+    try:
+        y = np.linalg.solve(curvature, -basis.T @ H @ point)
+    except np.linalg.LinAlgError:
+        return None
+    candidate = point + basis @ y
+    return candidate if np.all(np.isfinite(candidate)) else None
+
+
+def _blocks(m: Measurement, vector: Vector) -> Blocks:
+    return unflatten(vector, m.oracle.shapes)
+
+
+def _norm_of(m: Measurement, vector: Vector) -> float:
+    blocks = {k: np.asarray(x) for k, x in _blocks(m, vector).items()}
+    return float(m.norm.value(blocks))

@@ -1,0 +1,135 @@
+"""``geodiag.sharpness``: one call, for any norm, in any framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geodiag.blocks import zeros_like
+from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
+from geodiag.norms.base import Norm
+from geodiag.oracles import Oracle
+from geodiag.plugins import registry
+from geodiag.problems import resolve_norm, resolve_oracle
+from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.selection import Where
+
+
+def sharpness(
+    model: Any,
+    norm: Norm | str = "l2",
+    *,
+    loss_fn: Callable[..., Any] | None = None,
+    criterion: Callable[..., Any] | None = None,
+    data: Any = None,
+    params: Any = None,
+    where: Where = None,
+    weight: Callable[[Any], float] | None = None,
+    reduction: str = "mean",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    estimator: SharpnessEstimator | str = "auto",
+    start: Any = None,
+    rtol: float | None = None,
+    max_hvps: int | None = None,
+    certificate: bool = False,
+    engine: str = "auto",
+    memory: int | None = None,
+    process_group: Any = None,
+    seed: int = 0,
+    progress: Callable[[dict[str, Any]], None] | bool = False,
+    throw: bool = True,
+) -> SharpnessResult:
+    """Generalized sharpness S = max over ‖d‖ = 1 of ⟨d, ∇²L d⟩ (arXiv 2603.05002).
+
+    Gradient descent in the norm's geometry with step size lr runs at the edge of stability where
+    S = 2/lr; see :func:`geodiag.threshold`. The model, its gradients, buffers, mode and the random
+    state are left as they are.
+
+    Args:
+        model: what to measure; see :func:`geodiag.problem` for this and the arguments up to
+            ``shapes``, and for ``engine``, ``memory`` and ``process_group``. Also an Oracle.
+        norm: a registered name (``geodiag.available_norms()``) or a Norm object.
+        estimator: "auto" (chosen by the norm's structure), a registered name or an object.
+        start: a direction to begin from: blocks, an earlier result, or its ``state``.
+        rtol: relative tolerance: of the residual for quadratic norms (default 1e-4), of two
+            successive improvements otherwise (default 1e-4; 1e-8 for given matrices).
+        max_hvps: budget of Hessian-vector products, the certifying one included.
+        certificate: also compute an upper bound.
+        seed: of the random starts, which are the same in every framework.
+        progress: True prints to stderr; a function gets a dict at each iteration.
+        throw: whether a numerical failure raises, or is returned as the result's status.
+
+    Returns:
+        SharpnessResult: the value, a witness direction of unit norm that attains it, and what kind
+        of value it is. ``float(result)`` is the value.
+
+    Raises:
+        NonFiniteError: NaN or infinity met (with ``throw=False``: status NON_FINITE).
+        GeodiagError: another subclass for each kind of unusable argument.
+    """
+    options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed, progress=progress)
+    if certificate:
+        raise ArgumentError(
+            "certificate=True: upper bounds are not available yet",
+            do="leave it out; the value is a lower bound, or exact as result.bound says",
+        )
+    oracle, made = resolve_oracle(
+        model,
+        loss_fn=loss_fn,
+        criterion=criterion,
+        data=data,
+        params=params,
+        where=where,
+        weight=weight,
+        reduction=reduction,
+        shapes=shapes,
+        engine=engine,
+        memory=memory,
+        process_group=process_group,
+    )
+    try:
+        bound_norm = resolve_norm(norm, oracle)
+        chosen = _resolve_estimator(estimator, bound_norm, oracle)
+        first = as_start(start, oracle)
+        try:
+            return chosen.estimate(oracle, bound_norm, first, options)
+        except NonFiniteError as e:
+            if throw:
+                raise
+            return _failed(oracle, bound_norm, chosen, str(e))
+    finally:
+        if made is not None:
+            made.close()
+
+
+def _resolve_estimator(
+    estimator: SharpnessEstimator | str, norm: Norm, oracle: Oracle
+) -> SharpnessEstimator:
+    if isinstance(estimator, SharpnessEstimator):
+        return estimator
+    if not isinstance(estimator, str):
+        raise ArgumentError(
+            "estimator= must be a name or a SharpnessEstimator object",
+            got=repr(estimator),
+            do='pass "auto", or e.g. geodiag.estimators.Ascent()',
+        )
+    if estimator == "auto":
+        return choose(norm, oracle.space)
+    found = registry.estimator(estimator)
+    assert isinstance(found, SharpnessEstimator)
+    return found
+
+
+def _failed(oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, why: str) -> SharpnessResult:
+    return SharpnessResult(
+        value=math.nan,
+        direction=zeros_like(oracle.point()),
+        bound=Bound.LOWER,
+        status=Status.NON_FINITE,
+        norm=repr(norm),
+        estimator=repr(estimator),
+        num_hvps=0,
+        notes=(why,),
+    )

@@ -1,0 +1,88 @@
+"""The contract of a norm: ``value`` and ``lmo``; everything else follows or is optional.
+
+    class GroupLinf(geodiag.Norm):
+        def value(self, d): ...      # ‖d‖, a 0-d array
+        def lmo(self, g): ...        # argmax over ‖d‖ ≤ 1 of ⟨g, d⟩, blocks like g
+
+That is the whole contract. Write both with the array API (``xp = geodiag.blocks.namespace(d)``) and
+the norm works in every framework.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, array_namespace, dot, scale
+from geodiag.spaces import Space
+
+# One face of a polyhedral unit ball: a point of it (n,) and a basis of its directions (n, k).
+Face = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+class Norm(ABC):
+    """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`."""
+
+    def bind(self, space: Space) -> Norm:
+        """The norm for parameters of this ``space``; override if it depends on names or shapes.
+
+        Called once per measurement. The default is the norm itself.
+        """
+        return self
+
+    @abstractmethod
+    def value(self, d: Blocks) -> Array:
+        """‖d‖ as a 0-d array."""
+
+    @abstractmethod
+    def lmo(self, g: Blocks) -> Blocks:
+        """A maximiser of ⟨g, d⟩ over ‖d‖ ≤ 1; any feasible finite point where g = 0."""
+
+    def dual(self, g: Blocks) -> Array:
+        """The dual norm ‖g‖* = ⟨g, lmo(g)⟩ as a 0-d array."""
+        return dot(g, self.lmo(g))
+
+    def faces(self, space: Space) -> Iterator[Face] | None:
+        """Optional, for polyhedral norms: every proper face of the unit ball, up to sign.
+
+        Each face is (point, basis) of its affine hull, in the flattened coordinates of ``space``
+        (row-major, in name order of the space). ``None`` means: not polyhedral.
+        """
+        return None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class QuadraticNorm(Norm):
+    """‖d‖² = ⟨d, P d⟩ with P ≻ 0: sharpness is the top eigenvalue of P^{-1/2} H P^{-1/2}."""
+
+    @abstractmethod
+    def metric(self, d: Blocks) -> Blocks:
+        """P d."""
+
+    @abstractmethod
+    def inverse_metric(self, g: Blocks) -> Blocks:
+        """P⁻¹ g."""
+
+    def value(self, d: Blocks) -> Array:
+        return _root(dot(d, self.metric(d)))
+
+    def dual(self, g: Blocks) -> Array:
+        return _root(dot(g, self.inverse_metric(g)))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        step = self.inverse_metric(g)
+        length = _root(dot(g, step))
+        xp = array_namespace(length)
+        safe = xp.where(length > 0, length, xp.ones_like(length))
+        return scale(step, 1 / safe)
+
+
+def _root(x: Array) -> Array:
+    """√x, with rounding below zero taken as zero."""
+    xp = array_namespace(x)
+    return xp.sqrt(xp.where(x > 0, x, xp.zeros_like(x)))

@@ -1,0 +1,167 @@
+"""Norms bound to the tensors they measure: parts, combined by max, sum or ℓ2.
+
+What :mod:`geodiag.norms.composite` binds to. An estimator may look at ``parts``: a sum of parts is
+maximised part by part (Blockwise), polyhedral parts give polyhedral wholes (Enumerate).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, array_namespace, namespace, scale, zeros_like
+from geodiag.norms.base import Face, Norm
+from geodiag.spaces import Space
+
+PlacedFaces = list[tuple[np.ndarray[Any, Any], list[Face]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tensors, the norm that measures them (already bound to them), and their radius."""
+
+    names: tuple[str, ...]
+    norm: Norm
+    radius: float
+
+    def of(self, blocks: Blocks) -> Blocks:
+        return {name: blocks[name] for name in self.names}
+
+
+class Joint(Norm):
+    """A norm bound to its parts; subclasses say how the parts' values combine."""
+
+    def __init__(self, parts: tuple[Part, ...], name: str) -> None:
+        self.parts, self._name = parts, name
+
+    def values(self, d: Blocks) -> Array:
+        """The parts' values, radii applied, as a vector."""
+        xp = namespace(d)
+        return xp.stack([part.norm.value(part.of(d)) / part.radius for part in self.parts])
+
+    def duals(self, g: Blocks) -> Array:
+        """The parts' dual norms, radii applied, as a vector."""
+        xp = namespace(g)
+        return xp.stack([part.norm.dual(part.of(g)) * part.radius for part in self.parts])
+
+    def _part_lmos(self, g: Blocks, weights: Array | None) -> Blocks:
+        """Each part's LMO times its radius (and its weight); zero where no part looks."""
+        out = zeros_like(g)
+        for i, part in enumerate(self.parts):
+            factor = part.radius if weights is None else part.radius * weights[i]
+            out.update(scale(part.norm.lmo(part.of(g)), factor))
+        return out
+
+    def _part_faces(self, space: Space) -> PlacedFaces | None:
+        """Per part: the places of its entries in ``space``, and all faces (both signs)."""
+        offsets = np.cumsum([0] + [space.size_of(n) for n in space.names])
+        spans = {n: np.arange(offsets[i], offsets[i + 1]) for i, n in enumerate(space.names)}
+        out = []
+        for part in self.parts:
+            faces = part.norm.faces(space.select(part.names))
+            if faces is None:
+                return None
+            places = np.concatenate([spans[n] for n in part.names])
+            half = [(point * part.radius, basis) for point, basis in faces]
+            out.append((places, half + [(-point, basis) for point, basis in half]))
+        return out
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+class MaxJoint(Joint):
+    """max over parts: a product of balls."""
+
+    def value(self, d: Blocks) -> Array:
+        return namespace(d).max(self.values(d))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        return self._part_lmos(g, None)
+
+    def dual(self, g: Blocks) -> Array:
+        return namespace(g).sum(self.duals(g))
+
+    def faces(self, space: Space) -> Iterator[Face] | None:
+        parts = self._part_faces(space)
+        return None if parts is None else _product_faces(parts, space.size)
+
+
+class SumJoint(Joint):
+    """Sum over parts: the ball is the convex hull of the parts' balls."""
+
+    def value(self, d: Blocks) -> Array:
+        return namespace(d).sum(self.values(d))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        xp = namespace(g)
+        duals = self.duals(g)
+        index = xp.arange(len(self.parts), device=duals.device)
+        chosen = xp.astype(index == xp.argmax(duals), duals.dtype)
+        return self._part_lmos(g, chosen)
+
+    def dual(self, g: Blocks) -> Array:
+        return namespace(g).max(self.duals(g))
+
+    def faces(self, space: Space) -> Iterator[Face] | None:
+        parts = self._part_faces(space)
+        return None if parts is None else _join_faces(parts, space.size)
+
+
+class L2Joint(Joint):
+    """√ of the sum of squares over parts."""
+
+    def value(self, d: Blocks) -> Array:
+        return _length(self.values(d))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        duals = self.duals(g)
+        length = _length(duals)
+        xp = array_namespace(length)
+        return self._part_lmos(g, duals / xp.where(length > 0, length, xp.ones_like(length)))
+
+    def dual(self, g: Blocks) -> Array:
+        return _length(self.duals(g))
+
+
+def _length(v: Array) -> Array:
+    xp = array_namespace(v)
+    return xp.sqrt(xp.sum(v * v))
+
+
+def _product_faces(parts: PlacedFaces, n: int) -> Iterator[Face]:
+    """Faces of a product of balls: a proper face of some parts, the whole ball of the others."""
+    whole = [[*faces, None] for _, faces in parts]
+    for choice in itertools.product(*whole):
+        if all(face is None for face in choice):
+            continue
+        point, columns = np.zeros(n), []
+        for (places, _), face in zip(parts, choice, strict=True):
+            inner = np.eye(places.size) if face is None else face[1]
+            if face is not None:
+                point[places] = face[0]
+            columns.append(_embed(inner, places, n))
+        yield point, np.hstack(columns)
+
+
+def _join_faces(parts: PlacedFaces, n: int) -> Iterator[Face]:
+    """Faces of the convex hull of balls: the hull of one proper face each of some parts."""
+    for choice in itertools.product(*[[*faces, None] for _, faces in parts]):
+        points, columns = [], []
+        for (places, _), face in zip(parts, choice, strict=True):
+            if face is not None:
+                points.append(_embed(face[0][:, None], places, n))
+                columns.append(_embed(face[1], places, n))
+        if points:
+            corners = np.hstack(points)
+            yield corners.mean(axis=1), np.hstack([*columns, corners[:, 1:] - corners[:, :1]])
+
+
+def _embed(columns: np.ndarray[Any, Any], places: np.ndarray[Any, Any], n: int) -> Any:
+    out = np.zeros((n, columns.shape[1]))
+    out[places] = columns
+    return out

@@ -1,0 +1,185 @@
+"""Norms that see tensors as matrices: spectral, nuclear, Frobenius, RMS, and Muon's radii.
+
+Tensors of more than two axes are matrices through the space's ``matrix_view``, which the adapter
+fills; vectors and scalars are measured by ℓ2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.errors import ArgumentError, NormError
+from geodiag.norms.base import Norm
+from geodiag.norms.composite import Group, MaxOver, Radii, RadiusFunction, SumOver
+from geodiag.norms.quadratic import L2
+from geodiag.spaces import MatrixView, Space
+
+
+class _TensorNorm(Norm):
+    """A norm of one matrix through its singular values; vectors and scalars by ℓ2."""
+
+    view: MatrixView | None = None
+
+    def bind(self, space: Space) -> Norm:
+        (name,) = space.names
+        shape = space.shapes[name]
+        if name in space.matrix_view:
+            bound = type(self)()
+            bound.view = space.matrix_view[name]
+            return bound
+        if len(shape) >= 2:
+            raise NormError(
+                f"{name!r} has {len(shape)} axes, and nothing says which of them are its rows",
+                got=f"shape {shape}",
+                do="bind the norm to a space with a matrix_view for it (the adapters do)",
+            )
+        return L2()
+
+    def matrix(self, x: Array) -> Array:
+        view = self.view or MatrixView((0,), (1,))
+        return view.to_matrix(x)
+
+    def like(self, m: Array, x: Array) -> Array:
+        view = self.view or MatrixView((0,), (1,))
+        return view.from_matrix(m, tuple(x.shape))
+
+
+class Operator(_TensorNorm):
+    """The largest singular value of one matrix. LMO: the polar factor U Vᵀ; dual: nuclear."""
+
+    def value(self, d: Blocks) -> Array:
+        (x,) = d.values()
+        xp = array_namespace(x)
+        return xp.max(xp.linalg.svdvals(self.matrix(x)))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        ((name, x),) = g.items()
+        u, _, vh = array_namespace(x).linalg.svd(self.matrix(x), full_matrices=False)
+        return {name: self.like(u @ vh, x)}
+
+    def dual(self, g: Blocks) -> Array:
+        (x,) = g.values()
+        xp = array_namespace(x)
+        return xp.sum(xp.linalg.svdvals(self.matrix(x)))
+
+
+class Trace(_TensorNorm):
+    """The sum of the singular values of one matrix. LMO: u₁ v₁ᵀ; dual: operator norm."""
+
+    def value(self, d: Blocks) -> Array:
+        (x,) = d.values()
+        xp = array_namespace(x)
+        return xp.sum(xp.linalg.svdvals(self.matrix(x)))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        ((name, x),) = g.items()
+        u, _, vh = array_namespace(x).linalg.svd(self.matrix(x), full_matrices=False)
+        return {name: self.like(u[:, :1] @ vh[:1, :], x)}
+
+    def dual(self, g: Blocks) -> Array:
+        (x,) = g.values()
+        xp = array_namespace(x)
+        return xp.max(xp.linalg.svdvals(self.matrix(x)))
+
+
+class Spectral(MaxOver):
+    """max over tensors of the largest singular value (spectral descent, Muon without momentum).
+
+    LMO: U Vᵀ per matrix; dual: the sum of nuclear norms. Vectors and scalars by ℓ2.
+    """
+
+    def __init__(self, radii: Radii = None) -> None:
+        super().__init__(Operator(), radii)
+
+    def __repr__(self) -> str:
+        return _named(self)
+
+
+class Nuclear(SumOver):
+    """Sum over tensors of the nuclear norm. LMO: u₁ v₁ᵀ of the best tensor; vectors by ℓ2."""
+
+    def __init__(self, radii: Radii = None) -> None:
+        super().__init__(Trace(), radii)
+
+    def __repr__(self) -> str:
+        return _named(self)
+
+
+class Frobenius(MaxOver):
+    """max over tensors of the Frobenius norm (layerwise normalized descent)."""
+
+    def __init__(self, radii: Radii = None) -> None:
+        super().__init__(L2(), radii)
+
+    def __repr__(self) -> str:
+        return _named(self)
+
+
+class RMS(MaxOver):
+    """max over tensors of the root mean square, ‖d_i‖₂/√n_i."""
+
+    def __init__(self) -> None:
+        super().__init__(L2())
+
+    def groups(self, space: Space) -> list[Group]:
+        return [
+            (names, norm, math.sqrt(max(1, space.size_of(names[0]))))
+            for names, norm, _ in super().groups(space)
+        ]
+
+    def __repr__(self) -> str:
+        return "RMS()"
+
+
+def muon_original(name: str, shape: tuple[int, int] | None) -> float:
+    """√max(1, rows/cols): ``adjust_lr_fn="original"`` of torch.optim.Muon."""
+    return 1.0 if shape is None else math.sqrt(max(1.0, shape[0] / shape[1]))
+
+
+def muon_match_rms_adamw(name: str, shape: tuple[int, int] | None) -> float:
+    """0.2·√max(rows, cols): ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon."""
+    return 1.0 if shape is None else 0.2 * math.sqrt(max(shape))
+
+
+class Muon(Spectral):
+    """Spectral with the shape radii by which Muon scales its steps.
+
+    ``adjust``: ``"original"`` or ``"match_rms_adamw"``, as in torch.optim.Muon. Rows are outputs.
+
+    Raises (when bound to the parameters):
+        NormError: no measured tensor is a matrix.
+    """
+
+    rules: ClassVar[dict[str, RadiusFunction]] = {
+        "original": muon_original,
+        "match_rms_adamw": muon_match_rms_adamw,
+    }
+
+    def __init__(self, adjust: str = "original") -> None:
+        if adjust not in self.rules:
+            raise ArgumentError(
+                "unknown radius rule for Muon", got=repr(adjust), do=f"use one of {[*self.rules]}"
+            )
+        super().__init__(self.rules[adjust])
+        self.adjust = adjust
+
+    def bind(self, space: Space) -> Norm:
+        if not any(name in space.matrix_view for name in space.names):
+            raise NormError(
+                "the muon norm needs at least one matrix among the measured parameters",
+                got=", ".join(f"{n}: {s}" for n, s in list(space.shapes.items())[:6]),
+                do="measure the matrices, or use 'l2' or 'linf' for vectors",
+            )
+        return super().bind(space)
+
+    def __repr__(self) -> str:
+        return f"Muon({self.adjust!r})"
+
+
+def _named(norm: Spectral | Nuclear | Frobenius) -> str:
+    radii = norm.radii
+    if radii is None:
+        return f"{type(norm).__name__}()"
+    return f"{type(norm).__name__}(radii={getattr(radii, '__name__', radii)})"

@@ -1,0 +1,75 @@
+"""ℓ∞ and ℓ1 of all parameters together: the geometries of sign descent and coordinate descent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, array_namespace, flatten, map_blocks, namespace, unflatten
+from geodiag.norms.base import Face, Norm
+from geodiag.spaces import Space
+
+
+class Linf(Norm):
+    """max |d_i| over every parameter. LMO: sign(g); dual: ‖g‖₁ (sign descent, SignGD)."""
+
+    def value(self, d: Blocks) -> Array:
+        xp = namespace(d)
+        return xp.max(xp.stack([_largest(x) for x in d.values()]))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        return map_blocks(namespace(g).sign, g)
+
+    def dual(self, g: Blocks) -> Array:
+        return L1().value(g)
+
+    def faces(self, space: Space) -> Iterator[Face]:
+        n = space.size
+        identity = np.eye(n)
+        for signs in itertools.product((-1.0, 0.0, 1.0), repeat=n):
+            point = np.asarray(signs)
+            fixed = np.flatnonzero(point)
+            if fixed.size and point[fixed[0]] > 0:  # one of each ± pair
+                yield point, identity[:, point == 0]
+
+
+class L1(Norm):
+    """Σ |d_i| over every parameter. LMO: the largest coordinate alone; dual: max |g_i|."""
+
+    def value(self, d: Blocks) -> Array:
+        xp = namespace(d)
+        return xp.sum(xp.stack([xp.sum(xp.abs(x)) for x in d.values()]))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        xp = namespace(g)
+        flat = flatten(g)
+        if flat.shape[0] == 0:
+            return g
+        best = xp.argmax(xp.abs(flat))
+        index = xp.arange(flat.shape[0], dtype=best.dtype, device=best.device)
+        one_hot = xp.where(index == best, xp.sign(flat), xp.zeros_like(flat))
+        return unflatten(one_hot, {name: x.shape for name, x in g.items()})
+
+    def dual(self, g: Blocks) -> Array:
+        return Linf().value(g)
+
+    def faces(self, space: Space) -> Iterator[Face]:
+        n = space.size
+        for signs in itertools.product((-1.0, 0.0, 1.0), repeat=n):
+            point = np.asarray(signs)
+            support = np.flatnonzero(point)
+            if not support.size or point[support[0]] < 0:  # one of each ± pair
+                continue
+            corners = np.zeros((n, support.size))
+            corners[support, np.arange(support.size)] = point[support]
+            yield corners.mean(axis=1), corners[:, 1:] - corners[:, :1]
+
+
+def _largest(x: Array) -> Array:
+    """max |x|, and zero for an empty array."""
+    xp = array_namespace(x)
+    if 0 in x.shape:
+        return xp.sum(x)
+    return xp.max(xp.abs(x))

@@ -1,0 +1,16 @@
+"""Problems and oracles that need no framework, and the contracts that adapters fulfil."""
+
+from geodiag.oracles.base import Oracle, Problem
+from geodiag.oracles.callables import CallablesProblem
+from geodiag.oracles.dense import MatrixOracle, MatrixProblem
+from geodiag.oracles.wrappers import CountingOracle, finite_difference_hvp
+
+__all__ = [
+    "CallablesProblem",
+    "CountingOracle",
+    "MatrixOracle",
+    "MatrixProblem",
+    "Oracle",
+    "Problem",
+    "finite_difference_hvp",
+]

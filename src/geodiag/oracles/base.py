@@ -1,0 +1,103 @@
+"""The contracts of a Problem (loss, data, parameters) and of an Oracle (the problem at one point).
+
+A bare matrix is enough to test any algorithm against: see :mod:`geodiag.oracles.dense`. An adapter
+subclasses both; :func:`geodiag.testing.check_oracle` tells whether it got them right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from geodiag.blocks import Array, Blocks, stack, unstack
+from geodiag.spaces import MatrixView, Space
+
+S = TypeVar("S")
+
+
+class Oracle(ABC):
+    """A loss at one frozen point: the same question twice gives the same answer.
+
+    Batch, randomness and parameters are frozen. Everything comes in the measurement dtype
+    (float32 or better) on the device of the model. ``loss`` and ``gradient`` are asked more than
+    once: keep their answers.
+    """
+
+    space: Space
+    # Whether a Hessian-vector product costs next to nothing (a given matrix).
+    free_hvps: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.space.names
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.space.shapes
+
+    @property
+    def matrix_view(self) -> Mapping[str, MatrixView]:
+        return self.space.matrix_view
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What this oracle does otherwise than asked (an engine that was changed), and why."""
+        return ()
+
+    @abstractmethod
+    def point(self) -> Blocks:
+        """The parameters w that the oracle is frozen at."""
+
+    @abstractmethod
+    def loss(self) -> Array:
+        """L(w), a 0-d array."""
+
+    @abstractmethod
+    def gradient(self) -> Blocks:
+        """∇L(w)."""
+
+    @abstractmethod
+    def hvp(self, d: Blocks) -> Blocks:
+        """∇²L(w) d."""
+
+    @abstractmethod
+    def loss_at(self, params: Blocks) -> Array:
+        """L at other parameters, on the same batch with the same randomness."""
+
+    @abstractmethod
+    def gradient_at(self, params: Blocks) -> Blocks:
+        """∇L at other parameters, on the same batch with the same randomness."""
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        """∇²L(w) d for k directions stacked on a leading axis; override where batching pays."""
+        return stack([self.hvp(d) for d in unstack(ds)])
+
+    def loop(self, cond: Callable[[S], Any], body: Callable[[S], S], state: S) -> S:
+        """``while cond(state): state = body(state)``; an adapter may compile it."""
+        while bool(cond(state)):
+            state = body(state)
+        return state
+
+
+class Problem(ABC):
+    """Loss, data and the choice of parameters, still free of the point. A context manager."""
+
+    @abstractmethod
+    def at(self, params: Any = None) -> Oracle:
+        """The oracle at ``params`` (default: the model's parameters now)."""
+
+    def close(self) -> None:
+        """Free what the problem holds (kept graphs, cached batches)."""
+
+    def __enter__(self) -> Problem:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

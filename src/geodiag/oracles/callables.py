@@ -1,0 +1,106 @@
+"""A pair of NumPy (array API) callables ``(loss, gradient)`` of blocks as a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geodiag.blocks import Array, Blocks, array_namespace, check_like, device, is_array
+from geodiag.errors import ArgumentError, LossError, ParameterError
+from geodiag.oracles.base import Oracle, Problem
+from geodiag.oracles.wrappers import finite_difference_hvp
+from geodiag.selection import Where, select
+from geodiag.spaces import MatrixView, Space
+
+
+class CallablesOracle(Oracle):
+    """Loss and gradient as given; Hessian-vector products by central differences."""
+
+    def __init__(
+        self,
+        loss: Callable[[Blocks], Any],
+        gradient: Callable[[Blocks], Blocks],
+        space: Space,
+        params: Blocks,
+        fixed: Blocks,
+    ) -> None:
+        self._loss, self._gradient = loss, gradient
+        self.space, self._point, self._fixed = space, params, fixed
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ("Hessian-vector products are central differences of the given gradient",)
+
+    def point(self) -> Blocks:
+        return self._point
+
+    def loss(self) -> Array:
+        return self.loss_at(self._point)
+
+    def gradient(self) -> Blocks:
+        return self.gradient_at(self._point)
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return finite_difference_hvp(self.gradient_at, self._point, d)
+
+    def loss_at(self, params: Blocks) -> Array:
+        value = self.space.asarray(self._loss({**self._fixed, **params}))
+        if value.shape != ():
+            raise LossError(
+                "the loss must be a scalar",
+                got=f"shape {tuple(value.shape)}",
+                do="reduce it, e.g. by a mean",
+            )
+        return value
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        full = {**self._fixed, **params}
+        answer = self._gradient(full)
+        check_like(answer, {n: tuple(x.shape) for n, x in full.items()}, "the gradient")
+        return {n: self.space.asarray(answer[n]) for n in self.names}
+
+
+class CallablesProblem(Problem):
+    """``loss(blocks) -> scalar`` and ``gradient(blocks) -> blocks`` at ``params``."""
+
+    def __init__(self, loss: Any, gradient: Any, params: Any, where: Where = None) -> None:
+        if not isinstance(params, Mapping) or not params:
+            raise ArgumentError(
+                "a (loss, gradient) pair needs params=, the point",
+                got=type(params).__name__,
+                do='pass params={"w": array, ...}',
+            )
+        self._loss, self._gradient, self._where = loss, gradient, where
+        self._params = {str(name): _real(str(name), x) for name, x in params.items()}
+        self._measured = tuple(select(self._params, where))
+
+    def at(self, params: Any = None) -> CallablesOracle:
+        chosen = {name: self._params[name] for name in self._measured}
+        xp = array_namespace(*chosen.values())
+        dtype = xp.result_type(*chosen.values(), xp.float32)
+        where = device(next(iter(chosen.values())))
+
+        def asarray(x: Any) -> Array:
+            return xp.asarray(x, dtype=dtype, device=where)
+
+        shapes = {name: tuple(x.shape) for name, x in chosen.items()}
+        if params is not None:
+            check_like(params, shapes, "params")
+            chosen = {name: params[name] for name in shapes}
+        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) > 1}
+        fixed = {n: x for n, x in self._params.items() if n not in shapes}
+        point = {name: asarray(x) + 0 for name, x in chosen.items()}  # a copy: the point is frozen
+        space = Space(shapes, views, asarray)
+        return CallablesOracle(self._loss, self._gradient, space, point, fixed)
+
+
+def _real(name: str, x: Any) -> Any:
+    if not is_array(x):
+        raise ParameterError(f"params[{name!r}] must be an array", got=type(x).__name__)
+    if not array_namespace(x).isdtype(x.dtype, "real floating"):
+        raise ParameterError(
+            f"params[{name!r}] must be of a real floating dtype",
+            got=f"dtype {x.dtype}",
+            do="convert it to float64",
+        )
+    return x

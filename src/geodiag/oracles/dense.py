@@ -1,0 +1,166 @@
+"""Oracles of things that are already numbers: a symmetric matrix, a SciPy LinearOperator.
+
+The loss is the quadratic ½⟨w, H w⟩ at w = 0, so the gradient there is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    check_like,
+    device,
+    dot,
+    flatten,
+    is_array,
+    unflatten,
+)
+from geodiag.errors import MatrixError, ShapeError
+from geodiag.oracles.base import Oracle, Problem
+from geodiag.spaces import MatrixView, Space
+
+
+class MatrixOracle(Oracle):
+    """½⟨w, H w⟩ at ``params`` (default 0), for the product ``apply`` = H· on vectors."""
+
+    def __init__(
+        self,
+        apply: Callable[[Array], Array],
+        space: Space,
+        params: Blocks | None = None,
+        *,
+        free_hvps: bool = True,
+    ) -> None:
+        self._apply, self.space, self.free_hvps = apply, space, free_hvps
+        zeros = {n: space.asarray(np.zeros(s)) for n, s in space.shapes.items()}
+        self._point = zeros if params is None else params
+
+    def point(self) -> Blocks:
+        return self._point
+
+    def loss(self) -> Array:
+        return self.loss_at(self._point)
+
+    def gradient(self) -> Blocks:
+        return self.hvp(self._point)
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return unflatten(self._apply(flatten({n: d[n] for n in self.names})), self.shapes)
+
+    def loss_at(self, params: Blocks) -> Array:
+        return dot(params, self.hvp(params)) / 2
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return self.hvp(params)
+
+
+class MatrixProblem(Problem):
+    """A symmetric matrix (any array framework) or a SciPy LinearOperator as a problem.
+
+    ``shapes`` views the n coordinates as named blocks, row-major, in dict order; without it they
+    are one block ``x``. Two-axis blocks are matrices, rows first; with more axes the first is rows.
+
+    Raises:
+        MatrixError: not square, not symmetric, not finite, or not real.
+        ShapeError: ``shapes`` does not have n entries in all.
+    """
+
+    def __init__(self, matrix: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        dims = tuple(getattr(matrix, "shape", ()))
+        if len(dims) != 2 or dims[0] != dims[1] or dims[0] == 0:
+            raise MatrixError(
+                "the Hessian must be a square matrix", got=f"shape {dims}", do="pass shape (n, n)"
+            )
+        self.space = _space(dims[0], shapes, matrix)
+        self._explicit = is_array(matrix)
+        self.apply = _check_matrix(matrix) if self._explicit else _check_operator(matrix)
+
+    def at(self, params: Any = None) -> MatrixOracle:
+        point = None
+        if params is not None:
+            check_like(params, self.space.shapes, "params")
+            point = {n: self.space.asarray(params[n]) for n in self.space.names}
+        return MatrixOracle(self.apply, self.space, point, free_hvps=self._explicit)
+
+
+def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) -> Space:
+    if shapes is None:
+        named: dict[str, tuple[int, ...]] = {"x": (n,)}
+    else:
+        try:
+            named = {str(name): tuple(int(k) for k in s) for name, s in shapes.items()}
+        except (AttributeError, TypeError, ValueError) as e:
+            raise ShapeError(
+                "shapes= must be a dict of name → shape",
+                got=repr(shapes),
+                do='pass e.g. {"W": (3, 4), "b": (3,)}',
+            ) from e
+    total = sum(math.prod(s) for s in named.values())
+    if total != n:
+        raise ShapeError(
+            f"shapes= has {total} entries in all, the matrix acts on {n}",
+            got=str(named),
+            do="make the shapes add up to the matrix's size",
+        )
+    views = {k: MatrixView.first_axis_rows(len(s)) for k, s in named.items() if len(s) >= 2}
+    if not is_array(matrix):
+        return Space(named, views, lambda x: np.asarray(x, dtype=np.float64))
+    xp, where = array_namespace(matrix), device(matrix)
+    dtype = matrix.dtype if xp.isdtype(matrix.dtype, "real floating") else xp.float64
+    if xp.finfo(dtype).bits < 32:
+        dtype = xp.float32
+
+    def asarray(x: Any) -> Array:
+        return xp.asarray(x, dtype=dtype, device=where)
+
+    return Space(named, views, asarray)
+
+
+def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
+    xp = array_namespace(matrix)
+    if xp.isdtype(matrix.dtype, ("complex floating", "bool")):
+        raise MatrixError("the Hessian must be real", got=f"dtype {matrix.dtype}")
+    if not xp.isdtype(matrix.dtype, "real floating"):
+        matrix = xp.astype(matrix, xp.float64)
+    elif xp.finfo(matrix.dtype).bits < 32:
+        matrix = xp.astype(matrix, xp.float32)
+    largest = float(xp.max(xp.abs(matrix)))
+    if not math.isfinite(largest):
+        raise MatrixError("the Hessian holds NaN or infinity", got=f"largest entry {largest}")
+    skew = float(xp.max(xp.abs(matrix - xp.matrix_transpose(matrix))))
+    if skew > 1e3 * float(xp.finfo(matrix.dtype).eps) * largest:
+        raise MatrixError(
+            "the Hessian must be symmetric",
+            got=f"largest |H − Hᵀ| = {skew:.3g}, largest |H| = {largest:.3g}",
+            do="pass (H + Hᵀ)/2 if the difference is rounding",
+        )
+    symmetric = (matrix + xp.matrix_transpose(matrix)) / 2
+    return lambda x: symmetric @ x
+
+
+def _check_operator(operator: Any) -> Callable[[Array], Array]:
+    """Check the symmetry of a LinearOperator by one bilinear probe, with a fixed seed."""
+    n = operator.shape[0]
+    if np.issubdtype(np.dtype(operator.dtype or np.float64), np.complexfloating):
+        raise MatrixError("the Hessian must be real", got=f"dtype {operator.dtype}")
+    u, v = np.random.default_rng(0).standard_normal((2, n))
+    hu, hv = operator.matvec(u), operator.matvec(v)
+    scale = float(np.linalg.norm(hu) * np.linalg.norm(v) + np.linalg.norm(hv) * np.linalg.norm(u))
+    skew = abs(float(np.dot(hu, v) - np.dot(hv, u)))
+    if not math.isfinite(scale):
+        raise MatrixError("the operator returns NaN or infinity")
+    single = np.dtype(operator.dtype or np.float64).itemsize < 8
+    if skew > (1e-4 if single else 1e-8) * scale:
+        raise MatrixError(
+            "the operator must be symmetric",
+            got=f"|⟨Hu, v⟩ − ⟨u, Hv⟩| = {skew:.3g} at random u, v",
+            do="pass a symmetric LinearOperator",
+        )
+    return lambda x: np.asarray(operator.matvec(x), dtype=np.float64)

@@ -1,0 +1,68 @@
+"""Oracles around oracles: counting, and finite-difference Hessian-vector products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from geodiag.blocks import Array, Blocks, axpy, epsilon, norm2, scale, subtract
+from geodiag.oracles.base import Oracle
+
+S = TypeVar("S")
+
+
+class CountingOracle(Oracle):
+    """Counts Hessian-vector products; a stack of k directions counts k."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.inner = oracle
+        self.space = oracle.space
+        self.free_hvps = oracle.free_hvps
+        self.num_hvps = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes
+
+    def point(self) -> Blocks:
+        return self.inner.point()
+
+    def loss(self) -> Array:
+        return self.inner.loss()
+
+    def gradient(self) -> Blocks:
+        return self.inner.gradient()
+
+    def hvp(self, d: Blocks) -> Blocks:
+        self.num_hvps += 1
+        return self.inner.hvp(d)
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        self.num_hvps += int(next(iter(ds.values())).shape[0])
+        return self.inner.hvps(ds)
+
+    def loss_at(self, params: Blocks) -> Array:
+        return self.inner.loss_at(params)
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return self.inner.gradient_at(params)
+
+    def loop(self, cond: Callable[[S], Any], body: Callable[[S], S], state: S) -> S:
+        return self.inner.loop(cond, body, state)
+
+
+def finite_difference_hvp(
+    gradient_at: Callable[[Blocks], Blocks], point: Blocks, d: Blocks
+) -> Blocks:
+    """∇²L(w) d by a central difference of gradients (two gradient evaluations).
+
+    The step h balances the truncation error, O(h²), against the gradient's rounding, O(ε/h):
+    h = ε^{1/3}, relative to (1 + ‖w‖)/‖d‖. Expect a relative error of about ε^{2/3}: 4e-11 in
+    float64, 2e-5 in float32.
+    """
+    length = float(norm2(d))
+    if length == 0.0:
+        return scale(d, 0.0)
+    h = epsilon(point) ** (1.0 / 3.0) * (1.0 + float(norm2(point))) / length
+    forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
+    return scale(subtract(forward, backward), 0.5 / h)

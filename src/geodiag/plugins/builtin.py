@@ -1,0 +1,53 @@
+"""What geodiag itself registers: its norms and estimators, and problems without a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geodiag import estimators, norms
+from geodiag.blocks import is_array
+from geodiag.oracles import CallablesProblem, MatrixProblem, Problem
+from geodiag.plugins.specs import hookimpl
+
+
+def block() -> norms.Norm:
+    """Sum over tensors of ℓ2, ‖·‖₁,₂: block coordinate descent."""
+    return norms.SumOver(norms.L2())
+
+
+@hookimpl
+def geodiag_norms() -> Mapping[str, Callable[[], norms.Norm]]:
+    return {
+        "l2": norms.L2,
+        "l1": norms.L1,
+        "linf": norms.Linf,
+        "block": block,
+        "spectral": norms.Spectral,
+        "muon": norms.Muon,
+        "nuclear": norms.Nuclear,
+        "frobenius": norms.Frobenius,
+        "rms": norms.RMS,
+        "preconditioned": norms.Preconditioned,
+    }
+
+
+@hookimpl
+def geodiag_estimators() -> Mapping[str, Callable[[], estimators.SharpnessEstimator]]:
+    return {
+        "ascent": estimators.Ascent,
+        "frank_wolfe": estimators.FrankWolfe,
+        "lanczos": estimators.Lanczos,
+        "blockwise": estimators.Blockwise,
+        "enumerate": estimators.Enumerate,
+    }
+
+
+@hookimpl(trylast=True)
+def geodiag_problem(model: Any, params: Any, where: Any, shapes: Any) -> Problem | None:
+    """A matrix, a LinearOperator, or a pair of (loss, gradient) callables."""
+    if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
+        return CallablesProblem(*model, params=params, where=where)
+    if is_array(model) or all(hasattr(model, a) for a in ("matvec", "shape", "dtype")):
+        return MatrixProblem(model, shapes)
+    return None

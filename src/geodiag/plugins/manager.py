@@ -1,0 +1,203 @@
+"""Finding plugins, and the names they register.
+
+Entry points load lazily: those named ``torch`` and ``jax`` only once the user imported that
+framework, the others at the first look-up. One that fails to import becomes a warning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from geodiag.errors import ArgumentError, PluginError, PluginWarning, UnknownEstimator, UnknownNorm
+from geodiag.norms.base import Norm
+from geodiag.plugins import specs
+
+GROUP = "geodiag"
+FRAMEWORKS = ("torch", "jax")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One registered name: who owns it, and what builds the object."""
+
+    name: str
+    owner: str
+    factory: Callable[[], Any]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the factory's docstring."""
+        lines = (self.factory.__doc__ or "").strip().splitlines()
+        return lines[0] if lines else ""
+
+
+class Registry:
+    """Plugins and the names they own. The library has one, :data:`registry`."""
+
+    def __init__(self, entry_points: Callable[[], list[Any]] | None = None) -> None:
+        self._manager = pluggy.PluginManager(specs.PROJECT)
+        self._manager.add_hookspecs(specs)
+        self._entry_points = entry_points or (lambda: list(metadata.entry_points(group=GROUP)))
+        self._tried: set[str] = set()
+        self._registered_norms: dict[str, Registered] = {}
+        self._lock = threading.RLock()
+
+    def register(self, plugin: Any, name: str | None = None) -> None:
+        """Register a plugin object or module.
+
+        Raises:
+            PluginError: its name is taken by another plugin.
+        """
+        with self._lock:
+            name = name or self._manager.get_canonical_name(plugin)
+            known = self._manager.get_plugin(name)
+            if known is plugin:
+                return
+            if known is not None:
+                raise _clash("plugin", name, _describe(known), _describe(plugin))
+            self._manager.register(plugin, name=name)
+
+    def register_norm(self, name: str, factory: Callable[[], Norm]) -> None:
+        """Register ``factory`` (a Norm class, or a function without arguments) under ``name``.
+
+        Registering the same factory again does nothing.
+
+        Raises:
+            ArgumentError: ``name`` is not a string, or ``factory`` cannot be called.
+            PluginError: the name is taken.
+        """
+        if not isinstance(name, str) or not name:
+            raise ArgumentError("a norm's name must be a non-empty string", got=repr(name))
+        if not callable(factory):
+            raise ArgumentError(
+                "register_norm takes a factory: a Norm class or a function that builds the norm",
+                got=repr(factory),
+                do="pass the class itself, or lambda: norm",
+            )
+        with self._lock:
+            known = self._norms().get(name)
+            if known is not None and known.factory is factory:
+                return
+            owner = f"register_norm (module {getattr(factory, '__module__', '?')})"
+            if known is not None:
+                raise _clash("norm", name, known.owner, owner)
+            self._registered_norms[name] = Registered(name, owner, factory)
+
+    def norms(self) -> dict[str, Registered]:
+        """All registered norms by name, sorted."""
+        with self._lock:
+            return dict(sorted(self._norms().items()))
+
+    def norm(self, name: str) -> Norm:
+        """Build the norm registered under ``name``.
+
+        Raises:
+            UnknownNorm: nobody registered the name.
+        """
+        entry = self._find(name, self.norms(), UnknownNorm, "norm")
+        norm = entry.factory()
+        if not isinstance(norm, Norm):
+            raise PluginError(
+                f"the norm {name!r} of {entry.owner} is not a geodiag.Norm",
+                got=type(norm).__name__,
+                do="let the factory return an instance of a Norm subclass",
+            )
+        return norm
+
+    def estimator(self, name: str) -> Any:
+        """Build the estimator registered under ``name``.
+
+        Raises:
+            UnknownEstimator: nobody registered the name.
+        """
+        with self._lock:
+            self._load()
+            found = self._collect("geodiag_estimators", "estimator")
+        return self._find(name, found, UnknownEstimator, "estimator").factory()
+
+    def problem(self, **arguments: Any) -> Any:
+        """The Problem of the first plugin that recognises the model, or None."""
+        with self._lock:
+            self._load()
+        return self._manager.hook.geodiag_problem(**arguments)
+
+    def _find(
+        self, name: str, found: Mapping[str, Registered], error: type[Exception], kind: str
+    ) -> Registered:
+        if name in found:
+            return found[name]
+        near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise error(  # type: ignore[call-arg]
+            f"no {kind} is registered under this name",
+            got=repr(name),
+            do=f"{hint}registered: {', '.join(sorted(found))}",
+        )
+
+    def _norms(self) -> dict[str, Registered]:
+        self._load()
+        found = self._collect("geodiag_norms", "norm")
+        for name, entry in self._registered_norms.items():
+            if name in found:
+                raise _clash("norm", name, found[name].owner, entry.owner)
+            found[name] = entry
+        return found
+
+    def _collect(self, hook: str, kind: str) -> dict[str, Registered]:
+        found: dict[str, Registered] = {}
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            answer = impl.function()
+            owner = impl.plugin_name
+            if not isinstance(answer, Mapping) or not all(map(callable, answer.values())):
+                raise PluginError(
+                    f"the plugin {owner!r} must return a dict of name → factory from {hook}",
+                    got=repr(answer),
+                )
+            for name, factory in answer.items():
+                if name in found:
+                    raise _clash(kind, name, found[name].owner, owner)
+                found[name] = Registered(name, owner, factory)
+        return found
+
+    def _load(self) -> None:
+        """Load the entry points that may be loaded by now and were not tried yet."""
+        owners: dict[str, str] = {}
+        for ep in self._entry_points():
+            owner = f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})"
+            if owners.setdefault(ep.name, owner) != owner:
+                raise _clash("plugin", ep.name, owners[ep.name], owner)
+            if ep.name in self._tried or (ep.name in FRAMEWORKS and ep.name not in sys.modules):
+                continue
+            self._tried.add(ep.name)
+            try:
+                plugin = ep.load()
+            except Exception as e:  # a broken plugin must not take geodiag down
+                warnings.warn(
+                    f"the geodiag plugin {ep.name!r}, {owner}, failed to import and is left "
+                    f"out: {type(e).__name__}: {e}",
+                    PluginWarning,
+                    stacklevel=2,
+                )
+                continue
+            self.register(plugin, name=ep.name)
+
+
+def _clash(kind: str, name: str, first: str, second: str) -> PluginError:
+    return PluginError(
+        f"two {kind}s have the name {name!r}",
+        got=f"one of {first}, one of {second}",
+        do="rename one, or uninstall one of the two",
+    )
+
+
+def _describe(plugin: Any) -> str:
+    return str(getattr(plugin, "__name__", None) or type(plugin).__qualname__)

@@ -1,0 +1,53 @@
+"""The hooks a geodiag plugin may implement, and the markers for them (pluggy).
+
+A plugin is a module or an object with functions marked ``@geodiag.hookimpl``, found through the
+entry-point group ``geodiag`` or passed to :func:`geodiag.register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from geodiag.estimators.base import SharpnessEstimator
+    from geodiag.norms.base import Norm
+    from geodiag.oracles.base import Problem
+
+PROJECT = "geodiag"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def geodiag_problem(
+    model: Any,
+    loss_fn: Any,
+    criterion: Any,
+    data: Any,
+    params: Any,
+    where: Any,
+    weight: Any,
+    reduction: str,
+    shapes: Any,
+    engine: Any,
+    memory: Any,
+    process_group: Any,
+) -> Problem | None:
+    """Turn ``model`` into a Problem if this plugin recognises it, else return None.
+
+    Implementations may take any subset of the arguments. A recognised model with unusable
+    arguments must raise a GeodiagError, not return None.
+    """
+
+
+@hookspec
+def geodiag_norms() -> Mapping[str, Callable[[], Norm]]:  # type: ignore[empty-body]
+    """Norms by name: factories without required arguments; their docstrings' first lines list."""
+
+
+@hookspec
+def geodiag_estimators() -> Mapping[str, Callable[[], SharpnessEstimator]]:  # type: ignore[empty-body]
+    """Estimators by name: factories without required arguments."""

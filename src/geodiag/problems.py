@@ -1,0 +1,101 @@
+"""From whatever the user has (a model, a callable, a matrix) to a Problem and an Oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geodiag.errors import ArgumentError, UnknownModel
+from geodiag.norms.base import Norm
+from geodiag.norms.composite import require_norm
+from geodiag.oracles import Oracle, Problem
+from geodiag.plugins import registry
+from geodiag.selection import Where
+
+
+def problem(
+    model: Any,
+    *,
+    loss_fn: Callable[..., Any] | None = None,
+    criterion: Callable[..., Any] | None = None,
+    data: Any = None,
+    params: Any = None,
+    where: Where = None,
+    weight: Callable[[Any], float] | None = None,
+    reduction: str = "mean",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    engine: str = "auto",
+    memory: int | None = None,
+    process_group: Any = None,
+) -> Problem:
+    """Loss, data and parameters, ready to be measured at any point: ``problem.at()``.
+
+    Keep it to measure the same model again and again: what can be compiled is compiled once.
+
+    Args:
+        model: a ``torch.nn.Module``; a JAX loss callable ``loss(params, *batch)``; a symmetric
+            (n, n) matrix or SciPy LinearOperator; a pair of callables ``(loss, gradient)`` of
+            blocks; or a Problem, which is returned as it is.
+        loss_fn: torch: ``loss_fn(model, batch) -> scalar``.
+        criterion: torch: ``criterion(model(x), y) -> scalar`` for batches ``(x, y)``.
+        data: one batch (tuple, dict, array), or a list or loader of batches.
+        params: the point, for JAX callables (a pytree) and for pairs of callables (a dict).
+        where: which parameters to measure: a regular expression, a list of them, or a predicate
+            ``(name, array) -> bool``. The others are held fixed.
+        weight: the weight of a batch in the mean; default: its length.
+        reduction: "mean" if the loss averages over a batch, "sum" if it adds.
+        shapes: for a matrix: its coordinates as named blocks, ``{"W": (3, 4), ...}``.
+        engine: how Hessian-vector products are computed; "auto", or one the adapter names.
+        memory: bytes that kept graphs may take, where the adapter keeps any.
+        process_group: torch.distributed group to average over.
+
+    Raises:
+        UnknownModel: no adapter recognises ``model``.
+        GeodiagError: another subclass for anything else that cannot be used.
+    """
+    if isinstance(model, Problem):
+        return model
+    if isinstance(model, Oracle):
+        raise ArgumentError(
+            "an Oracle is already frozen at its point", do="pass the Problem it came from"
+        )
+    found = registry.problem(
+        model=model,
+        loss_fn=loss_fn,
+        criterion=criterion,
+        data=data,
+        params=params,
+        where=where,
+        weight=weight,
+        reduction=reduction,
+        shapes=shapes,
+        engine=engine,
+        memory=memory,
+        process_group=process_group,
+    )
+    if found is None:
+        raise UnknownModel(
+            "no adapter recognises the model",
+            got=f"{type(model).__module__}.{type(model).__qualname__}",
+            do="pass a torch.nn.Module, a JAX loss callable with params=, a symmetric matrix, a "
+            "SciPy LinearOperator, a pair of callables (loss, gradient) with params=, or a "
+            "geodiag Problem; an adapter's framework must be installed and imported",
+        )
+    assert isinstance(found, Problem)
+    return found
+
+
+def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None]:
+    """The oracle to measure, and the problem if it was made here (and must be closed)."""
+    if isinstance(model, Oracle):
+        return model, None
+    if isinstance(model, Problem):
+        return model.at(arguments.get("params")), None
+    made = problem(model, **arguments)
+    return made.at(), made
+
+
+def resolve_norm(norm: Norm | str, oracle: Oracle) -> Norm:
+    """A norm object or a registered name, bound to the oracle's parameters."""
+    found = registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")
+    return found.bind(oracle.space)

@@ -1,0 +1,116 @@
+"""The space that parameters live in: names, shapes, how each tensor reads as a matrix.
+
+A :class:`Space` is all that a norm may know about the model. Framework layouts enter here and only
+here: the adapter states which axes of a tensor are outputs, so a norm never guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, namespace
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """How a tensor reads as a matrix: the axes that make its rows (outputs) and its columns."""
+
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+
+    @classmethod
+    def first_axis_rows(cls, ndim: int) -> MatrixView:
+        """Output axis first, as in torch weights and kernels: out × (in · k · k)."""
+        return cls((0,), tuple(range(1, ndim)))
+
+    @classmethod
+    def last_axis_rows(cls, ndim: int) -> MatrixView:
+        """Output axis last, as in flax kernels: out × (k · k · in)."""
+        return cls((ndim - 1,), tuple(range(ndim - 1)))
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, cols) of a tensor of ``shape`` seen as a matrix."""
+        return math.prod(shape[i] for i in self.rows), math.prod(shape[i] for i in self.cols)
+
+    def to_matrix(self, x: Array) -> Array:
+        """The tensor ``x`` as a (rows, cols) matrix."""
+        xp = array_api_compat.array_namespace(x)
+        axes = self.rows + self.cols
+        if axes != tuple(range(x.ndim)):
+            x_moved = xp.permute_dims(x, axes)
+        else:
+            x_moved = x
+        return x_moved if x.ndim == 2 else xp.reshape(x_moved, self.shape(tuple(x.shape)))
+
+    def from_matrix(self, m: Array, shape: tuple[int, ...]) -> Array:
+        """Inverse of :meth:`to_matrix` for a tensor of ``shape``."""
+        xp = array_api_compat.array_namespace(m)
+        axes = self.rows + self.cols
+        if len(shape) != 2:
+            m = xp.reshape(m, tuple(shape[i] for i in axes))
+        if axes == tuple(range(len(shape))):
+            return m
+        return xp.permute_dims(m, tuple(axes.index(i) for i in range(len(shape))))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Names and shapes of the measured parameters, their matrix views, and where arrays live.
+
+    ``matrix_view`` holds the tensors that are matrices; vectors and scalars are absent from it.
+    ``asarray`` moves any host array to the measurement namespace, dtype and device.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    matrix_view: Mapping[str, MatrixView] = field(default_factory=dict)
+    asarray: Callable[[Any], Array] = np.asarray
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(self.size_of(name) for name in self.shapes)
+
+    def size_of(self, name: str) -> int:
+        """The number of entries of one tensor."""
+        return math.prod(self.shapes[name])
+
+    def select(self, names: Iterable[str]) -> Space:
+        """The subspace of these tensors."""
+        names = list(names)
+        return Space(
+            {n: self.shapes[n] for n in names},
+            {n: self.matrix_view[n] for n in names if n in self.matrix_view},
+            self.asarray,
+        )
+
+    @classmethod
+    def of(cls, blocks: Blocks) -> Space:
+        """The space of bare blocks: two-axis arrays are matrices as they stand, rows first."""
+        xp = namespace(blocks)
+        example = next(iter(blocks.values()))
+        where = array_api_compat.device(example)
+
+        def asarray(x: Any) -> Array:
+            return xp.asarray(x, dtype=example.dtype, device=where)
+
+        shapes = {name: tuple(x.shape) for name, x in blocks.items()}
+        views = {name: MatrixView((0,), (1,)) for name, s in shapes.items() if len(s) == 2}
+        return cls(shapes, views, asarray)
+
+    def random(self, rng: np.random.Generator) -> Blocks:
+        """Standard normal blocks, drawn tensor by tensor in sorted name order.
+
+        The draws come from NumPy, so every framework starts from the same points.
+        """
+        drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
+        return {name: self.asarray(drawn[name]) for name in self.shapes}
