@@ -95,13 +95,13 @@ def _first_array(batch: Any) -> Any:
 
 
 def _check_iterable(data: Any) -> None:
-    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
-        if not hasattr(data, "__getitem__") or isinstance(data, (str, bytes)):
-            raise DataError(
-                "data= has an unknown form",
-                got=type(data).__name__,
-                do="pass one batch (a tuple, a dict or an array) or a list or loader of batches",
-            )
+    iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if isinstance(data, (str, bytes)) or not iterable:
+        raise DataError(
+            "data= has an unknown form",
+            got=type(data).__name__,
+            do="pass one batch (a tuple, a dict or an array) or a list or loader of batches",
+        )
     if hasattr(data, "__next__"):
         raise DataError(
             "data= is a one-shot iterator; a measurement passes over the data many times",

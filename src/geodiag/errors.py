@@ -63,7 +63,7 @@ class MatrixError(GeodiagError, ValueError):
 
 
 class NormError(GeodiagError, ValueError):
-    """A norm cannot be built as asked, does not apply to these parameters, or breaks its contract."""
+    """A norm cannot be built, does not apply to these parameters, or breaks its contract."""
 
 
 class EngineError(GeodiagError, RuntimeError):

@@ -42,11 +42,10 @@ class MatrixView:
         """The tensor ``x`` as a (rows, cols) matrix."""
         xp = array_api_compat.array_namespace(x)
         axes = self.rows + self.cols
+        shape = self.shape(tuple(x.shape))
         if axes != tuple(range(x.ndim)):
-            x_moved = xp.permute_dims(x, axes)
-        else:
-            x_moved = x
-        return x_moved if x.ndim == 2 else xp.reshape(x_moved, self.shape(tuple(x.shape)))
+            x = xp.permute_dims(x, axes)
+        return x if x.ndim == 2 else xp.reshape(x, shape)
 
     def from_matrix(self, m: Array, shape: tuple[int, ...]) -> Array:
         """Inverse of :meth:`to_matrix` for a tensor of ``shape``."""

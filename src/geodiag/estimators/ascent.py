@@ -56,11 +56,11 @@ class Ascent(SharpnessEstimator):
         return m.finish(best.direction, status, spread=spread, history=history)
 
     def climb(self, m: Measurement, starts: list[Blocks]) -> tuple[State, float | None]:
-        """The best state reached from ``starts`` within the measurement's budget, and the spread."""
+        """The best state reached from ``starts`` within the budget, and the spread."""
         free = m.oracle.free_hvps
         rtol = m.options.rtol or (FREE_RTOL if free else RTOL)
         budget = m.options.max_hvps or (10**9 if free else m.oracle.num_hvps + BUDGET)
-        states = []
+        states: list[State] = []
         for direction in starts:
             if m.left(budget) > 0 or not states:
                 states.append(_begin(m, direction))

@@ -26,7 +26,7 @@ INSIDE = 1e-9  # how far rounding may put a face's stationary point outside of t
 
 
 class Enumerate(SharpnessEstimator):
-    """Exact for norms that list their ``faces``, up to ``LIMIT`` = 10 parameters; n + 1 products."""
+    """Exact for norms that list their ``faces``, up to ``LIMIT`` parameters; n + 1 products."""
 
     def estimate(
         self,
@@ -50,7 +50,7 @@ class Enumerate(SharpnessEstimator):
             candidate = _stationary(H, point, basis)
             if candidate is None:
                 continue
-            value = candidate @ H @ candidate
+            value = float(candidate @ H @ candidate)
             if value > best and _norm_of(m, candidate) <= 1.0 + INSIDE:
                 best, where = value, candidate
         direction = {name: oracle.space.asarray(x) for name, x in _blocks(m, where).items()}

@@ -88,7 +88,8 @@ class Preconditioned(Norm):
         if isinstance(self.P, Mapping):
             return self._bind_mapping(space)
         if isinstance(self.P, tuple):
-            return FromMaps(*self.P, name=repr(self))
+            metric, inverse_metric = self.P
+            return FromMaps(metric, inverse_metric, repr(self))
         return self._bind_dense(space)
 
     def value(self, d: Blocks) -> Any:

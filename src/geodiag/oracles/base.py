@@ -89,7 +89,8 @@ class Problem(ABC):
         """The oracle at ``params`` (default: the model's parameters now)."""
 
     def close(self) -> None:
-        """Free what the problem holds (kept graphs, cached batches)."""
+        """Free what the problem holds (kept graphs, cached batches); by default nothing."""
+        return None
 
     def __enter__(self) -> Problem:
         return self
