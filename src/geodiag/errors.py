@@ -74,6 +74,10 @@ class StaleOracle(GeodiagError, RuntimeError):
     """The parameters changed after the oracle was frozen at them."""
 
 
+class MissingDependency(GeodiagError, ImportError):
+    """An optional package that this feature needs is not installed."""
+
+
 class PluginError(GeodiagError, RuntimeError):
     """Two plugins clash, or one answers a hook with something unusable."""
 

@@ -1,0 +1,6 @@
+"""geodiag's PyTorch adapter: measure any ``torch.nn.Module``, and descend in any norm."""
+
+from geodiag_torch.problem import TorchProblem
+from geodiag_torch.steepest import NonEuclideanGD
+
+__all__ = ["NonEuclideanGD", "TorchProblem"]

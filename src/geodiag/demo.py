@@ -1,0 +1,196 @@
+"""``geodiag demo``: watch three optimizers reach the edge of stability on real data.
+
+A tanh MLP learns scikit-learn's digits by full-batch gradient descent in ℓ2, ℓ∞ and spectral
+geometry. In each, the sharpness measured in the optimizer's own norm rises (progressive sharpening)
+until it meets 2/lr, and hovers there; so does the directional smoothness of the steps taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Blocks, subtract
+from geodiag.directional import directional_smoothness
+from geodiag.edge import threshold
+from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.measure import sharpness
+from geodiag.problems import resolve_norm
+
+WIDTHS = (64, 24, 24, 10)
+EXAMPLES = 500
+MEASUREMENTS = 60
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer to show: its norm, and a learning rate and length that reach the edge."""
+
+    title: str
+    norm: str
+    lr: float
+    steps: int
+
+
+METHODS = {
+    m.norm: m
+    for m in (
+        Method("gradient descent", "l2", 0.2, 1500),
+        Method("ℓ∞ descent", "linf", 3e-4, 900),
+        Method("spectral descent", "spectral", 0.0165, 900),
+    )
+}
+
+Row = dict[str, Any]
+
+
+def run(
+    framework: str = "torch",
+    norms: list[str] | None = None,
+    steps: int | None = None,
+    out: Path = Path("geodiag-demo"),
+    seed: int = 0,
+) -> int:
+    """Train, measure, and write ``demo.jsonl`` and ``demo.png`` to ``out``; returns 0.
+
+    Raises:
+        ArgumentError: an unknown framework or norm, or fewer than 10 steps.
+        MissingDependency: the framework, scikit-learn, rich or matplotlib is not installed.
+    """
+    methods = _methods(norms, steps)
+    trainer = _trainer(framework)
+    x, y = _digits()
+    rich = _require("rich.progress", "demo")
+    plotting = _require("geodiag.plotting", "plot")
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    columns = (*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[now]}"))
+    with rich.Progress(*columns) as progress, (out / "demo.jsonl").open("w") as log:
+        for method in methods:
+            task = progress.add_task(f"{method.title:18}", total=method.steps, now="")
+            for row in _train(trainer(_weights(seed), x, y, method.norm, method.lr), method):
+                row["framework"] = framework
+                rows.append(row)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                now = f"loss {row['loss']:.4f}  lr·S/2 {row['ratio']:.2f}"
+                progress.update(task, completed=row["step"] + 1, now=now)
+            progress.update(task, completed=method.steps)
+    plotting.plot_demo(rows, out / "demo.png")
+    _print_table(methods, rows, out)
+    return 0
+
+
+def late_ratio(rows: list[Row], steps: int) -> float:
+    """The median of lr·S/2 over the last fifth of the steps."""
+    return statistics.median(r["ratio"] for r in rows if r["step"] >= 0.8 * steps)
+
+
+def _train(trainer: Any, method: Method) -> Any:
+    """Measure, step, measure the step; every few steps."""
+    every = max(1, method.steps // MEASUREMENTS)
+    edge = threshold(method.lr)
+    last = None
+    for step in range(method.steps):
+        if step % every:
+            trainer.step()
+            continue
+        began = time.perf_counter()
+        before: Blocks = trainer.point()
+        oracle = trainer.problem.at(before)
+        last = sharpness(oracle, method.norm, start=last)
+        norm = resolve_norm(method.norm, oracle)
+        row = {
+            "method": method.title,
+            "norm": method.norm,
+            "step": step,
+            "loss": float(oracle.loss()),
+            "lr": method.lr,
+            "sharpness": last.value,
+            "bound": last.bound.name,
+            "dual_norm": float(norm.dual(oracle.gradient())),
+            "threshold": float(edge),
+            "ratio": last.value / edge,
+            "num_hvps": last.num_hvps,
+        }
+        measured = time.perf_counter() - began
+        trainer.step()
+        began = time.perf_counter()
+        moved = subtract(trainer.point(), before)
+        d = directional_smoothness(oracle, moved, method.norm)
+        row["directional_smoothness"] = float(d)
+        row["seconds"] = measured + time.perf_counter() - began
+        yield row
+
+
+def _methods(norms: list[str] | None, steps: int | None) -> list[Method]:
+    unknown = [n for n in norms or [] if n not in METHODS]
+    if unknown:
+        raise ArgumentError(
+            "the demo does not know this norm", got=", ".join(unknown), do=f"use {[*METHODS]}"
+        )
+    if steps is not None and steps < 10:
+        raise ArgumentError("the demo needs at least 10 steps", got=steps)
+    chosen = [METHODS[n] for n in dict.fromkeys(norms)] if norms else list(METHODS.values())
+    return [Method(m.title, m.norm, m.lr, steps or m.steps) for m in chosen]
+
+
+def _trainer(framework: str) -> Any:
+    if framework not in ("torch", "jax"):
+        raise ArgumentError("unknown framework", got=repr(framework), do="use 'torch' or 'jax'")
+    _require(framework, framework)
+    return _require(f"geodiag_{framework}.demo", framework).Trainer
+
+
+def _require(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise MissingDependency(
+            f"this needs the package {e.name!r}, which is not installed",
+            do=f"pip install 'geodiag[{extra}]' (all of the demo: geodiag[torch,plot,demo])",
+        ) from e
+
+
+def _digits() -> tuple[Any, Any]:
+    """500 digits, standardised, and one-hot targets, in float32."""
+    digits = _require("sklearn.datasets", "demo").load_digits()
+    x = np.asarray(digits.data[:EXAMPLES], dtype=np.float64)
+    x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-8)
+    y = np.eye(10)[digits.target[:EXAMPLES]]
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def _weights(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Initial weights, the same in every framework: uniform in ±1/√fan_in."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(WIDTHS)):
+        r = 1.0 / math.sqrt(fan_in)
+        found[f"{2 * i}.weight"] = rng.uniform(-r, r, (fan_out, fan_in)).astype(np.float32)
+        found[f"{2 * i}.bias"] = rng.uniform(-r, r, fan_out).astype(np.float32)
+    return found
+
+
+def _print_table(methods: list[Method], rows: list[Row], out: Path) -> None:
+    table = _require("rich.table", "demo").Table(title="at the edge of stability: lr·S/2 ≈ 1")
+    for column in ("method", "norm", "lr", "steps", "loss", "S first", "S last", "2/lr",
+                   "median lr·S/2, last fifth"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("method", "norm") else "right")
+    for m in methods:
+        own = [r for r in rows if r["norm"] == m.norm]
+        cells = (f"{m.lr:g}", str(m.steps), f"{own[-1]['loss']:.4f}",
+                 f"{own[0]['sharpness']:.4g}", f"{own[-1]['sharpness']:.4g}", f"{2 / m.lr:.4g}",
+                 f"{late_ratio(own, m.steps):.3f}")  # fmt: skip
+        table.add_row(m.title, m.norm, *cells)
+    _require("rich.console", "demo").Console().print(table)
+    print(f"records: {out / 'demo.jsonl'}\npicture: {out / 'demo.png'}")

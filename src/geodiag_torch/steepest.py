@@ -1,0 +1,139 @@
+"""Steepest descent in any norm as a torch optimizer (arXiv 2603.05002, Section 2).
+
+w⁺ = w − lr · ‖g‖* · lmo(g)       normalized=False: GD, ℓ∞ descent, spectral GD, …
+w⁺ = w − lr · lmo(g)              normalized=True:  SignGD, Muon without momentum, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geodiag.blocks import check_like
+from geodiag.errors import ArgumentError, GeodiagError, NormError, ParameterError
+from geodiag.norms import Norm
+from geodiag.plugins import registry
+from geodiag.spaces import MatrixView, Space
+
+
+class NonEuclideanGD(torch.optim.Optimizer):
+    """Gradient descent in the geometry of ``norm``.
+
+    The dual norm ‖g‖* is joint over all parameter groups; each group may have its own ``lr``.
+    A parameter without ``.grad`` counts as having gradient zero, and stays where it is.
+
+    Args:
+        params: parameters, ``model.named_parameters()``, or parameter groups of either. Norms with
+            name patterns (ByParameter, radii by name, Preconditioned) need the names.
+        lr: step size η > 0.
+        norm: a registered name or a Norm object.
+        normalized: leave out the factor ‖g‖*.
+
+    Raises:
+        ArgumentError: lr ≤ 0.
+        ParameterError: complex parameters, or parameters on several devices.
+        NormError: the norm does not apply to these parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        norm: Norm | str = "l2",
+        normalized: bool = False,
+    ) -> None:
+        if isinstance(lr, Tensor) or not 0.0 < lr < float("inf"):
+            raise ArgumentError("lr must be a positive, finite number", got=repr(lr))
+        super().__init__(params, {"lr": float(lr)})
+        for group in self.param_groups:
+            if not 0.0 < group["lr"] < float("inf"):
+                raise ArgumentError("lr must be a positive, finite number", got=repr(group["lr"]))
+        self.normalized = normalized
+        self.norm = registry.norm(norm) if isinstance(norm, str) else norm
+        if not isinstance(self.norm, Norm):
+            raise ArgumentError(
+                "norm= must be a registered name or a Norm object", got=repr(norm), do='try "l2"'
+            )
+        self._bound = self._bind()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; the norm is bound again to all parameters."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_bound"):
+            self._bound = self._bind()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step along −lmo(g); returns the closure's loss.
+
+        Raises:
+            ParameterError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = {name: self._gradient(p) for name, _, p in self._named()}
+        direction = self._bound.lmo(gradients)
+        check_like(
+            direction, {n: g.shape for n, g in gradients.items()}, "lmo(g) of the norm", NormError
+        )
+        factor = 1.0 if self.normalized else self._bound.dual(gradients)
+        for name, group, p in self._named():
+            if p.grad is not None:
+                p.sub_((direction[name] * (group["lr"] * factor)).to(p.dtype))
+        return loss
+
+    def _named(self) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
+        """(name, group, parameter) of all; parameters given without names are numbered."""
+        at = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for i, p in enumerate(group["params"]):
+                yield (names[i] if names else str(at)), group, p
+                at += 1
+
+    def _gradient(self, p: Tensor) -> Tensor:
+        if p.grad is None:
+            return torch.zeros_like(p, dtype=self._dtype)
+        if p.grad.layout != torch.strided:
+            raise ParameterError(
+                "sparse gradients are not supported",
+                got=str(p.grad.layout),
+                do="build the embedding with sparse=False",
+            )
+        return p.grad.to(self._dtype)
+
+    def _bind(self) -> Norm:
+        named = {name: p for name, _, p in self._named()}
+        self._dtype = torch.float32
+        devices = {p.device for p in named.values()}
+        for name, p in named.items():
+            if not p.is_floating_point():
+                raise ParameterError(f"the parameter {name!r} is not real", got=str(p.dtype))
+            self._dtype = torch.promote_types(self._dtype, p.dtype)
+        if len(devices) > 1:
+            raise ParameterError(
+                "the parameters are on several devices",
+                got=", ".join(map(str, sorted(devices, key=str))),
+            )
+        device, dtype = devices.pop(), self._dtype
+
+        def asarray(x: Any) -> Tensor:
+            return torch.as_tensor(x, dtype=dtype, device=device)
+
+        shapes = {name: tuple(p.shape) for name, p in named.items()}
+        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) >= 2}
+        try:
+            return self.norm.bind(Space(shapes, views, asarray))
+        except GeodiagError as e:
+            if any(group.get("param_names") for group in self.param_groups):
+                raise
+            raise NormError(
+                f"{self.norm!r} does not apply to these parameters, which have no names",
+                got=e.what,
+                do="pass model.named_parameters() instead of model.parameters()",
+            ) from e
