@@ -145,7 +145,7 @@ def unstack(stacked: Blocks) -> list[Blocks]:
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of ``x`` in host memory."""
     try:
-        return np.array(x)
+        return np.asarray(x).copy()
     except (TypeError, ValueError):  # on an accelerator, or a strict namespace
         return np.from_dlpack(array_api_compat.to_device(x, "cpu")).copy()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +23,7 @@ from geodiag.directional import directional_smoothness
 from geodiag.edge import threshold
 from geodiag.errors import ArgumentError, MissingDependency
 from geodiag.measure import sharpness
-from geodiag.problems import resolve_norm
+from geodiag.problems import as_norm
 
 WIDTHS = (64, 24, 24, 10)
 EXAMPLES = 500
@@ -92,7 +91,7 @@ def run(
 
 def late_ratio(rows: list[Row], steps: int) -> float:
     """The median of lr·S/2 over the last fifth of the steps."""
-    return statistics.median(r["ratio"] for r in rows if r["step"] >= 0.8 * steps)
+    return float(np.median([r["ratio"] for r in rows if r["step"] >= 0.8 * steps]))
 
 
 def _train(trainer: Any, method: Method) -> Any:
@@ -108,7 +107,7 @@ def _train(trainer: Any, method: Method) -> Any:
         before: Blocks = trainer.point()
         oracle = trainer.problem.at(before)
         last = sharpness(oracle, method.norm, start=last)
-        norm = resolve_norm(method.norm, oracle)
+        norm = as_norm(method.norm).bind(oracle.space)
         row = {
             "method": method.title,
             "norm": method.norm,

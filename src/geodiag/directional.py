@@ -16,7 +16,7 @@ from geodiag.blocks import Blocks, add, all_finite, axpy, check_like, dot, epsil
 from geodiag.errors import ArgumentError, NonFiniteError
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
-from geodiag.problems import resolve_norm, resolve_oracle
+from geodiag.problems import as_norm, resolve_oracle
 
 PATH_POINTS = 16
 
@@ -73,7 +73,7 @@ def directional_smoothness(
         )
     oracle, made = resolve_oracle(model, **problem_arguments)
     try:
-        bound = resolve_norm(norm, oracle)
+        bound = as_norm(norm).bind(oracle.space)
         check_like(step, oracle.shapes, "step")
         s = {name: oracle.space.asarray(step[name]) for name in oracle.names}
         if not bool(all_finite(s)) or not float(bound.value(s)) > 0:

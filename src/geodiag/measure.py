@@ -12,7 +12,7 @@ from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
 from geodiag.plugins import registry
-from geodiag.problems import resolve_norm, resolve_oracle
+from geodiag.problems import as_norm, resolve_oracle
 from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.selection import Where
 
@@ -90,7 +90,7 @@ def sharpness(
         process_group=process_group,
     )
     try:
-        bound_norm = resolve_norm(norm, oracle)
+        bound_norm = as_norm(norm).bind(oracle.space)
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
         first = as_start(start, oracle)
         try:

@@ -95,7 +95,6 @@ def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None
     return made.at(), made
 
 
-def resolve_norm(norm: Norm | str, oracle: Oracle) -> Norm:
-    """A norm object or a registered name, bound to the oracle's parameters."""
-    found = registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")
-    return found.bind(oracle.space)
+def as_norm(norm: Norm | str) -> Norm:
+    """The norm of a registered name, or the norm itself, not yet bound to parameters."""
+    return registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")

@@ -39,7 +39,7 @@ class Trainer:
     def step(self) -> None:
         """One step of the optimizer."""
         self._optimizer.zero_grad()
-        self._loss().backward()
+        self._loss().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
 

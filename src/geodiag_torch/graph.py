@@ -43,7 +43,7 @@ def second_derivative(
         EngineError: some operation has no double backward.
     """
     live = [name for name, g in gradient.items() if g.requires_grad]
-    if not live:  # a loss linear in the parameters
+    if not live:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     try:
         found = torch.autograd.grad(
@@ -62,6 +62,39 @@ def second_derivative(
     return dict(zip(leaves, found, strict=True))
 
 
+def check_graph(gradient: Mapping[str, Tensor]) -> None:
+    """Refuse a gradient whose second derivative autograd would silently leave out.
+
+    ``autograd.grad`` visits only the nodes on a path to its inputs. The node with which a
+    once-differentiable function wants to raise lies on no such path, so its curvature would count
+    as zero. A constant gradient that is not zero may come from such a function too.
+
+    Raises:
+        EngineError: naming the parameter or the operation.
+    """
+    for name, g in gradient.items():
+        if not g.requires_grad and bool(g.any()):
+            raise EngineError(
+                f"the gradient with respect to {name!r} carries no graph",
+                got="a constant, or a backward pass that cannot be differentiated",
+                do='pass engine="finite-difference"',
+            )
+    waiting = [g.grad_fn for g in gradient.values() if g.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name().endswith("::Error"):
+            raise EngineError(
+                "an operation of the model cannot be differentiated twice",
+                got="a function marked once_differentiable",
+                do='pass engine="finite-difference"',
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+
+
 class KeptGraph:
     """The gradient with its graph: each product costs one more backward pass."""
 
@@ -77,7 +110,7 @@ class KeptGraph:
         )
         with hooks:
             loss = forward()
-            self._gradient = derivative(loss, leaves, create_graph=True)
+            self.with_graph = derivative(loss, leaves, create_graph=True)
         self.loss = loss.detach()
 
     @property
@@ -86,10 +119,10 @@ class KeptGraph:
         return sum(self._sizes.values())
 
     def gradient(self) -> dict[str, Tensor]:
-        return {name: g.detach() for name, g in self._gradient.items()}
+        return {name: g.detach() for name, g in self.with_graph.items()}
 
     def hvp(self, direction: Leaves) -> dict[str, Tensor]:
-        return second_derivative(self._gradient, self._leaves, direction, keep=True)
+        return second_derivative(self.with_graph, self._leaves, direction, keep=True)
 
     def _count(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()

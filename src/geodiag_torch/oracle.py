@@ -21,7 +21,7 @@ from geodiag.errors import DataError, EngineError, StaleOracle
 from geodiag.oracles import Oracle, finite_difference_hvp
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import frozen, random_state
-from geodiag_torch.graph import KeptGraph, derivative, first_line, second_derivative
+from geodiag_torch.graph import KeptGraph, check_graph, derivative, first_line, second_derivative
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -44,6 +44,7 @@ class TorchOracle(Oracle):
         if self._engine == "auto":
             self._engine = "graph" if problem.batches.single else "recompute"
         self._graph: KeptGraph | None = None
+        self._graph_checked = False
         self._first: tuple[Tensor, Blocks] | None = None
 
     @property
@@ -112,6 +113,7 @@ class TorchOracle(Oracle):
             for weight, batch in self._weighted_batches():
                 value = self._problem.evaluate(self._leaves, batch)
                 gradient = derivative(value, self._leaves, create_graph=True)
+                self._check_once(gradient)
                 part = second_derivative(gradient, self._leaves, direction, keep=False)
                 seen += weight * value.detach()
                 weights += weight
@@ -173,6 +175,7 @@ class TorchOracle(Oracle):
                 self._leaves,
                 count_bytes=self._problem.memory is not None,
             )
+        self._check_once(graph.with_graph)
         self._first = graph.loss, self._measured(graph.gradient())
         allowed = self._problem.memory
         if allowed is not None and self._problem.engine == "auto" and graph.bytes > allowed:
@@ -182,6 +185,12 @@ class TorchOracle(Oracle):
             self._engine = "recompute"
             return
         self._graph = graph
+
+    def _check_once(self, gradient: Mapping[str, Tensor]) -> None:
+        """The same module gives the same operations: one look per oracle is enough."""
+        if not self._graph_checked:
+            check_graph(gradient)
+            self._graph_checked = True
 
     def _weighted_batches(self) -> Iterator[tuple[float, Any]]:
         batches = self._problem.batches

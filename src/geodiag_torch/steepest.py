@@ -15,7 +15,7 @@ from torch import Tensor
 from geodiag.blocks import check_like
 from geodiag.errors import ArgumentError, GeodiagError, NormError, ParameterError
 from geodiag.norms import Norm
-from geodiag.plugins import registry
+from geodiag.problems import as_norm
 from geodiag.spaces import MatrixView, Space
 
 
@@ -52,11 +52,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             if not 0.0 < group["lr"] < float("inf"):
                 raise ArgumentError("lr must be a positive, finite number", got=repr(group["lr"]))
         self.normalized = normalized
-        self.norm = registry.norm(norm) if isinstance(norm, str) else norm
-        if not isinstance(self.norm, Norm):
-            raise ArgumentError(
-                "norm= must be a registered name or a Norm object", got=repr(norm), do='try "l2"'
-            )
+        self.norm = as_norm(norm)
         self._bound = self._bind()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
