@@ -67,7 +67,7 @@ def run(
     """
     methods = _methods(norms, steps)
     trainer = _trainer(framework)
-    x, y = _digits()
+    x, y = digits()
     rich = _require("rich.progress", "demo")
     plotting = _require("geodiag.plotting", "plot")
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def run(
     with rich.Progress(*columns) as progress, (out / "demo.jsonl").open("w") as log:
         for method in methods:
             task = progress.add_task(f"{method.title:18}", total=method.steps, now="")
-            for row in _train(trainer(_weights(seed), x, y, method.norm, method.lr), method):
+            for row in _train(trainer(initial_weights(seed), x, y, method.norm, method.lr), method):
                 row["framework"] = framework
                 rows.append(row)
                 log.write(json.dumps(row) + "\n")
@@ -160,16 +160,16 @@ def _require(module: str, extra: str) -> Any:
         ) from e
 
 
-def _digits() -> tuple[Any, Any]:
+def digits() -> tuple[Any, Any]:
     """500 digits, standardised, and one-hot targets, in float32."""
-    digits = _require("sklearn.datasets", "demo").load_digits()
-    x = np.asarray(digits.data[:EXAMPLES], dtype=np.float64)
+    data = _require("sklearn.datasets", "demo").load_digits()
+    x = np.asarray(data.data[:EXAMPLES], dtype=np.float64)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-8)
-    y = np.eye(10)[digits.target[:EXAMPLES]]
+    y = np.eye(10)[data.target[:EXAMPLES]]
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def _weights(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+def initial_weights(seed: int) -> dict[str, np.ndarray[Any, Any]]:
     """Initial weights, the same in every framework: uniform in ±1/√fan_in."""
     rng = np.random.default_rng(seed)
     found = {}

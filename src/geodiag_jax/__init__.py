@@ -1,0 +1,9 @@
+"""geodiag for JAX: loss callables over any pytree as problems, and non-Euclidean descent in optax.
+
+Importing ``jax`` and ``geodiag`` is enough to measure; import this package for its own names.
+"""
+
+from geodiag_jax.problem import JaxProblem
+from geodiag_jax.steepest import non_euclidean_gd
+
+__all__ = ["JaxProblem", "non_euclidean_gd"]

@@ -1,1 +1,90 @@
+"""The hook by which geodiag recognises JAX loss callables."""
 
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+
+from geodiag import hookimpl
+from geodiag.blocks import is_array as is_any_array
+from geodiag.errors import ArgumentError, ParameterError
+from geodiag_jax.problem import JaxProblem
+from geodiag_jax.pytree import is_array
+
+
+# Last: a plain function says nothing about its framework, so others may claim it first.
+@hookimpl(trylast=True)
+def geodiag_problem(
+    model: Any,
+    loss_fn: Any,
+    criterion: Any,
+    data: Any,
+    params: Any,
+    where: Any,
+    weight: Any,
+    reduction: str,
+    shapes: Any,
+    engine: Any,
+    memory: Any,
+    process_group: Any,
+) -> JaxProblem | None:
+    """A callable with ``params=`` that holds JAX or NumPy arrays; anything else is left alone."""
+    if not _may_be_loss(model) or not _may_be_params(model, params):
+        return None
+    for name, value, do in (
+        ("criterion", criterion, "call it inside the loss: loss(params, *batch) -> scalar"),
+        ("loss_fn", loss_fn, "pass that function in place of the model: loss(params, *batch)"),
+        ("shapes", shapes, "leave it out: names and shapes come from params="),
+        ("process_group", process_group, "shard the data and the parameters with jax.sharding"),
+    ):
+        if value is not None:
+            raise ArgumentError(
+                f"{name}= does not apply to a JAX loss callable", got=type(value).__name__, do=do
+            )
+    return JaxProblem(
+        model,
+        data=data,
+        params=params,
+        where=where,
+        weight=weight,
+        reduction=reduction,
+        engine=engine,
+        memory=memory,
+    )
+
+
+def _may_be_loss(model: Any) -> bool:
+    """A callable that is not a class, a torch module, or an operator."""
+    foreign = ("named_parameters", "matvec")
+    return (
+        callable(model)
+        and not isinstance(model, type)
+        and not any(hasattr(model, attribute) for attribute in foreign)
+    )
+
+
+def _may_be_params(model: Any, params: Any) -> bool:
+    """Whether ``params`` is a point for a JAX loss.
+
+    Raises:
+        ParameterError: the model is a plain function, and there is no array in ``params``.
+    """
+    leaves = jax.tree_util.tree_leaves(params)
+    if any(map(is_array, leaves)):
+        return True
+    if _is_function(model) and not any(map(is_any_array, leaves)):
+        raise ParameterError(
+            "a loss callable needs params=, the point to measure at",
+            got="no params" if params is None else f"{type(params).__name__} without an array",
+            do="pass params= a pytree of floating-point JAX arrays: "
+            "geodiag.sharpness(loss, params=params, data=(x, y))",
+        )
+    return False
+
+
+def _is_function(model: Any) -> bool:
+    kinds = (functools.partial, jax.stages.Wrapped)
+    return inspect.isroutine(model) or isinstance(model, kinds)

@@ -49,7 +49,7 @@ class Ascent(SharpnessEstimator):
         options: Options = Options(),
     ) -> SharpnessResult:
         m = Measurement(oracle, norm, self, options)
-        count = self.starts or (FREE_STARTS if oracle.free_hvps else STARTS)
+        count = self.starts or (FREE_STARTS if _unlimited(m) else STARTS)
         best, spread = self.climb(m, self._starts(m, start, count))
         status = Status.CONVERGED if driver.converged(best) else Status.BUDGET
         history = tuple(float(v) for v in best.history)
@@ -57,8 +57,8 @@ class Ascent(SharpnessEstimator):
 
     def climb(self, m: Measurement, starts: list[Blocks]) -> tuple[State, float | None]:
         """The best state reached from ``starts`` within the budget, and the spread."""
-        free = m.oracle.free_hvps
-        rtol = m.options.rtol or (FREE_RTOL if free else RTOL)
+        free = _unlimited(m)
+        rtol = m.options.rtol or (FREE_RTOL if m.oracle.free_hvps else RTOL)
         budget = m.options.max_hvps or (10**9 if free else m.oracle.num_hvps + BUDGET)
         states: list[State] = []
         for direction in starts:
@@ -71,6 +71,11 @@ class Ascent(SharpnessEstimator):
         if float(dot(m.gradient, m.steepest)) > 0:
             found.append(m.unit(m.steepest))
         return found + [m.random() for _ in range(max(1, count - len(found)))]
+
+
+def _unlimited(m: Measurement) -> bool:
+    """Whether products cost nothing and the user set no budget."""
+    return m.oracle.free_hvps and m.options.max_hvps is None
 
 
 def _begin(m: Measurement, direction: Blocks) -> State:
@@ -139,7 +144,7 @@ def sphere_step(m: Measurement, s: State) -> State:
     The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction needs one product and
     several norms. The second direction alternates between lmo(Hd), Hd and their mixture.
     """
-    steepest, along = m.norm.lmo(s.image), m.unit(s.image)
+    steepest, along = m.norm.lmo(s.image), scale(s.image, 1 / _positive(m.norm.value(s.image)))
     turn = s.iteration % 3
     mixed = axpy(0.5, steepest, along)
     second = where(turn == 0, steepest, where(turn == 1, along, mixed))
@@ -154,13 +159,19 @@ def sphere_step(m: Measurement, s: State) -> State:
     return best
 
 
+def _positive(length: Array) -> Array:
+    """A length to divide by: 1 in place of 0."""
+    xp = array_namespace(length)
+    return xp.where(length > 0, length, xp.ones_like(length))
+
+
 def _accept_scaled(
     m: Measurement, s: State, point: Blocks, image: Blocks, require_positive: bool = False
 ) -> State:
     """``point`` scaled to the sphere if that beats the state's value."""
     length = m.norm.value(point)
     xp = array_namespace(length)
-    safe = xp.where(length > 0, length, xp.ones_like(length))
+    safe = _positive(length)
     raw = dot(point, image)
     value = raw / (safe * safe)
     better: Array = (length > 0) & (value > s.value)

@@ -105,6 +105,22 @@ class Measurement:
         """d/‖d‖."""
         return scale(d, 1 / self.norm.value(d))
 
+    def hvp(self, d: Blocks) -> Blocks:
+        """H d, checked to be finite.
+
+        Raises:
+            NonFiniteError: it is not.
+        """
+        image = self.oracle.hvp(d)
+        _check_finite("Hessian-vector product", image)
+        return image
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        """H d for stacked directions, checked as in :meth:`hvp`."""
+        images = self.oracle.hvps(ds)
+        _check_finite("Hessian-vector product", images)
+        return images
+
     def left(self, budget: int) -> int:
         """Products that may still be spent, with one kept back to certify the answer."""
         return budget - self.oracle.num_hvps - 1
@@ -133,8 +149,7 @@ class Measurement:
     ) -> SharpnessResult:
         """Certify ``direction`` by a fresh product and pack the result."""
         direction = self.unit(direction)
-        image = self.oracle.hvp(direction)
-        _check_finite("Hessian-vector product", image)
+        image = self.hvp(direction)
         value = float(dot(direction, image))
         residual = _residual(self.norm, direction, image, value)
         if self.options.progress is True:

@@ -60,7 +60,8 @@ class Blockwise(SharpnessEstimator):
             share = max(2, (options.max_hvps - 2 * self.joint_starts) // len(norm.parts))
         found = []
         for part in norm.parts:
-            if options.max_hvps is not None and m.left(options.max_hvps) < 2:
+            # A part takes at least two products, the joint ascent and the answer one each.
+            if options.max_hvps is not None and m.left(options.max_hvps) < 3:
                 break
             inner = _PartOracle(m.oracle, part)
             own = replace(options, max_hvps=share)
@@ -70,7 +71,9 @@ class Blockwise(SharpnessEstimator):
         found.sort(key=lambda each: -each[0])
         starts = [direction for _, direction, _ in found[: self.joint_starts]]
         if start is not None:
-            starts.insert(0, start)
+            starts.insert(0, m.unit(start))
+        if not starts:  # the budget did not reach for one part
+            starts.append(m.random())
         joint, spread = Ascent().climb(m, starts)
         values = tuple(value for value, _, _ in found)
         status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)

@@ -36,7 +36,9 @@ def begin(direction: Blocks, image: Blocks, value: Array) -> State:
     """The state before the first iteration."""
     xp = array_namespace(value)
     zero = xp.zeros((), dtype=xp.int64, device=value.device)
-    return State(direction, image, value, zero, zero, xp.zeros((0,), dtype=value.dtype))
+    return State(
+        direction, image, value, zero, zero, xp.zeros((0,), dtype=value.dtype, device=value.device)
+    )
 
 
 def run(oracle: Oracle, step: Step, state: State, limit: int, rtol: float) -> State:

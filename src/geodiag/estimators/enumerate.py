@@ -14,6 +14,7 @@ import numpy as np
 
 from geodiag.blocks import Blocks, stack, to_numpy, unflatten
 from geodiag.errors import NormError
+from geodiag.estimators.ascent import Ascent
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -26,7 +27,10 @@ INSIDE = 1e-9  # how far rounding may put a face's stationary point outside of t
 
 
 class Enumerate(SharpnessEstimator):
-    """Exact for norms that list their ``faces``, up to ``LIMIT`` parameters; n + 1 products."""
+    """Exact for norms that list their ``faces``, up to ``LIMIT`` parameters; n + 1 products.
+
+    Where ``max_hvps`` allows fewer, it hands over to Ascent and says so in the notes.
+    """
 
     def estimate(
         self,
@@ -43,6 +47,10 @@ class Enumerate(SharpnessEstimator):
                 got=f"{norm!r} over {n} parameters",
                 do='use estimator="auto", or Ascent()',
             )
+        if options.max_hvps is not None and options.max_hvps < n + 1:
+            result = Ascent().estimate(oracle, norm, start, options)
+            note = f"Enumerate takes {n + 1} products and max_hvps allows fewer: Ascent instead"
+            return replace(result, notes=(*result.notes, note))
         m = Measurement(oracle, norm, self, options)
         H = _dense(m)
         best, where = -np.inf, np.zeros(n)
@@ -65,7 +73,7 @@ def _dense(m: Measurement) -> Vector:
         {name: m.oracle.space.asarray(x) for name, x in _blocks(m, row).items()}
         for row in np.eye(n)
     ]
-    columns = m.oracle.hvps(stack(units))
+    columns = m.hvps(stack(units))
     rows = [to_numpy(x).reshape(n, -1) for x in columns.values()]
     H = np.concatenate(rows, axis=1).astype(np.float64)
     return (H + H.T) / 2

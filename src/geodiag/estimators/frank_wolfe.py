@@ -47,9 +47,12 @@ class FrankWolfe(SharpnessEstimator):
                 break
             for k in range(steps):
                 gamma = 2.0 / (k + 2.0)
-                d = axpy(gamma, norm.lmo(m.oracle.hvp(d)), scale(d, 1.0 - gamma))
+                moved = axpy(gamma, norm.lmo(m.hvp(d)), scale(d, 1.0 - gamma))
+                if not float(norm.value(moved)) > 0:  # Hd = 0, where any lmo will do: stay
+                    break
+                d = moved
             d = m.unit(d)
-            finals.append((float(dot(d, m.oracle.hvp(d))), d))
+            finals.append((float(dot(d, m.hvp(d))), d))
             m.report(finals[-1][0])
         if not finals:  # a budget too small for one step and its value
             finals.append((0.0, m.unit(start) if start is not None else m.random()))

@@ -249,6 +249,9 @@ def _radii_by_tensor(radii: Radii, space: Space) -> dict[str, float]:
         return dict.fromkeys(space.names, float(radii))
     out = {}
     for name in space.names:
+        if not space.size_of(name):  # no shape rule holds for it, and nothing is measured
+            out[name] = 1.0
+            continue
         view = space.matrix_view.get(name)
         out[name] = float(radii(name, None if view is None else view.shape(space.shapes[name])))
     for r in out.values():

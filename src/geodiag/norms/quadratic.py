@@ -104,9 +104,11 @@ class Preconditioned(Norm):
     def _bind_dense(self, space: Space) -> QuadraticNorm:
         inverse, matrix = _definite(self.P, space.size, "P")
         p, p_inverse = space.asarray(matrix), space.asarray(inverse)
+        shapes = space.shapes
 
         def through(m: Any) -> BlockMap:
-            return lambda d: unflatten(m @ flatten(d), {n: x.shape for n, x in d.items()})
+            # In the space's order: blocks may come in another (JAX sorts dict keys).
+            return lambda d: unflatten(m @ flatten({n: d[n] for n in shapes}), shapes)
 
         return FromMaps(through(p), through(p_inverse), name=repr(self))
 
