@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from geodiag import estimators, norms, testing
+from geodiag import blocks, estimators, norms, testing
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.edge import Threshold, threshold
 from geodiag.errors import GeodiagError
@@ -41,6 +41,7 @@ __all__ = [
     "Status",
     "Threshold",
     "available_norms",
+    "blocks",
     "directional_smoothness",
     "estimators",
     "hookimpl",

@@ -15,18 +15,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import util
 from pathlib import Path
 
 import geodiag
+from geodiag import demo
 from geodiag.errors import GeodiagError
 from geodiag.plugins import registry
-
-# What the demo imports, by framework.
-NEEDED = {
-    "torch": ("torch", "sklearn", "rich", "matplotlib"),
-    "jax": ("jax", "optax", "sklearn", "rich", "matplotlib"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,24 +59,24 @@ def _parser() -> argparse.ArgumentParser:
     norms = commands.add_parser("norms", help="list the registered norms")
     norms.set_defaults(run=_norms)
 
-    demo = commands.add_parser("demo", help="train on real digits and draw the edge of stability")
-    demo.add_argument("--framework", choices=sorted(NEEDED), default="torch")
-    demo.add_argument(
+    show = commands.add_parser("demo", help="train on real digits and draw the edge of stability")
+    show.add_argument("--framework", choices=sorted(demo.PACKAGES), default="torch")
+    show.add_argument(
         "--norm",
         action="append",
         metavar="NAME",
         help="l2, linf or spectral; may be repeated (default: all three)",
     )
-    demo.add_argument("--steps", type=int, help="training steps of each method")
-    demo.add_argument(
+    show.add_argument("--steps", type=int, help="training steps of each method")
+    show.add_argument(
         "--out",
         type=Path,
         default=Path("geodiag-demo"),
         metavar="DIR",
         help="where the picture and the records go (default: %(default)s)",
     )
-    demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(run=_demo)
+    show.add_argument("--seed", type=int, default=0)
+    show.set_defaults(run=_demo)
     return parser
 
 
@@ -100,25 +94,12 @@ def _norms(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    missing = [name for name in NEEDED[arguments.framework] if util.find_spec(name) is None]
-    if missing:
-        raise GeodiagError(
-            "the demo needs packages that are not installed",
-            got=f"no {', '.join(missing)}",
-            do=f'pip install "geodiag[{arguments.framework},plot,demo]"',
-        )
-    # Deliberately not at the top: the demo brings in plotting, data and progress bars, which the
-    # other commands must neither need nor wait for.
-    from geodiag import demo
-
-    return int(
-        demo.run(
-            framework=arguments.framework,
-            norms=arguments.norm,
-            steps=arguments.steps,
-            out=arguments.out,
-            seed=arguments.seed,
-        )
+    return demo.run(
+        framework=arguments.framework,
+        norms=arguments.norm,
+        steps=arguments.steps,
+        out=arguments.out,
+        seed=arguments.seed,
     )
 
 

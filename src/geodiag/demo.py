@@ -7,11 +7,11 @@ until it meets 2/lr, and hovers there; so does the directional smoothness of the
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import time
 from dataclasses import dataclass
+from importlib import import_module, util
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from geodiag.errors import ArgumentError, MissingDependency
 from geodiag.measure import sharpness
 from geodiag.problems import as_norm
 
+# What the demo imports, by framework: all of it optional for geodiag itself.
+PACKAGES = {
+    "torch": ("torch", "sklearn", "rich", "matplotlib"),
+    "jax": ("jax", "optax", "sklearn", "rich", "matplotlib"),
+}
 WIDTHS = (64, 24, 24, 10)
 EXAMPLES = 500
 MEASUREMENTS = 60
@@ -66,10 +71,10 @@ def run(
         MissingDependency: the framework, scikit-learn, rich or matplotlib is not installed.
     """
     methods = _methods(norms, steps)
-    trainer = _trainer(framework)
+    _check_installed(framework)
+    trainer = import_module(f"geodiag_{framework}.demo").Trainer
+    rich, plotting = import_module("rich.progress"), import_module("geodiag.plotting")
     x, y = digits()
-    rich = _require("rich.progress", "demo")
-    plotting = _require("geodiag.plotting", "plot")
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     columns = (*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[now]}"))
@@ -143,26 +148,23 @@ def _methods(norms: list[str] | None, steps: int | None) -> list[Method]:
     return [Method(m.title, m.norm, m.lr, steps or m.steps) for m in chosen]
 
 
-def _trainer(framework: str) -> Any:
-    if framework not in ("torch", "jax"):
-        raise ArgumentError("unknown framework", got=repr(framework), do="use 'torch' or 'jax'")
-    _require(framework, framework)
-    return _require(f"geodiag_{framework}.demo", framework).Trainer
-
-
-def _require(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
+def _check_installed(framework: str) -> None:
+    if framework not in PACKAGES:
+        raise ArgumentError(
+            "unknown framework", got=repr(framework), do=f"use one of {[*PACKAGES]}"
+        )
+    missing = [name for name in PACKAGES[framework] if util.find_spec(name) is None]
+    if missing:
         raise MissingDependency(
-            f"this needs the package {e.name!r}, which is not installed",
-            do=f"pip install 'geodiag[{extra}]' (all of the demo: geodiag[torch,plot,demo])",
-        ) from e
+            "the demo needs packages that are not installed",
+            got=f"no {', '.join(missing)}",
+            do=f'pip install "geodiag[{framework},plot,demo]"',
+        )
 
 
 def digits() -> tuple[Any, Any]:
     """500 digits, standardised, and one-hot targets, in float32."""
-    data = _require("sklearn.datasets", "demo").load_digits()
+    data = import_module("sklearn.datasets").load_digits()
     x = np.asarray(data.data[:EXAMPLES], dtype=np.float64)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-8)
     y = np.eye(10)[data.target[:EXAMPLES]]
@@ -181,15 +183,13 @@ def initial_weights(seed: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _print_table(methods: list[Method], rows: list[Row], out: Path) -> None:
-    table = _require("rich.table", "demo").Table(title="at the edge of stability: lr·S/2 ≈ 1")
-    for column in ("method", "norm", "lr", "steps", "loss", "S first", "S last", "2/lr",
-                   "median lr·S/2, last fifth"):  # fmt: skip
-        table.add_column(column, justify="left" if column in ("method", "norm") else "right")
+    print("\nmethod                lr  steps    loss   S: first → last     2/lr  late lr·S/2")
     for m in methods:
         own = [r for r in rows if r["norm"] == m.norm]
-        cells = (f"{m.lr:g}", str(m.steps), f"{own[-1]['loss']:.4f}",
-                 f"{own[0]['sharpness']:.4g}", f"{own[-1]['sharpness']:.4g}", f"{2 / m.lr:.4g}",
-                 f"{late_ratio(own, m.steps):.3f}")  # fmt: skip
-        table.add_row(m.title, m.norm, *cells)
-    _require("rich.console", "demo").Console().print(table)
+        rise = f"{own[0]['sharpness']:.4g} → {own[-1]['sharpness']:.4g}"
+        print(
+            f"{m.title:16} {m.lr:>7g} {m.steps:>6} {own[-1]['loss']:>7.4f} {rise:>17}"
+            f" {2 / m.lr:>8.4g} {late_ratio(own, m.steps):>12.3f}"
+        )
+    print("late: the median over the last fifth of the steps; the edge is at 1")
     print(f"records: {out / 'demo.jsonl'}\npicture: {out / 'demo.png'}")

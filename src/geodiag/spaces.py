@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, namespace
+from geodiag.blocks import Array, Blocks, array_namespace, device, namespace
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class MatrixView:
 
     def to_matrix(self, x: Array) -> Array:
         """The tensor ``x`` as a (rows, cols) matrix."""
-        xp = array_api_compat.array_namespace(x)
+        xp = array_namespace(x)
         axes = self.rows + self.cols
         shape = self.shape(tuple(x.shape))
         if axes != tuple(range(x.ndim)):
@@ -49,7 +48,7 @@ class MatrixView:
 
     def from_matrix(self, m: Array, shape: tuple[int, ...]) -> Array:
         """Inverse of :meth:`to_matrix` for a tensor of ``shape``."""
-        xp = array_api_compat.array_namespace(m)
+        xp = array_namespace(m)
         axes = self.rows + self.cols
         if len(shape) != 2:
             m = xp.reshape(m, tuple(shape[i] for i in axes))
@@ -97,7 +96,7 @@ class Space:
         """The space of bare blocks: two-axis arrays are matrices as they stand, rows first."""
         xp = namespace(blocks)
         example = next(iter(blocks.values()))
-        where = array_api_compat.device(example)
+        where = device(example)
 
         def asarray(x: Any) -> Array:
             return xp.asarray(x, dtype=example.dtype, device=where)

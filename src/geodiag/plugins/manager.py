@@ -10,7 +10,7 @@ import difflib
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -43,10 +43,11 @@ class Registered:
 class Registry:
     """Plugins and the names they own. The library has one, :data:`registry`."""
 
-    def __init__(self, entry_points: Callable[[], list[Any]] | None = None) -> None:
+    def __init__(self, entry_points: Callable[[], Iterable[Any]] | None = None) -> None:
         self._manager = pluggy.PluginManager(specs.PROJECT)
         self._manager.add_hookspecs(specs)
-        self._entry_points = entry_points or (lambda: list(metadata.entry_points(group=GROUP)))
+        self._find_entry_points = entry_points or (lambda: metadata.entry_points(group=GROUP))
+        self._entry_points: list[Any] | None = None  # read once: it scans every distribution
         self._tried: set[str] = set()
         self._registered_norms: dict[str, Registered] = {}
         self._lock = threading.RLock()
@@ -170,8 +171,10 @@ class Registry:
 
     def _load(self) -> None:
         """Load the entry points that may be loaded by now and were not tried yet."""
+        if self._entry_points is None:
+            self._entry_points = list(self._find_entry_points())
         owners: dict[str, str] = {}
-        for ep in self._entry_points():
+        for ep in self._entry_points:
             owner = f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})"
             if owners.setdefault(ep.name, owner) != owner:
                 raise _clash("plugin", ep.name, owners[ep.name], owner)

@@ -1,0 +1,75 @@
+# `make demo` and `make test` are each complete: they make .venv, install the pinned versions, and run.
+# Python 3.11 with pip is all that has to be there; choose another with `make test PYTHON=python3.12`.
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+FRAMEWORK ?= torch
+# More options for the demo, e.g. `make demo ARGS="--norm linf --steps 200"`.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO := $(VENV)/.demo-$(FRAMEWORK)
+DEV := $(VENV)/.dev
+TORCH := $(VENV)/.torch
+# One thread per worker: two workers fill two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+.PHONY: help demo test test-all lint types format bench clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       train on real digits and draw the edge of stability (FRAMEWORK=torch|jax)"
+	@echo "make test       lint, types and tests"
+	@echo "make test-all   the same with the slow tests"
+	@echo "make lint | types | format | bench | clean"
+
+demo: $(DEMO)
+	$(BIN)/geodiag demo --framework $(FRAMEWORK) $(ARGS)
+
+test: lint types
+	$(PYTEST) -m "not slow"
+
+test-all: lint types
+	$(PYTEST)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || \
+		{ echo "Python 3.11 or newer was not found; say where: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch by itself first: resolved together with what depends on it, a build with several GB of CUDA
+# packages can come in its place.
+$(TORCH): constraints.txt | $(BIN)/python
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.demo-torch: $(TORCH)
+
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[$(FRAMEWORK),plot,demo]"
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
+	$(INSTALL) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,119 @@
+"""Who may import whom: read from the source, and tried in fresh interpreters."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src"
+CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
+# What only these files of the core may import; their users have the extras installed.
+EXTRAS = {"demo": {"matplotlib", "rich", "sklearn"}, "plotting": {"matplotlib"}}
+TORCH = {"torch", "geodiag_torch", "lightning", "transformers", "torchvision"}
+JAX = {"jax", "jaxlib", "geodiag_jax", "optax", "flax", "equinox", "chex"}
+FRAMEWORKS = TORCH | JAX
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted((SRC / package).rglob("*.py"))
+    assert found, f"no source in {package}"
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The full names of the modules that a file imports, anywhere, in whatever way."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    return names
+
+
+def roots(path: Path) -> set[str]:
+    """The distributions behind :func:`imported`, without the standard library."""
+    return {name.partition(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", sources("geodiag"), ids=lambda p: str(p.relative_to(SRC)))
+def test_core_imports_its_dependencies_alone(path):
+    unit = path.relative_to(SRC / "geodiag").parts[0].removesuffix(".py")
+    assert roots(path) <= CORE | EXTRAS.get(unit, set())
+
+
+@pytest.mark.parametrize(
+    ("package", "foreign"), [("geodiag_torch", JAX), ("geodiag_jax", TORCH)], ids=["torch", "jax"]
+)
+def test_adapters_do_not_know_each_other(package, foreign):
+    for path in sources(package):
+        assert not roots(path) & (foreign | {"pytest", "hypothesis"}), path
+
+
+@pytest.mark.parametrize("package", ["geodiag_torch", "geodiag_jax"])
+def test_adapters_use_public_names_of_the_core(package):
+    private = re.compile(r"from geodiag[\w.]* import [^\n]*\b_\w+|geodiag\.(\w+\.)*_[a-z]")
+    for path in sources(package):
+        text = path.read_text(encoding="utf-8")
+        assert not private.search(re.sub(r"\(\s+", "(", text)), path
+
+
+def loaded(python, code: str) -> set[str]:
+    """The top-level modules that are loaded after ``code`` in a fresh interpreter."""
+    done = python(f"{code}\nimport sys; print(*{{m.partition('.')[0] for m in sys.modules}})")
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import geodiag",
+        "import geodiag; geodiag.available_norms()",
+        "import geodiag, numpy as np; geodiag.sharpness(np.diag([2.0, 1.0]), 'linf')",
+        "import geodiag.cli; geodiag.cli.main(['norms']); print()",
+    ],
+    ids=["import", "available_norms", "sharpness", "cli"],
+)
+def test_core_runs_without_a_framework(python, code):
+    modules = loaded(python, code)
+    assert "geodiag" in modules
+    assert not modules & (FRAMEWORKS | {"scipy", "sklearn", "matplotlib", "rich", "pytest"})
+
+
+@pytest.mark.parametrize(
+    ("mine", "foreign"), [("torch", JAX), ("jax", TORCH)], ids=["torch", "jax"]
+)
+def test_one_framework_does_not_load_the_other(python, mine, foreign):
+    code = f"import {mine}, geodiag; geodiag.available_norms(); import geodiag_{mine}.plugin"
+    modules = loaded(python, code)
+    assert f"geodiag_{mine}" in modules
+    assert not modules & foreign
+
+
+def test_framework_imported_after_the_core_is_found(python):
+    """The entry point named after a framework loads at the first look-up after its import."""
+    code = (
+        "import sys, geodiag; geodiag.available_norms(); assert 'geodiag_torch' not in sys.modules"
+    )
+    modules = loaded(python, f"{code}; import torch; geodiag.available_norms()")
+    assert "geodiag_torch" in modules
+
+
+def test_import_is_fast(python):
+    """Under 0.3 s beyond NumPy's own import, by the best of five: noise only ever adds."""
+    times = []
+    for _ in range(5):
+        done = python("import numpy; import geodiag", "-X", "importtime")
+        (line,) = re.findall(r"\|\s*(\d+) \| geodiag$", done.stderr, flags=re.MULTILINE)
+        times.append(int(line) / 1e6)
+    assert min(times) < 0.3
