@@ -73,7 +73,8 @@ def directional_smoothness(
         )
     oracle, made = resolve_oracle(model, **problem_arguments)
     try:
-        bound = as_norm(norm).bind(oracle.space)
+        asked = as_norm(norm)
+        bound = asked.bind(oracle.space)
         check_like(step, oracle.shapes, "step")
         s = {name: oracle.space.asarray(step[name]) for name in oracle.names}
         if not bool(all_finite(s)) or not float(bound.value(s)) > 0:
@@ -87,7 +88,7 @@ def directional_smoothness(
                 "the loss or the gradient at one end of the step is not finite",
                 do="check the step; the training may have diverged",
             )
-        return DirectionalSmoothness(value, kind, repr(bound), rounding)
+        return DirectionalSmoothness(value, kind, repr(asked), rounding)
     finally:
         if made is not None:
             made.close()
@@ -107,8 +108,10 @@ def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None
 
 def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
     there = oracle.gradient_at(add(oracle.point(), s))
-    change = norm.dual(subtract(there, oracle.gradient()))
-    return 2 * float(change) / float(norm.value(s)), None
+    change = subtract(there, oracle.gradient())
+    if not bool(all_finite(change)):  # which a dual norm (an SVD) need not survive
+        return float("nan"), None
+    return 2 * float(norm.dual(change)) / float(norm.value(s)), None
 
 
 def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:

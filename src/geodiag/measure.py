@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from geodiag.blocks import zeros_like
@@ -90,15 +91,17 @@ def sharpness(
         process_group=process_group,
     )
     try:
-        bound_norm = as_norm(norm).bind(oracle.space)
+        asked = as_norm(norm)
+        bound_norm = asked.bind(oracle.space)
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
         first = as_start(start, oracle)
         try:
-            return chosen.estimate(oracle, bound_norm, first, options)
+            result = chosen.estimate(oracle, bound_norm, first, options)
         except NonFiniteError as e:
             if throw:
                 raise
-            return _failed(oracle, bound_norm, chosen, str(e))
+            result = _failed(oracle, bound_norm, chosen, str(e))
+        return replace(result, norm=repr(asked))  # as asked for, not as bound
     finally:
         if made is not None:
             made.close()

@@ -32,7 +32,7 @@ CASES = [
 
 @pytest.mark.parametrize("code", CASES)
 def test_example_runs(code, tmp_path):
-    done = run(sys.executable, "-c", code, cwd=tmp_path)
+    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)  # no warning either
     assert done.returncode == 0, done.stderr
     stated = [float(number) for number in STATED.findall(code)]
     if stated:

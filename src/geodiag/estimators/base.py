@@ -214,7 +214,7 @@ def _check_finite(what: str, blocks: Mapping[str, Array]) -> None:
     for name, x in blocks.items():
         xp = array_namespace(x)
         if not bool(xp.all(xp.isfinite(x))):
-            bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
+            bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int32)))
             where = "" if what == "loss" else f" at {name!r} ({bad} of {x.size} entries)"
             raise NonFiniteError(
                 f"the {what} is not finite",

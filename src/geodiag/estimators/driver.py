@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.blocks import Array, Blocks, array_namespace, device
 from geodiag.errors import NonFiniteError
 from geodiag.oracles.base import Oracle
 
@@ -35,9 +35,9 @@ CALM = 2
 def begin(direction: Blocks, image: Blocks, value: Array) -> State:
     """The state before the first iteration."""
     xp = array_namespace(value)
-    zero = xp.zeros((), dtype=xp.int64, device=value.device)
+    zero = xp.zeros((), dtype=xp.int32, device=device(value))
     return State(
-        direction, image, value, zero, zero, xp.zeros((0,), dtype=value.dtype, device=value.device)
+        direction, image, value, zero, zero, xp.zeros((0,), dtype=value.dtype, device=device(value))
     )
 
 
@@ -52,8 +52,8 @@ def run(oracle: Oracle, step: Step, state: State, limit: int, rtol: float) -> St
     xp = array_namespace(state.value)
     past = state.history
     zero = xp.zeros_like(state.iteration)
-    fresh = xp.zeros((limit,), dtype=state.value.dtype, device=state.value.device)
-    places = xp.arange(limit, dtype=zero.dtype, device=state.value.device)
+    fresh = xp.zeros((limit,), dtype=state.value.dtype, device=device(state.value))
+    places = xp.arange(limit, dtype=zero.dtype, device=device(state.value))
     state = state._replace(calm=zero, iteration=zero, history=fresh)
 
     def go_on(s: State) -> Array:

@@ -55,7 +55,7 @@ class FrankWolfe(SharpnessEstimator):
             finals.append((float(dot(d, m.hvp(d))), d))
             m.report(finals[-1][0])
         if not finals:  # a budget too small for one step and its value
-            finals.append((0.0, m.unit(start) if start is not None else m.random()))
+            return m.finish(m.unit(start) if start is not None else m.random(), Status.BUDGET)
         values = [value for value, _ in finals]
         best, direction = max(finals, key=lambda pair: pair[0])
         return m.finish(

@@ -62,7 +62,9 @@ class Lanczos(SharpnessEstimator):
             residual = krylov.extend(m)
             history.append(krylov.theta)
             m.report(krylov.theta)
-            done = residual <= max(rtol, floor) * abs(krylov.theta) or krylov.invariant
+            # A value near zero beside large |eigenvalues| resolves to rounding of these, no better.
+            enough = max(max(rtol, floor) * abs(krylov.theta), floor * krylov.scale / 5)
+            done = residual <= enough or krylov.invariant
         result = m.finish(krylov.ritz(), Status.BUDGET, history=tuple(history))
         assert result.residual is not None
         if not done:

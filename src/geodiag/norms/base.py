@@ -83,6 +83,6 @@ class QuadraticNorm(Norm):
 
 
 def _root(x: Array) -> Array:
-    """√x, with rounding below zero taken as zero."""
+    """√x, with rounding below zero taken as zero; NaN stays NaN."""
     xp = array_namespace(x)
-    return xp.sqrt(xp.where(x > 0, x, xp.zeros_like(x)))
+    return xp.sqrt(xp.where(x < 0, xp.zeros_like(x), x))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, namespace, scale, zeros_like
+from geodiag.blocks import Array, Blocks, array_namespace, device, namespace, scale, zeros_like
 from geodiag.norms.base import Face, Norm
 from geodiag.spaces import Space
 
@@ -100,7 +100,7 @@ class SumJoint(Joint):
     def lmo(self, g: Blocks) -> Blocks:
         xp = namespace(g)
         duals = self.duals(g)
-        index = xp.arange(len(self.parts), device=duals.device)
+        index = xp.arange(len(self.parts), device=device(duals))
         chosen = xp.astype(index == xp.argmax(duals), duals.dtype)
         return self._part_lmos(g, chosen)
 

@@ -26,8 +26,11 @@ class _TensorNorm(Norm):
         (name,) = space.names
         shape = space.shapes[name]
         if name in space.matrix_view:
+            view = space.matrix_view[name]
+            if min(view.shape(shape)) == 1:  # one singular value: ℓ2, which is quadratic
+                return L2()
             bound = type(self)()
-            bound.view = space.matrix_view[name]
+            bound.view = view
             return bound
         if len(shape) >= 2:
             raise NormError(

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, flatten, map_blocks, namespace, unflatten
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    device,
+    flatten,
+    map_blocks,
+    namespace,
+    unflatten,
+)
 from geodiag.norms.base import Face, Norm
 from geodiag.spaces import Space
 
@@ -48,7 +57,7 @@ class L1(Norm):
         if flat.shape[0] == 0:
             return g
         best = xp.argmax(xp.abs(flat))
-        index = xp.arange(flat.shape[0], dtype=best.dtype, device=best.device)
+        index = xp.arange(flat.shape[0], dtype=best.dtype, device=device(best))
         one_hot = xp.where(index == best, xp.sign(flat), xp.zeros_like(flat))
         return unflatten(one_hot, {name: x.shape for name, x in g.items()})
 

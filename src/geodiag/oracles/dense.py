@@ -78,8 +78,10 @@ class MatrixProblem(Problem):
             raise MatrixError(
                 "the Hessian must be a square matrix", got=f"shape {dims}", do="pass shape (n, n)"
             )
-        self.space = _space(dims[0], shapes, matrix)
         self._explicit = is_array(matrix)
+        if self._explicit:
+            matrix = _as_real(matrix)
+        self.space = _space(dims[0], shapes, matrix)
         self.apply = _check_matrix(matrix) if self._explicit else _check_operator(matrix)
 
     def at(self, params: Any = None) -> MatrixOracle:
@@ -112,10 +114,7 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
     views = {k: MatrixView.first_axis_rows(len(s)) for k, s in named.items() if len(s) >= 2}
     if not is_array(matrix):
         return Space(named, views, lambda x: np.asarray(x, dtype=np.float64))
-    xp, where = array_namespace(matrix), device(matrix)
-    dtype = matrix.dtype if xp.isdtype(matrix.dtype, "real floating") else xp.float64
-    if xp.finfo(dtype).bits < 32:
-        dtype = xp.float32
+    xp, where, dtype = array_namespace(matrix), device(matrix), matrix.dtype
 
     def asarray(x: Any) -> Array:
         return xp.asarray(x, dtype=dtype, device=where)
@@ -123,14 +122,19 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
     return Space(named, views, asarray)
 
 
-def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
+def _as_real(matrix: Any) -> Array:
+    """The matrix in a real floating dtype of at least 32 bits."""
     xp = array_namespace(matrix)
     if xp.isdtype(matrix.dtype, ("complex floating", "bool")):
         raise MatrixError("the Hessian must be real", got=f"dtype {matrix.dtype}")
     if not xp.isdtype(matrix.dtype, "real floating"):
-        matrix = xp.astype(matrix, xp.float64)
-    elif xp.finfo(matrix.dtype).bits < 32:
-        matrix = xp.astype(matrix, xp.float32)
+        default = xp.ones((), device=device(matrix)).dtype
+        return xp.astype(matrix, default)
+    return xp.astype(matrix, xp.float32) if xp.finfo(matrix.dtype).bits < 32 else matrix
+
+
+def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
+    xp = array_namespace(matrix)
     largest = float(xp.max(xp.abs(matrix)))
     if not math.isfinite(largest):
         raise MatrixError("the Hessian holds NaN or infinity", got=f"largest entry {largest}")

@@ -1,0 +1,118 @@
+"""Batches made ready for compiled functions: arrays traced, everything else static.
+
+A tuple (or list) batch is spread over the loss's arguments, ``loss(params, *batch)``; a dict or a
+single array is passed whole, ``loss(params, batch)``; without data it is ``loss(params)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geodiag.blocks import Array, is_array, to_numpy
+from geodiag.data import Batches
+from geodiag.errors import DataError, ParameterError
+from geodiag_jax.pytree import Static
+
+
+@dataclass(frozen=True)
+class BatchForm:
+    """Everything about a batch but its arrays; hashable."""
+
+    treedef: Any
+    static: tuple[Static | None, ...]  # None where the leaf is an array
+
+    def arguments(self, arrays: tuple[Array, ...]) -> tuple[Any, ...]:
+        """What follows ``params`` in the call of the loss."""
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is None else leaf.value for leaf in self.static]
+        batch = jax.tree_util.tree_unflatten(self.treedef, leaves)
+        return tuple(batch)
+
+
+class Piece(NamedTuple):
+    """One batch of a pass over the data."""
+
+    weight: float
+    form: BatchForm
+    arrays: tuple[Array, ...]
+
+
+class Feed:
+    """The batches of a problem, in passes. A single batch is prepared once and kept.
+
+    Raises:
+        DataError: empty data, a one-shot iterator, or a batch of something unusable.
+    """
+
+    def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
+        self._batches = Batches(data, weight, reduction)
+        self.single = self._batches.single
+        self._kept = list(self._pieces()) if self.single else None
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces() if self._kept is None else iter(self._kept)
+
+    def total(self, f: Callable[[BatchForm, tuple[Array, ...]], Any]) -> Any:
+        """``f`` (a pytree) of every batch, combined over one pass."""
+        return self.combine((weight, f(form, arrays)) for weight, form, arrays in self)
+
+    def combine(self, answers: Iterable[tuple[float, Any]]) -> Any:
+        """Σ weight·answer, over Σ weight where the loss averages."""
+        total, weights = None, 0.0
+        for weight, answer in answers:
+            if self.single:
+                return answer
+            weights += weight
+            total = _add_scaled(total, answer, weight)
+        divisor = self._batches.normalise(weights)
+        return jax.tree_util.tree_map(lambda x: x / divisor, total)
+
+    def _pieces(self) -> Iterator[Piece]:
+        for batch in self._batches:
+            yield Piece(self._batches.weigh(batch), *prepare(batch))
+
+
+def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
+    """The static form and the arrays of one batch; NumPy memory is copied."""
+    if batch is None:
+        arguments: tuple[Any, ...] = ()
+    elif isinstance(batch, (tuple, list)):
+        arguments = tuple(batch)
+    elif isinstance(batch, Mapping) and jax.tree_util.all_leaves([batch]):
+        arguments = (dict(batch),)  # a mapping that JAX does not know as a pytree
+    else:
+        arguments = (batch,)
+    leaves, treedef = jax.tree_util.tree_flatten(arguments)
+    arrays = [_to_jax(x) for x in leaves if is_array(x)]
+    try:
+        static = tuple(None if is_array(x) else Static(x, "a part of a batch") for x in leaves)
+    except ParameterError as e:
+        raise DataError(
+            e.what, got=e.got, do="let batches hold arrays of numbers, and hashable options"
+        ) from e
+    return BatchForm(treedef, static), tuple(arrays)
+
+
+def _to_jax(x: Any) -> Array:
+    if isinstance(x, jax.Array):
+        return x
+    host = np.array(x) if isinstance(x, (np.ndarray, np.generic)) else to_numpy(x)
+    if host.dtype.kind in "OUSmM":
+        raise DataError(
+            "a batch holds an array that JAX cannot compute with",
+            got=f"dtype {host.dtype}",
+            do="encode it as numbers",
+        )
+    return jnp.asarray(host)
+
+
+def _add_scaled(total: Any, value: Any, weight: float) -> Any:
+    if total is None:
+        return jax.tree_util.tree_map(lambda x: x * weight, value)
+    return jax.tree_util.tree_map(lambda t, x: t + x * weight, total, value)

@@ -1,0 +1,250 @@
+"""A JAX problem at one point.
+
+The engine decides how a Hessian-vector product is made; ``auto`` may change it, and says so in
+``notes``. Over several batches each question is one pass over the data, and a pass that does not
+find the frozen loss again means that the data changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from geodiag.blocks import Array, Blocks, epsilon, norm2
+from geodiag.errors import DataError, EngineError, GeodiagError
+from geodiag.oracles import Oracle, finite_difference_hvp
+from geodiag_jax import compiled
+from geodiag_jax.compiled import Arrays, Form
+from geodiag_jax.feed import BatchForm, Feed
+from geodiag_jax.pytree import Layout, as_blocks
+
+ENGINES = ("auto", "linearize", "recompute", "reverse", "finite-difference")
+
+_PRODUCTS = {
+    "recompute": (compiled.forward, compiled.forward_many),
+    "reverse": (compiled.reverse, compiled.reverse_many),
+}
+# What JAX raises where a derivative does not exist in some mode.
+_UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
+_FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
+
+
+class JaxOracle(Oracle):
+    """Loss, gradient and Hessian-vector products of a JAX loss at a frozen point."""
+
+    def __init__(
+        self, form: Form, layout: Layout, feed: Feed, engine: str, memory: int | None
+    ) -> None:
+        self.space = layout.space
+        self._form, self._feed, self._memory = form, feed, memory
+        self._point, self._fixed = layout.point, layout.fixed
+        self._auto = engine == "auto"
+        self._engine = engine
+        if self._auto:
+            self._engine = "linearize" if feed.single else "recompute"
+        self._frozen: tuple[Array, Arrays] | None = None
+        self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
+        self._scales: tuple[float, float] | None = None  # ‖∇L‖ and ‖w‖, once asked for
+        self._notes: list[str] = []
+        if engine == "finite-difference":
+            self._note("Hessian-vector products are central differences of gradients")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
+
+    def point(self) -> Blocks:
+        return as_blocks(self.names, self._point)
+
+    def loss(self) -> Array:
+        return self._freeze()[0]
+
+    def gradient(self) -> Blocks:
+        return as_blocks(self.names, self._freeze()[1])
+
+    def loss_at(self, params: Blocks) -> Array:
+        point = self._arrays(params)
+        loss: Array = self._feed.total(
+            lambda batch, arrays: compiled.value(self._form, batch, point, self._fixed, arrays)
+        )
+        return loss
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return as_blocks(self.names, self._value_and_gradient(self._arrays(params))[1])
+
+    def hvp(self, d: Blocks) -> Blocks:
+        if self._engine == "finite-difference":
+            return finite_difference_hvp(self.gradient_at, self.point(), d)
+        return as_blocks(self.names, self._product(self._arrays(d), many=False))
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        if self._engine == "finite-difference":
+            return super().hvps(ds)
+        return as_blocks(self.names, self._product(self._arrays(ds), many=True))
+
+    def _arrays(self, blocks: Blocks) -> Arrays:
+        """Blocks as the compiled functions take them."""
+        dtype = self._form.dtype
+        return tuple(
+            x if isinstance(x, jax.Array) and x.dtype == dtype else self.space.asarray(x)
+            for x in (blocks[name] for name in self.names)
+        )
+
+    def _freeze(self) -> tuple[Array, Arrays]:
+        """Loss and gradient at the point, and the linearization where the engine keeps one."""
+        if self._frozen is None and self._engine == "linearize":
+            self._frozen = self._linearize()
+        if self._frozen is None:
+            self._frozen = self._value_and_gradient(self._point)
+        return self._frozen
+
+    def _value_and_gradient(self, point: Arrays) -> tuple[Array, Arrays]:
+        answer: tuple[Array, Arrays] = self._feed.total(
+            lambda batch, arrays: compiled.value_and_gradient(
+                self._form, batch, point, self._fixed, arrays
+            )
+        )
+        return answer
+
+    def _linearize(self) -> tuple[Array, Arrays] | None:
+        """Keep the linearization of every batch; None, and another engine, where that fails."""
+        room = math.inf if self._memory is None else float(self._memory)
+        kept: list[tuple[float, Any]] = []
+        answers: list[tuple[float, tuple[Array, Arrays]]] = []
+        for weight, batch, arrays in self._feed:
+            question = (self._form, batch, self._point, self._fixed, arrays)
+            if self._auto and _blocked(self._form):
+                self._use_reverse()
+                return None
+            try:
+                if self._memory is not None:
+                    room -= compiled.kept_bytes(*question)
+                if room < 0:
+                    self._engine = "recompute"
+                    self._note(
+                        f"a kept linearization takes more than memory={self._memory} bytes; "
+                        "every Hessian-vector product is recomputed"
+                    )
+                    return None
+                loss, gradient, linear = compiled.linearized(*question)
+                self._try_forward(linear)
+            except _UNDERIVABLE as e:
+                self._fall_back(e)
+                return None
+            kept.append((weight, linear))
+            answers.append((weight, (loss, gradient)))
+        frozen: tuple[Array, Arrays] = self._feed.combine(answers)
+        self._kept = kept
+        return frozen
+
+    def _try_forward(self, linear: Any) -> None:
+        """Once per loss: a ``custom_vjp`` in a linearization raises only when it is lowered."""
+        known = _forward_works(self._form)
+        if known != [True]:
+            compiled.apply.lower(linear, self._point)
+            known[:] = [True]
+
+    def _product(self, d: Arrays, many: bool) -> Arrays:
+        """∇²L d by the engine; the first question settles which one it is."""
+        frozen, _ = self._freeze()
+        product: Arrays
+        if self._kept is not None:
+            apply = compiled.apply_many if many else compiled.apply
+            product = self._feed.combine((w, apply(linear, d)) for w, linear in self._kept)
+            return product
+        loss, product = self._feed.total(
+            lambda batch, arrays: self._recomputed(batch, arrays, d, many)
+        )
+        if not self._feed.single and not isinstance(loss, jax.core.Tracer):
+            self._check_unchanged(float(frozen), float(loss), _curvature(d, product))
+        return product
+
+    def _recomputed(self, batch: BatchForm, arrays: Arrays, d: Arrays, many: bool) -> Any:
+        """(loss, product) of one batch."""
+        question = (self._form, batch, self._point, self._fixed, arrays, d)
+        if self._auto and self._engine == "recompute" and _blocked(self._form):
+            self._use_reverse()
+        if self._engine == "recompute":
+            try:
+                return _PRODUCTS["recompute"][many](*question)
+            except _UNDERIVABLE as e:
+                self._fall_back(e)
+        try:
+            return _PRODUCTS["reverse"][many](*question)
+        except _UNDERIVABLE as e:
+            if isinstance(e, GeodiagError):
+                raise
+            raise EngineError(
+                "JAX cannot differentiate the gradient of this loss",
+                got=f"{type(e).__name__}: {str(e).splitlines()[0]}",
+                do='pass engine="finite-difference"',
+            ) from e
+
+    def _fall_back(self, error: Exception) -> None:
+        """Go on in reverse mode if forward mode was the trouble; else raise ``error`` again."""
+        text = str(error).lower()
+        if isinstance(error, GeodiagError) or not any(mark in text for mark in _FORWARD_MARKS):
+            raise error
+        if not self._auto:
+            raise EngineError(
+                f"forward-mode differentiation, which engine={self._engine!r} needs, is blocked",
+                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                do='pass engine="auto" or engine="reverse"',
+            ) from error
+        self._use_reverse()
+
+    def _use_reverse(self) -> None:
+        _forward_works(self._form)[:] = [False]
+        self._engine = "reverse"
+        self._note(
+            "forward-mode differentiation is blocked (by a custom_vjp); "
+            "Hessian-vector products are reverse over reverse"
+        )
+
+    def _check_unchanged(self, frozen: float, found: float, curvature: float) -> None:
+        """Raise if a pass met another loss than the frozen one.
+
+        Two compiled programs may round differently: by a relative 0.3·√ε of the loss (1e-4 in
+        float32, 4e-9 in float64) at most, or, where the loss nearly cancels or vanishes, by what a
+        change of the parameters by δ = 1000·ε‖w‖ does to it. Other batches differ by far more.
+        """
+        if not (math.isfinite(frozen) and math.isfinite(found)):
+            return
+        if self._scales is None:
+            self._scales = float(norm2(self.gradient())), float(norm2(self.point()))
+        slope, length = self._scales
+        eps = epsilon(self.point())
+        delta = 1e3 * eps * length
+        allowed = 0.3 * math.sqrt(eps) * abs(frozen) + delta * slope + delta**2 * curvature
+        if abs(found - frozen) > allowed:
+            raise DataError(
+                "the data changed between passes: the loss at the same parameters is another one",
+                got=f"{frozen!r}, then {found!r}",
+                do="pass a list of batches, or a loader with a fixed order, no random "
+                "augmentation and no dropped examples",
+            )
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+
+def _curvature(d: Arrays, product: Arrays) -> float:
+    """|⟨d, Hd⟩|/‖d‖², and zero for d = 0."""
+    along = sum(float(jnp.vdot(x, y)) for x, y in zip(d, product, strict=True))
+    length2 = sum(float(jnp.vdot(x, x)) for x in d)
+    return abs(along) / length2 if length2 else 0.0
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward_works(form: Form) -> list[bool]:
+    """[], or whether forward mode works, as found so far; JAX does not remember what failed."""
+    return []
+
+
+def _blocked(form: Form) -> bool:
+    return _forward_works(form) == [False]

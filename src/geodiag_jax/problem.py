@@ -1,0 +1,96 @@
+"""A JAX loss callable with its data and its parameter pytree as a Problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from geodiag.errors import ArgumentError
+from geodiag.oracles import Problem
+from geodiag.selection import Where
+from geodiag.spaces import Space
+from geodiag_jax.capture import Loss
+from geodiag_jax.compiled import Form
+from geodiag_jax.feed import Feed
+from geodiag_jax.oracle import ENGINES, JaxOracle
+from geodiag_jax.pytree import read
+
+
+class JaxProblem(Problem):
+    """``loss(params, *batch)`` over ``data``, as a function of the arrays that ``where`` selects.
+
+    Compiled functions are shared by all problems of the same loss, shapes and dtypes, so neither a
+    new point nor a new problem compiles again. The loss must be a pure function: arrays that it
+    closes over are constants to the compiler (see :mod:`geodiag_jax.capture`).
+
+    The measurement runs in float64 if a measured array is float64, else in float32; arrays of
+    fewer bits are cast at the boundary. A single batch is kept from the start (NumPy memory is
+    copied). JAX arrays cannot be written to, so a point is frozen by itself; do not donate its
+    buffers to another function while it is being measured.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        data: Any = None,
+        params: Any = None,
+        where: Where = None,
+        weight: Callable[[Any], float] | None = None,
+        reduction: str = "mean",
+        engine: str = "auto",
+        memory: int | None = None,
+    ) -> None:
+        """Take the loss, the data and the parameters apart; nothing is computed yet.
+
+        Args:
+            loss: called as ``loss(params, *batch)`` for a tuple batch, ``loss(params, batch)`` for
+                a dict or an array, ``loss(params)`` without data. Returns a real scalar.
+            data: one batch (tuple, dict, array), or a list or re-iterable of batches.
+            params: the point: any pytree with floating-point arrays.
+            where: which arrays to measure; see :func:`geodiag.selection.select`.
+            weight: of a batch in the mean over batches; default: its length.
+            reduction: "mean" if the loss averages over a batch, "sum" if it adds.
+            engine: how Hessian-vector products are computed. "linearize": forward over reverse,
+                its tape kept at each point. "recompute": forward over reverse, anew for every
+                product. "reverse": reverse over reverse. "finite-difference": central differences
+                of gradients. "auto": "linearize" for one batch, "recompute" for several,
+                "reverse" where forward mode is blocked (a ``custom_vjp``).
+            memory: bytes that a kept linearization may take; beyond them products are recomputed.
+
+        Raises:
+            ParameterError: the parameters cannot be measured.
+            DataError: the data are empty, one-shot or unusable.
+            ArgumentError: another argument has an unusable value.
+        """
+        if engine not in ENGINES:
+            raise ArgumentError(
+                "unknown engine for a JAX loss",
+                got=repr(engine),
+                do=f"use one of {', '.join(map(repr, ENGINES))}",
+            )
+        if memory is not None and not (
+            isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory >= 0
+        ):
+            raise ArgumentError("memory= must be a number of bytes", got=repr(memory))
+        self._layout = read(params, where)
+        self._loss = Loss(loss)
+        self._feed = Feed(data, weight, reduction)
+        self._engine, self._memory = engine, memory
+
+    @property
+    def space(self) -> Space:
+        """Names, shapes and matrix views of the measured parameters."""
+        return self._layout.space
+
+    def at(self, params: Any = None) -> JaxOracle:
+        """The oracle at ``params``: a pytree like the problem's, or blocks of the measured names.
+
+        Default: the problem's own ``params``.
+
+        Raises:
+            ShapeError: another structure, or other names or shapes.
+        """
+        layout = self._layout if params is None else self._layout.moved(params)
+        form = Form(self._loss, layout.tree, layout.dtype)
+        return JaxOracle(form, layout, self._feed, self._engine, self._memory)

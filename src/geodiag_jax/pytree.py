@@ -1,0 +1,271 @@
+"""A parameter pytree taken apart: what is measured, what is held fixed, and how to rebuild it.
+
+measured   the floating arrays that ``where`` selects, as blocks named by their paths
+fixed      the other arrays: traced arguments of the compiled functions, never differentiated
+static     whatever is not an array (functions, None, Python scalars): part of the compilation key
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, check_like
+from geodiag.errors import ParameterError, ShapeError
+from geodiag.selection import Where, select
+from geodiag.spaces import MatrixView, Space
+
+# The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
+ROOT = "x"
+
+
+class Static:
+    """A leaf that is not an array, as part of a compilation key.
+
+    Compared by type as well as by value: 1, 1.0 and True are equal but compile differently.
+    """
+
+    def __init__(self, value: Any, what: str) -> None:
+        self.value = value
+        # repr tells 0.0 from -0.0, and lets NaN equal itself.
+        exact = repr(value) if isinstance(value, (float, complex)) else value
+        self._key = (type(value), exact)
+        try:
+            self._hash = hash(self._key)
+        except TypeError as e:
+            raise ParameterError(
+                f"{what} is neither an array nor hashable, so no compiled function can depend "
+                "on it",
+                got=f"{type(value).__module__}.{type(value).__qualname__}",
+                do="make it a JAX or NumPy array of numbers, register its type as a pytree, or "
+                "close the loss over it",
+            ) from e
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Everything about a parameter pytree but its arrays; hashable."""
+
+    treedef: Any
+    measured: tuple[tuple[int, Any], ...]  # place among the leaves, and the leaf's own dtype
+    fixed: tuple[int, ...]
+    static: tuple[tuple[int, Static], ...]
+
+    def build(self, point: Sequence[Array], fixed: Sequence[Array]) -> Any:
+        """The pytree with these arrays; measured ones are cast back to their leaves' dtypes."""
+        leaves: list[Any] = [None] * self.treedef.num_leaves
+        for (place, dtype), x in zip(self.measured, point, strict=True):
+            leaves[place] = x.astype(dtype)
+        for place, x in zip(self.fixed, fixed, strict=True):
+            leaves[place] = x
+        for place, leaf in self.static:
+            leaves[place] = leaf.value
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pytree's :class:`Tree` with its arrays: the point and the fixed arrays."""
+
+    tree: Tree
+    space: Space
+    dtype: Any  # of the measurement
+    point: tuple[Array, ...]  # the measured arrays, in the measurement dtype
+    fixed: tuple[Array, ...]
+
+    def moved(self, params: Any) -> Layout:
+        """The same choice of parameters at another point: a whole pytree, or measured blocks.
+
+        Raises:
+            ShapeError: another structure, or other names or shapes.
+        """
+        if is_blocks(params, self.space):
+            check_like(params, self.space.shapes, "params")
+            point = tuple(own(params[name], self.space.asarray) for name in self.space.names)
+            return Layout(self.tree, self.space, self.dtype, point, self.fixed)
+        leaves, treedef = jax.tree_util.tree_flatten(params)
+        if treedef != self.tree.treedef:
+            raise ShapeError(
+                "params does not have the structure that the problem was made with",
+                got=str(treedef)[:200],
+                do="pass a pytree of the same structure, or blocks (a dict) with the names "
+                f"{', '.join(self.space.names[:6])}",
+            )
+        measured = {
+            name: leaves[place]
+            for name, (place, _) in zip(self.space.names, self.tree.measured, strict=True)
+        }
+        check_like(measured, self.space.shapes, "params")
+        return _assemble(leaves, treedef, [place for place, _ in self.tree.measured], self.space)
+
+
+def read(params: Any, where: Where) -> Layout:
+    """Take a pytree apart.
+
+    Raises:
+        ParameterError: nothing to measure, a name that occurs twice, a selected array that is not
+            of a floating dtype, arrays on different devices, or a leaf that cannot be compiled.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths]
+    places: dict[str, int] = {}
+    for place, (path, leaf) in enumerate(paths):
+        if is_array(leaf) and not _is_key(leaf):
+            name = name_of(path)
+            if name in places:
+                raise ParameterError(
+                    "two parameters have the same name once their paths are joined by dots",
+                    got=repr(name),
+                    do="rename a key that contains a dot",
+                )
+            places[name] = place
+    if not places:
+        raise ParameterError(
+            "there is no parameter to measure",
+            got=f"params= of {len(leaves)} leaves, none of them a JAX or NumPy array",
+            do="pass the parameters as a pytree of floating-point arrays",
+        )
+    chosen = select({name: leaves[place] for name, place in places.items()}, where)
+    for name, x in chosen.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ParameterError(
+                f"the parameter {name!r} is not of a real floating dtype",
+                got=f"dtype {x.dtype}",
+                do="leave it out with where=, e.g. "
+                "where=lambda name, x: jnp.issubdtype(x.dtype, jnp.floating)",
+            )
+    shapes = {name: tuple(x.shape) for name, x in chosen.items()}
+    views = {
+        name: view_of(paths[places[name]][0], len(shape))
+        for name, shape in shapes.items()
+        if len(shape) >= 2
+    }
+    return _assemble(leaves, treedef, [places[name] for name in chosen], Space(shapes, views))
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """Path components (dict keys, attributes, indices) joined by dots."""
+    return ".".join(map(_component, path)) if path else ROOT
+
+
+def view_of(path: Sequence[Any], ndim: int) -> MatrixView:
+    """How a tensor reads as a matrix, by the convention of the library that made it.
+
+    An attribute ``weight`` is Equinox's (as PyTorch's): outputs first. All else is read as flax
+    kernels, embeddings and ``x @ W`` are: outputs last.
+    """
+    last = path[-1] if path else None
+    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "weight":
+        return MatrixView.first_axis_rows(ndim)
+    return MatrixView.last_axis_rows(ndim)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of JAX (tracers included) or of NumPy."""
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def is_blocks(params: Any, space: Space) -> bool:
+    """Whether ``params`` is a dict of arrays with exactly the measured names."""
+    return (
+        isinstance(params, Mapping)
+        and set(params) == set(space.names)
+        and all(hasattr(x, "shape") for x in params.values())
+    )
+
+
+def own(x: Any, asarray: Callable[[Any], Array]) -> Array:
+    """``x`` as a JAX array that nobody else can write to (NumPy memory is copied)."""
+    return asarray(x if isinstance(x, jax.Array) else np.array(x))
+
+
+def measurement_dtype(arrays: Sequence[Any]) -> Any:
+    """float64 if any array is float64 (and JAX computes in it), else float32."""
+    widest = {jax.dtypes.canonicalize_dtype(x.dtype) for x in arrays}
+    return jnp.dtype(jnp.float64 if np.dtype(np.float64) in widest else jnp.float32)
+
+
+def in_dtype(dtype: Any, device: Any = None) -> Callable[[Any], Array]:
+    """The function that turns any array into a JAX array of ``dtype`` on ``device``."""
+
+    def asarray(x: Any) -> Array:
+        return jnp.asarray(x, dtype=dtype, device=device)
+
+    return asarray
+
+
+def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space) -> Layout:
+    chosen = [leaves[place] for place in measured]
+    fixed = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
+    device = _device([leaves[place] for place in (*measured, *fixed)])
+    dtype = measurement_dtype(chosen)
+    asarray = in_dtype(dtype, device)
+    tree = Tree(
+        treedef,
+        tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),
+        tuple(fixed),
+        tuple((i, Static(x, "a leaf of params=")) for i, x in enumerate(leaves) if not is_array(x)),
+    )
+    return Layout(
+        tree,
+        Space(space.shapes, space.matrix_view, asarray),
+        dtype,
+        tuple(_keep_place(x, dtype) for x in chosen),
+        tuple(_keep_place(leaves[i], None) for i in fixed),
+    )
+
+
+def _keep_place(x: Any, dtype: Any) -> Array:
+    """A JAX array where it already lives (sharded ones stay sharded); NumPy memory is copied."""
+    if isinstance(x, jax.Array):
+        return x if dtype is None else x.astype(dtype)
+    return jnp.asarray(np.array(x), dtype=dtype)
+
+
+def _device(arrays: Sequence[Any]) -> Any:
+    """The one device that arrays are committed to; None if none is, or if they are sharded.
+
+    Raises:
+        ParameterError: they are committed to different devices.
+    """
+    placed = {
+        frozenset(x.devices())
+        for x in arrays
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+    }
+    if len(placed) > 1:
+        shown = sorted(", ".join(sorted(map(str, devices))) for devices in placed)
+        raise ParameterError(
+            "the parameters are on mixed devices",
+            got=" and ".join(shown),
+            do="move them to one device with jax.device_put, or shard them all over one mesh",
+        )
+    (devices,) = placed or {frozenset()}
+    return next(iter(devices)) if len(devices) == 1 else None
+
+
+def _is_key(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def _component(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def as_blocks(names: Sequence[str], arrays: Sequence[Array]) -> Blocks:
+    """Arrays as blocks, in the order of ``names`` (JAX itself would sort a dict's keys)."""
+    return dict(zip(names, arrays, strict=True))
