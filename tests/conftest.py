@@ -1,0 +1,39 @@
+"""Fixtures of the whole suite: ``xp``, one array namespace after another, the strictest included.
+
+The formulas that tests compare with are in :mod:`tests.truth`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+BACKENDS = {
+    "numpy": "array_api_compat.numpy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "strict": "array_api_strict",
+}
+
+try:
+    import jax
+except ImportError:
+    jax = None
+else:
+    # The tests' own process may compute in float64; the library never flips this for its users.
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(params=BACKENDS)
+def xp(request: pytest.FixtureRequest) -> Any:
+    """An array namespace: NumPy, PyTorch, JAX or array-api-strict."""
+    pytest.importorskip(request.param if request.param != "strict" else "array_api_strict")
+    return importlib.import_module(BACKENDS[request.param])
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    """Both precisions that a measurement may be made in."""
+    return str(request.param)

@@ -1,0 +1,179 @@
+"""The five kinds of directional smoothness against closed forms.
+
+On a quadratic all but "pointwise" are ⟨s, Hs⟩/‖s‖². On Σ w⁴ and Σ cosh(w), given as a pair of
+callables, the derivatives are known by hand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import geodiag
+from geodiag import norms
+from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.oracles import MatrixProblem
+from tests import truth
+
+KINDS = ("remainder", "optimal", "pointwise", "path", "curvature")
+SHAPES = truth.SHAPES
+NAMES = sorted(truth.NORMS)
+H = truth.symmetric(20, 0)
+W, STEP = truth.blocks(1), truth.blocks(2)
+
+
+def measure(model, step, norm="l2", kind="remainder", **keywords):
+    return geodiag.directional_smoothness(model, step, norm, kind=kind, **keywords)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_quadratic(name, kind):
+    value, dual = truth.NORMS[name]
+    oracle = MatrixProblem(H, SHAPES).at(W)
+    s = truth.flat(STEP)
+    parts = zip(SHAPES.items(), np.split(H @ s, [12, 13, 16]), strict=True)
+    image = {n: part.reshape(shape) for (n, shape), part in parts}
+    bend = s @ H @ s / value(STEP) ** 2
+    expected = {
+        "remainder": bend,
+        "optimal": abs(bend),
+        "pointwise": 2 * dual(image) / value(STEP),
+        "path": bend,
+        "curvature": bend,
+    }[kind]
+    got = measure(oracle, STEP, name, kind)
+    # L ≈ 30 here, differences of it carry 30·20·ε ≈ 1e-13; path divides by t ≥ 1/16.
+    assert float(got) == pytest.approx(expected, rel=1e-10)
+    assert got.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["remainder", "optimal", "pointwise", "path", "curvature"])
+def test_all_frameworks(kind, xp):
+    oracle = MatrixProblem(xp.asarray(H, dtype=xp.float64), SHAPES).at(truth.to(xp, W))
+    got = measure(oracle, truth.to(xp, STEP), "linf", kind)
+    host = measure(MatrixProblem(H, SHAPES).at(W), STEP, "linf", kind)
+    s = truth.flat(STEP)
+    if kind != "pointwise":
+        bend = s @ H @ s / np.abs(s).max() ** 2
+        assert float(got) == pytest.approx(abs(bend) if kind == "optimal" else bend, rel=1e-10)
+    else:
+        assert float(got) == pytest.approx(2 * np.abs(H @ s).sum() / np.abs(s).max(), rel=1e-10)
+    assert float(host) == pytest.approx(float(got), rel=1e-12)
+
+
+QUARTIC = (lambda w: np.sum(w["x"] ** 4), lambda w: {"x": 4 * w["x"] ** 3})
+COSH = (lambda w: np.sum(np.cosh(w["x"])), lambda w: {"x": np.sinh(w["x"])})
+X, S = np.array([0.5, -1.0, 2.0]), np.array([0.25, 0.5, -0.125])
+
+
+@pytest.mark.parametrize(
+    ("pair", "f", "df", "ddf"),
+    [
+        (QUARTIC, lambda x: x**4, lambda x: 4 * x**3, lambda x: 12 * x**2),
+        (COSH, np.cosh, np.sinh, np.cosh),
+    ],
+    ids=["quartic", "cosh"],
+)
+@pytest.mark.parametrize(
+    ("name", "size", "dual"),
+    [
+        ("l2", np.linalg.norm, np.linalg.norm),
+        ("linf", lambda s: np.abs(s).max(), lambda g: np.abs(g).sum()),
+        ("l1", lambda s: np.abs(s).sum(), lambda g: np.abs(g).max()),
+    ],
+)
+def test_by_hand(pair, f, df, ddf, name, size, dual):
+    square = size(S) ** 2
+    taylor = 2 * (f(X + S) - f(X) - df(X) * S).sum() / square
+    t = np.arange(1, 17)[:, None] / 16
+    path = np.max(((df(X + t * S) - df(X)) * S).sum(axis=1) / (t[:, 0] * square))
+    expected = {
+        "remainder": taylor,
+        "optimal": abs(taylor),
+        "pointwise": 2 * dual(df(X + S) - df(X)) / size(S),
+        "path": path,
+        "curvature": (S * ddf(X) * S).sum() / square,
+    }
+    for kind in KINDS:
+        got = measure(pair, {"x": S}, name, kind, params={"x": X})
+        # Curvature goes through a difference of gradients: ε^{2/3} ≈ 4e-11 times f''''/f'' ≈ 10.
+        tol = 1e-8 if kind == "curvature" else 1e-12
+        assert float(got) == pytest.approx(expected[kind], rel=tol), kind
+
+
+def test_path_is_the_largest_over_the_segment():
+    """Σ w⁴ from −1 to 1: ⟨g(w + ts) − g(w), s⟩/(t s²) = 4(3 − 6t + 4t²), largest as t → 0."""
+    got = measure(QUARTIC, {"x": np.array([2.0])}, kind="path", params={"x": np.array([-1.0])})
+    ends = 4 * (3 - 6 * (1 / 16) + 4 / 256)
+    assert float(got) == pytest.approx(ends, rel=1e-12)
+    assert measure(
+        QUARTIC, {"x": np.array([2.0])}, kind="remainder", params={"x": np.array([-1.0])}
+    ) == pytest.approx(4.0, rel=1e-12)  # 2·(1 − 1 + 8)/4: smaller, and of another t
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_descent_identity(name):
+    """ΔL = −η(1 − ηD/2)‖g‖*² along an unnormalized step −η‖g‖*·lmo(g)."""
+    oracle = MatrixProblem(truth.symmetric(20, 3, np.linspace(0.1, 2.0, 20)), SHAPES).at(W)
+    norm = geodiag.plugins.registry.norm(name).bind(oracle.space)
+    g = oracle.gradient()
+    size = truth.NORMS[name][1](g)
+    lmo = norm.lmo(g)
+    for eta in (1e-2, 0.3):
+        step = {n: -eta * size * x for n, x in lmo.items()}
+        D = float(measure(oracle, step, name))
+        after = oracle.loss_at({n: W[n] + step[n] for n in W})
+        expected = -eta * (1 - eta * D / 2) * size**2
+        assert float(after - oracle.loss()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_scaling_the_norm_divides_by_its_square():
+    oracle = MatrixProblem(H, SHAPES).at(W)
+    s = truth.flat(STEP)
+    got = measure(oracle, STEP, norms.Scaled(norms.L2(), 3.0), "curvature")
+    assert float(got) == pytest.approx(s @ H @ s / (s @ s) / 9, rel=1e-12)
+
+
+def test_rounding_is_reported_and_true():
+    """In float32 a tiny step's remainder is noise; its error bar says so."""
+    narrow = H.astype(np.float32)
+    oracle = MatrixProblem(narrow, SHAPES).at(truth.to(np, W, "float32"))
+    step = {n: (1e-3 * x).astype(np.float32) for n, x in STEP.items()}
+    got = measure(oracle, step)
+    s = truth.flat(truth.back(step))
+    expected = s @ narrow.astype(np.float64) @ s / (s @ s)
+    assert got.rounding > 1e-3
+    # The bar counts two roundings of each loss; products with 20 terms make a few more.
+    assert abs(float(got) - expected) <= 10 * got.rounding
+    assert "rounding=±" in repr(got)
+    assert measure(oracle, step, kind="curvature").rounding is None
+
+
+def test_problem_keywords_reach_the_problem():
+    got = measure(H, STEP, "l2", "curvature", shapes=SHAPES)
+    s = truth.flat(STEP)
+    assert float(got) == pytest.approx(s @ H @ s / (s @ s), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_unusable_steps(bad):
+    oracle = MatrixProblem(np.eye(2)).at()
+    with pytest.raises(ArgumentError, match="step= must be finite and not zero: nothing moved"):
+        measure(oracle, {"x": np.full(2, bad)})
+
+
+def test_unknown_kind():
+    with pytest.raises(ArgumentError, match=r"Got: 'sideways'. Do: use \['curvature', 'optimal'"):
+        measure(np.eye(2), {"x": np.ones(2)}, kind="sideways")
+
+
+@pytest.mark.parametrize("kind", ["remainder", "pointwise", "path"])
+@pytest.mark.parametrize("name", ["l2", "linf", "spectral"])
+def test_an_end_that_is_not_finite(kind, name):
+    cliff = (
+        lambda w: np.where(w["x"] > 1, np.nan, w["x"] ** 2).sum(),
+        lambda w: {"x": np.where(w["x"] > 1, np.nan, 2 * w["x"])},
+    )
+    with pytest.raises(NonFiniteError, match="one end of the step is not finite"):
+        measure(cliff, {"x": np.full((2, 2), 2.0)}, name, kind, params={"x": np.full((2, 2), 0.5)})

@@ -1,0 +1,231 @@
+"""The registry with entry points made up here: lazy frameworks, failures, clashes, near names."""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+
+import pytest
+
+from geodiag import Norm, hookimpl, norms
+from geodiag.errors import (
+    ArgumentError,
+    PluginError,
+    PluginWarning,
+    UnknownEstimator,
+    UnknownNorm,
+)
+from geodiag.plugins import Registry, builtin
+
+
+class EntryPoint:
+    """What importlib.metadata gives, as far as the registry looks."""
+
+    def __init__(self, name, plugin, distribution="somebody", value=None):
+        self.name, self.plugin, self.value = name, plugin, value or f"{name}_plugin"
+        self.dist = None if distribution is None else types.SimpleNamespace(name=distribution)
+        self.loads = 0
+
+    def load(self):
+        self.loads += 1
+        if isinstance(self.plugin, Exception):
+            raise self.plugin
+        return self.plugin
+
+
+def offering(**factories):
+    """A plugin that registers these norms."""
+
+    class Plugin:
+        @hookimpl
+        def geodiag_norms(self):
+            return factories
+
+    return Plugin()
+
+
+def registry(*entry_points):
+    found = Registry(lambda: list(entry_points))
+    found.register(builtin, name="geodiag")
+    return found
+
+
+def other_l2():
+    """Another ℓ2."""
+    return norms.L2()
+
+
+def test_a_plugins_norm_is_found_by_name_with_owner_and_summary():
+    r = registry(EntryPoint("mine", offering(group=other_l2)))
+    entry = r.norms()["group"]
+    assert (entry.owner, entry.summary) == ("mine", "Another ℓ2.")
+    assert isinstance(r.norm("group"), norms.L2)
+    assert list(r.norms()) == sorted(r.norms())
+
+
+def test_entry_points_load_once_and_at_the_first_look_up():
+    ep = EntryPoint("mine", offering(group=other_l2))
+    r = registry(ep)
+    assert ep.loads == 0
+    r.norms()
+    r.norm("group")
+    assert ep.loads == 1
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_frameworks_load_only_once_imported(name, monkeypatch):
+    ep = EntryPoint(name, offering(group=other_l2))
+    r = registry(ep)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    assert "group" not in r.norms()
+    assert ep.loads == 0
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert "group" in r.norms()
+    assert ep.loads == 1
+
+
+def test_a_plugin_that_fails_is_one_warning_and_the_rest_works():
+    broken = EntryPoint("broken", ImportError("no module named absent"), "their-package")
+    r = registry(broken, EntryPoint("mine", offering(group=other_l2)))
+    with pytest.warns(PluginWarning, match=r"'broken', broken_plugin \(their-package\).*absent"):
+        assert "group" in r.norms()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r.norms()
+    assert broken.loads == 1
+
+
+def test_two_plugins_with_one_name_names_both_owners():
+    r = registry(
+        EntryPoint("mine", offering(), "package-a", "a.plugin"),
+        EntryPoint("mine", offering(), "package-b", "b.plugin"),
+    )
+    with pytest.raises(PluginError, match="two plugins have the name 'mine'") as caught:
+        r.norms()
+    assert "a.plugin (package-a)" in caught.value.got
+    assert "b.plugin (package-b)" in caught.value.got
+
+
+def test_one_entry_point_seen_twice_is_no_clash():
+    """Metadata can list an editable install twice."""
+    ep = EntryPoint("mine", offering(group=other_l2))
+    assert "group" in registry(ep, ep).norms()
+
+
+def test_an_entry_point_without_a_distribution():
+    with pytest.warns(PluginWarning, match="unknown distribution"):
+        registry(EntryPoint("odd", ImportError("x"), distribution=None)).norms()
+
+
+def test_two_registered_plugins_with_one_name():
+    r = registry()
+    first, second = types.ModuleType("first"), types.ModuleType("second")
+    r.register(first, name="same")
+    r.register(first, name="same")  # again: nothing happens
+    with pytest.raises(PluginError, match=r"two plugins have the name 'same'. Got: one of first"):
+        r.register(second, name="same")
+
+
+def test_two_plugins_with_one_norm():
+    r = registry(EntryPoint("mine", offering(linf=other_l2)))
+    with pytest.raises(PluginError, match="two norms have the name 'linf'") as caught:
+        r.norms()
+    assert "geodiag" in caught.value.got
+    assert "mine" in caught.value.got
+
+
+def test_register_norm():
+    r = registry()
+    r.register_norm("group", other_l2)
+    r.register_norm("group", other_l2)  # again: nothing happens
+    assert isinstance(r.norm("group"), norms.L2)
+    assert "test_registry" in r.norms()["group"].owner
+    with pytest.raises(PluginError, match="two norms have the name 'group'"):
+        r.register_norm("group", lambda: norms.L1())
+    with pytest.raises(PluginError, match=r"two norms have the name 'l2'. Got: one of geodiag"):
+        r.register_norm("l2", other_l2)
+    assert "group" not in registry().norms()
+
+
+def test_a_plugin_that_comes_later_with_a_taken_name():
+    r = registry()
+    r.register_norm("group", other_l2)
+    r.register(offering(group=norms.L1), name="late")
+    with pytest.raises(PluginError, match="two norms have the name 'group'") as caught:
+        r.norm("group")
+    assert "late" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "said"),
+    [
+        ("", norms.L2, "non-empty string. Got: ''"),
+        (3, norms.L2, "non-empty string. Got: 3"),
+        ("mine", norms.L2(), r"takes a factory.*Got: L2\(\)"),
+    ],
+)
+def test_register_norm_errors(name, factory, said):
+    with pytest.raises(ArgumentError, match=said):
+        registry().register_norm(name, factory)
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"), [("spectal", "'spectral'"), ("inf", "'linf'"), ("L2", "'l2'")]
+)
+def test_unknown_names_come_with_the_nearest(asked, near):
+    with pytest.raises(UnknownNorm, match=f"Got: '{asked}'.*did you mean .*{near}") as caught:
+        registry().norm(asked)
+    assert "registered: block, frobenius, l1" in caught.value.do
+
+
+def test_an_unknown_name_near_nothing():
+    with pytest.raises(UnknownNorm) as caught:
+        registry().norm("zzzzz")
+    assert caught.value.do.startswith("registered: ")
+    with pytest.raises(UnknownEstimator, match=r"no estimator.*Got: 'ascend'.*'ascent'"):
+        registry().estimator("ascend")
+
+
+def test_a_factory_that_builds_no_norm():
+    r = registry()
+    r.register_norm("number", lambda: 3.0)
+    with pytest.raises(PluginError, match=r"norm 'number'.*not a geodiag.Norm. Got: float"):
+        r.norm("number")
+
+
+@pytest.mark.parametrize("answer", [None, ["l7"], {"l7": "not callable"}])
+def test_a_hook_that_answers_something_else(answer):
+    class Plugin:
+        @hookimpl
+        def geodiag_norms(self):
+            return answer
+
+    r = registry(EntryPoint("odd", Plugin()))
+    with pytest.raises(PluginError, match="plugin 'odd' must return a dict of name → factory"):
+        r.norms()
+
+
+def test_problems_go_to_the_first_plugin_that_recognises_the_model():
+    class Plugin:
+        @hookimpl
+        def geodiag_problem(self, model):
+            return "answer" if model == "mine" else None
+
+    r = registry(EntryPoint("mine", Plugin()))
+    names = ("loss_fn", "criterion", "data", "params", "where", "weight", "reduction", "shapes")
+    rest = dict.fromkeys((*names, "engine", "memory", "process_group"))
+    assert r.problem(model="mine", **rest) == "answer"
+    assert r.problem(model="other", **rest) is None
+
+
+def test_built_in_names():
+    found = registry()
+    assert set(found.norms()) == {
+        "block", "frobenius", "l1", "l2", "linf", "muon", "nuclear", "preconditioned", "rms",
+        "spectral",
+    }  # fmt: skip
+    assert all(entry.summary for entry in found.norms().values())
+    assert issubclass(type(found.norm("l2")), Norm)
+    for name in ("ascent", "frank_wolfe", "lanczos", "blockwise", "enumerate"):
+        assert found.estimator(name).estimate
