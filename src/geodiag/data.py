@@ -35,7 +35,12 @@ class Batches:
             )
         if weight is not None and not callable(weight):
             raise ArgumentError("weight= must be a function of a batch", got=type(weight).__name__)
-        self._weight = weight or batch_size
+        if weight is not None and reduction == "sum":
+            raise ArgumentError(
+                'weight= has no meaning with reduction="sum", where losses add',
+                do="leave one of the two out",
+            )
+        self._weight: Callable[[Any], float | None] = weight or batch_size
         self.reduction = reduction
         self.single = data is None or is_one_batch(data)
         if not self.single:
@@ -58,10 +63,14 @@ class Batches:
         """The weight of one batch in the total: its size, or 1 when losses add."""
         if self.single or self.reduction == "sum":
             return 1.0
-        weight = float(self._weight(batch))
-        if not 0.0 <= weight < float("inf"):
-            raise DataError("a batch has a weight that is not a finite number ≥ 0", got=weight)
-        return weight
+        weight = self._weight(batch)
+        if weight is None or not 0.0 <= float(weight) < float("inf"):
+            raise DataError(
+                "a batch has no weight, which must be a finite number ≥ 0",
+                got=f"{weight} for a batch of type {type(batch).__name__}",
+                do="pass weight=, a function from a batch to the number of its examples",
+            )
+        return float(weight)
 
     def normalise(self, total: float) -> float:
         """What a weighted sum is divided by, given the sum of the weights."""
@@ -77,10 +86,12 @@ def is_one_batch(data: Any) -> bool:
     return isinstance(data, (tuple, Mapping)) or is_array(data)
 
 
-def batch_size(batch: Any) -> float:
-    """The length of the first array in the batch; 1 where there is none."""
+def batch_size(batch: Any) -> float | None:
+    """The length of the first array in the batch (1 for a scalar); None where there is none."""
     first = _first_array(batch)
-    return float(first.shape[0]) if first is not None and first.ndim else 1.0
+    if first is None:
+        return None
+    return float(first.shape[0]) if first.ndim else 1.0
 
 
 def _first_array(batch: Any) -> Any:
@@ -100,7 +111,8 @@ def _check_iterable(data: Any) -> None:
         raise DataError(
             "data= has an unknown form",
             got=type(data).__name__,
-            do="pass one batch (a tuple, a dict or an array) or a list or loader of batches",
+            do="pass one batch (a tuple, a dict or an array), a list or loader of batches, or "
+            "[batch] for a batch of another type",
         )
     if hasattr(data, "__next__"):
         raise DataError(
@@ -108,7 +120,11 @@ def _check_iterable(data: Any) -> None:
             got=type(data).__name__,
             do="pass a list of batches (list(iterator)) or a re-iterable such as a DataLoader",
         )
-    if hasattr(data, "__len__") and len(data) == 0:
+    try:
+        empty = len(data) == 0
+    except TypeError:  # no length, or one that is not known
+        empty = False
+    if empty:
         raise _empty(data)
 
 

@@ -12,6 +12,8 @@ from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import registry
 from geodiag.selection import Where
 
+DEFAULTS = (("reduction", "mean"), ("engine", "auto"))
+
 
 def problem(
     model: Any,
@@ -53,26 +55,27 @@ def problem(
         UnknownModel: no adapter recognises ``model``.
         GeodiagError: another subclass for anything else that cannot be used.
     """
+    arguments = {
+        "loss_fn": loss_fn,
+        "criterion": criterion,
+        "data": data,
+        "params": params,
+        "where": where,
+        "weight": weight,
+        "reduction": reduction,
+        "shapes": shapes,
+        "engine": engine,
+        "memory": memory,
+        "process_group": process_group,
+    }
     if isinstance(model, Problem):
+        _refuse(arguments, "a Problem")
         return model
     if isinstance(model, Oracle):
         raise ArgumentError(
             "an Oracle is already frozen at its point", do="pass the Problem it came from"
         )
-    found = registry.problem(
-        model=model,
-        loss_fn=loss_fn,
-        criterion=criterion,
-        data=data,
-        params=params,
-        where=where,
-        weight=weight,
-        reduction=reduction,
-        shapes=shapes,
-        engine=engine,
-        memory=memory,
-        process_group=process_group,
-    )
+    found = registry.problem(model=model, **arguments)
     if found is None:
         raise UnknownModel(
             "no adapter recognises the model",
@@ -88,9 +91,12 @@ def problem(
 def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None]:
     """The oracle to measure, and the problem if it was made here (and must be closed)."""
     if isinstance(model, Oracle):
+        _refuse(arguments, "an Oracle")
         return model, None
     if isinstance(model, Problem):
-        return model.at(arguments.get("params")), None
+        params = arguments.pop("params", None)
+        _refuse(arguments, "a Problem")
+        return model.at(params), None
     made = problem(model, **arguments)
     return made.at(), made
 
@@ -98,3 +104,14 @@ def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None
 def as_norm(norm: Norm | str) -> Norm:
     """The norm of a registered name, or the norm itself, not yet bound to parameters."""
     return registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")
+
+
+def _refuse(arguments: Mapping[str, Any], what: str) -> None:
+    """Raise if there is an argument that ``what``, already built, could only ignore."""
+    given = [k for k, v in arguments.items() if not (v is None or (k, v) in DEFAULTS)]
+    if given:
+        raise ArgumentError(
+            f"{what} already has its loss, data and parameters",
+            got=", ".join(f"{name}=" for name in given),
+            do="pass these to geodiag.problem(...)",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from geodiag.checks import is_number
 from geodiag.errors import ArgumentError
 from geodiag.oracles import Problem
 from geodiag.selection import Where
@@ -70,7 +71,7 @@ class JaxProblem(Problem):
                 do=f"use one of {', '.join(map(repr, ENGINES))}",
             )
         if memory is not None and not (
-            isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory >= 0
+            is_number(memory) and not isinstance(memory, bool) and memory >= 0
         ):
             raise ArgumentError("memory= must be a number of bytes", got=repr(memory))
         self._layout = read(params, where)

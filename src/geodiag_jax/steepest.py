@@ -18,7 +18,7 @@ import optax
 from geodiag.blocks import Array, Blocks, check_like, dot
 from geodiag.errors import ArgumentError, NormError, ParameterError
 from geodiag.norms import Norm
-from geodiag.plugins import registry
+from geodiag.problems import as_norm
 from geodiag.spaces import Space
 from geodiag_jax.pytree import in_dtype, is_array, measurement_dtype, name_of, view_of
 
@@ -58,15 +58,7 @@ def non_euclidean_gd(
         NormError: from ``update``, where the norm does not apply to the parameters.
     """
     _check_lr(lr)
-    if isinstance(norm, str):
-        norm = registry.norm(norm)
-    if not isinstance(norm, Norm):
-        raise ArgumentError(
-            "norm= must be a registered name or a Norm object",
-            got=repr(norm),
-            do='pass e.g. "spectral", or geodiag.norms.Spectral()',
-        )
-    chosen: Norm = norm
+    chosen = as_norm(norm)
 
     def init(params: Any) -> NonEuclideanState:
         return NonEuclideanState(jnp.zeros((), jnp.int32))
@@ -99,7 +91,9 @@ def _descend(grads: Any, norm: Norm, rate: Any, normalized: bool) -> Any:
     # By Hölder's equality at the LMO this is ‖g‖*; it saves a second decomposition.
     factor = -rate if normalized else -rate * dot(g, step)
     for i, name in places.items():
-        leaves[i] = (factor * step[name]).astype(leaves[i].dtype)
+        # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
+        move = jnp.where(jnp.any(g[name] != 0), factor * step[name], 0.0)
+        leaves[i] = move.astype(leaves[i].dtype)
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 

@@ -1,22 +1,27 @@
 """From a module and a batch to a scalar loss, with other tensors in place of the parameters.
 
-The user's module is never modified: ``torch.func.functional_call`` lends it our leaves and clones
-of its buffers for the time of one forward pass, and gives its own back also when that raises.
+``torch.func.functional_call`` lends the user's module our leaves, and clones of its buffers, for
+the time of one run, and gives it its own back also when that raises; so are its mode and the
+tensors that hooks keep as plain attributes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
-from geodiag.errors import ArgumentError, DataError, LossError
+from geodiag.errors import ArgumentError, DataError, EngineError, LossError
 
 Leaves = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -31,7 +36,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Loss(nn.Module):
-    """``forward(batch)`` is the loss of ``model``; wraps it so that functional_call reaches it."""
+    """A model with its loss, as a module that ``functional_call`` can lend other tensors to.
+
+    ``lend(leaves, run)`` runs ``run()`` while the model has ``leaves`` for its parameters; there
+    ``of(batch)`` is the loss. Derivatives belong inside of ``run`` too: checkpointed activations
+    are recomputed by the backward pass, with whatever the module holds then.
+    """
 
     def __init__(
         self,
@@ -46,17 +56,65 @@ class Loss(nn.Module):
                 do="pass criterion(model(x), y) or loss_fn(model, batch), not both",
             )
         for name, f in (("loss_fn", loss_fn), ("criterion", criterion)):
-            if f is not None and not callable(f):
-                raise ArgumentError(f"{name}= must be callable", got=type(f).__name__)
+            if f is not None and (not callable(f) or isinstance(f, type)):
+                raise ArgumentError(
+                    f"{name}= must be callable", got=repr(f), do="pass a function or an instance"
+                )
         self.model = model
-        self._functions = (loss_fn, criterion)  # in a tuple: a criterion's parameters stay its own
+        # A module among them registers itself, so that its buffers are lent as clones too.
+        self.loss_fn, self.criterion = loss_fn, criterion
 
-    def forward(self, batch: Any) -> Tensor:
-        loss_fn, criterion = self._functions
-        if loss_fn is not None:
-            return loss_fn(self.model, batch)
-        if criterion is not None:
-            return criterion(*self._output_and_target(batch))
+    def forward(self, run: Callable[[], T]) -> T:
+        return run()
+
+    def lend(self, leaves: Leaves, run: Callable[[], T]) -> T:
+        """``run()`` with ``leaves`` (named as in the model) and clones of all buffers lent.
+
+        Attention runs on the math kernel: the fused ones cannot be differentiated twice.
+
+        Raises:
+            EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
+        """
+        if getattr(parametrize, "_cache_enabled", 0):
+            raise EngineError(
+                "inside of torch.nn.utils.parametrize.cached() the loss does not see its leaves",
+                do="measure outside of that context",
+            )
+        lent = {f"model.{name}": leaf for name, leaf in leaves.items()}
+        lent |= {name: b.detach().clone() for name, b in self.named_buffers()}
+        with _attributes_kept(self), sdpa_kernel([SDPBackend.MATH]):
+            return functional_call(self, lent, (run,))  # type: ignore[no-any-return]
+
+    def of(self, batch: Any) -> Tensor:
+        """The loss of one batch, checked; to be called inside of :meth:`lend`.
+
+        Raises:
+            LossError: not a real scalar tensor that depends on the leaves.
+        """
+        value = self._value(batch)
+        if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+            shown = (
+                f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise LossError(
+                "the loss must be a real scalar tensor",
+                got=shown,
+                do="reduce it, e.g. criterion=nn.MSELoss(reduction='mean')",
+            )
+        if not value.requires_grad:
+            raise LossError(
+                "the loss does not depend on the measured parameters",
+                do="compute it from the model that is passed in, without detach() or no_grad()",
+            )
+        return value
+
+    def _value(self, batch: Any) -> Any:
+        if self.loss_fn is not None:
+            return self.loss_fn(self.model, batch)
+        if self.criterion is not None:
+            return self.criterion(*self._output_and_target(batch))
         return self._own_loss(batch)
 
     def _output_and_target(self, batch: Any) -> tuple[Any, Any]:
@@ -69,7 +127,7 @@ class Loss(nn.Module):
         *inputs, target = batch
         return self.model(*inputs), target
 
-    def _own_loss(self, batch: Any) -> Tensor:
+    def _own_loss(self, batch: Any) -> Any:
         if batch is None:
             raise DataError("there is no loss to measure: no data", do="pass data= and criterion=")
         if isinstance(batch, Mapping):
@@ -78,57 +136,49 @@ class Loss(nn.Module):
             output = self.model(*batch)
         else:
             output = self.model(batch)
-        loss = getattr(output, "loss", None)
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        loss = getattr(output, "loss", None) if loss is None else loss
         if loss is None:
             raise LossError(
                 "the model's output has no .loss",
                 got=type(output).__name__,
                 do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
             )
-        return loss  # type: ignore[no-any-return]
+        return loss
 
 
-def evaluate(loss: Loss, leaves: Leaves, batch: Any, device: torch.device) -> Tensor:
-    """The checked scalar loss of one batch at ``leaves`` (names as in the unwrapped module).
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Give every submodule its mode and its plain tensor attributes back (hooks may set them)."""
+    before = [(m, m.training, _tensors(m)) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, training, tensors in before:
+            m.training = training
+            for name in _tensors(m).keys() - tensors.keys():
+                del vars(m)[name]
+            vars(m).update(tensors)
 
-    Attention runs on the math kernel: the fused ones cannot be differentiated twice.
-    """
-    lent = {f"model.{name}": leaf for name, leaf in leaves.items()}
-    lent |= {f"model.{name}": b.detach().clone() for name, b in loss.model.named_buffers()}
-    with sdpa_kernel([SDPBackend.MATH]):
-        value = functional_call(loss, lent, (move(batch, device),))
-    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
-        shown = (
-            f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-            if isinstance(value, Tensor)
-            else type(value).__name__
-        )
-        raise LossError(
-            "the loss must be a real scalar tensor",
-            got=shown,
-            do="reduce it, e.g. criterion=nn.MSELoss(reduction='mean')",
-        )
-    if not value.requires_grad:
-        raise LossError(
-            "the loss does not depend on the measured parameters",
-            do="compute it from the model that is passed in, without detach() or no_grad()",
-        )
-    return value
+
+def _tensors(m: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in vars(m).items() if isinstance(x, Tensor)}
 
 
 def move(batch: Any, device: torch.device) -> Any:
     """``batch`` with its tensors on ``device``; containers keep their types."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        moved = batch.to(device)
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(batch, dict):
-        return type(batch)({k: move(v, device) for k, v in batch.items()})
-    if isinstance(batch, Mapping) and hasattr(batch, "to"):
-        return batch.to(device)
+        moved_items = copy.copy(batch)
+        moved_items.update({k: move(v, device) for k, v in batch.items()})
+        return moved_items
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(move(v, device) for v in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(move(v, device) for v in batch)
-    return batch
+    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 def token_weight(model: nn.Module) -> Callable[[Any], float] | None:

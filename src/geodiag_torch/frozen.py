@@ -1,7 +1,8 @@
-"""Contexts that freeze what a forward pass draws, and leave no trace of having run.
+"""Freezing what a pass over the data draws: random numbers, autocast, gradient mode.
 
-Every forward pass of an oracle sees the same random state (the one at its creation), so dropout
-masks and shuffling are the same in each; afterwards the user's own state is back, bit for bit.
+Every pass of an oracle sees the same random state (the one at its creation), so dropout masks and
+shuffling are the same in each; afterwards the user's own state is back, bit for bit. Generators
+that a loader of the user's own hides cannot be seen.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ RandomState = dict[str, Any]
 
 
 def random_state(device: torch.device, data: Any) -> RandomState:
-    """The state of every generator that a forward pass or a loader may draw from."""
+    """Autocast, and the state of the generators that a forward pass or a loader draws from."""
     state: RandomState = {
         "torch": torch.random.get_rng_state(),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "loader": [g.get_state() for g in _generators(data)],
     }
-    if device.type != "cpu":
+    kind = device.type
+    state["autocast"] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    if kind != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state(device)
     return state
 
@@ -41,9 +44,11 @@ def _restore(state: RandomState, device: torch.device, data: Any) -> None:
 
 
 def _generators(data: Any) -> list[torch.Generator]:
-    """The generators that a DataLoader owns, each once."""
-    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
+    """The generators that a DataLoader, its dataset and its samplers own, each once."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None)
+    owners = (data, getattr(data, "dataset", None), getattr(data, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in (*owners, batch_sampler, inner)]
     unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
     return list(unique.values())
 
@@ -54,7 +59,12 @@ def frozen(state: RandomState, device: torch.device, data: Any) -> Iterator[None
     before = random_state(device, data)
     _restore(state, device, data)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        enabled, dtype = state["autocast"]
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, dtype=dtype, enabled=enabled),
+        ):
             yield
     finally:
         _restore(before, device, data)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from geodiag.errors import EngineError
 from geodiag_torch.forward import Leaves
+
+# Nodes in the graph of a gradient that differentiate to something wrong, and whose they are.
+WRONG = {
+    "::Error": "a function marked once_differentiable",
+    "CompiledFunction": "a function compiled by torch.compile, which drops the second derivative",
+    "WeightNormInterface": "weight_norm, whose double backward is wrong in torch",
+}
 
 
 def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict[str, Tensor]:
@@ -29,7 +38,9 @@ def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict
         raise EngineError(
             "the loss could not be differentiated" + (" twice" if create_graph else ""),
             got=first_line(e),
-            do='pass engine="finite-difference"' if create_graph else None,
+            do='pass engine="finite-difference"'
+            if create_graph
+            else "checkpoint with use_reentrant=False, if it is checkpointing that fails",
         ) from e
     return dict(zip(leaves, found, strict=True))
 
@@ -62,12 +73,16 @@ def second_derivative(
     return dict(zip(leaves, found, strict=True))
 
 
-def check_graph(gradient: Mapping[str, Tensor]) -> None:
-    """Refuse a gradient whose second derivative autograd would silently leave out.
+def check_graph(gradient: Mapping[str, Tensor]) -> bool:
+    """Refuse a gradient whose second derivative is known to be dropped or wrong.
 
     ``autograd.grad`` visits only the nodes on a path to its inputs. The node with which a
     once-differentiable function wants to raise lies on no such path, so its curvature would count
     as zero. A constant gradient that is not zero may come from such a function too.
+
+    Returns:
+        Whether the graph holds custom functions (``torch.autograd.Function``), whose backward can
+        hide dependences: only a comparison with finite differences can tell.
 
     Raises:
         EngineError: naming the parameter or the operation.
@@ -81,18 +96,22 @@ def check_graph(gradient: Mapping[str, Tensor]) -> None:
             )
     waiting = [g.grad_fn for g in gradient.values() if g.grad_fn is not None]
     seen = set(waiting)
+    custom = False
     while waiting:
         node = waiting.pop()
-        if node.name().endswith("::Error"):
+        custom = custom or isinstance(node, BackwardCFunction)
+        culprit = next((who for mark, who in WRONG.items() if mark in node.name()), None)
+        if culprit is not None:
             raise EngineError(
                 "an operation of the model cannot be differentiated twice",
-                got="a function marked once_differentiable",
+                got=culprit,
                 do='pass engine="finite-difference"',
             )
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
+    return custom
 
 
 class KeptGraph:
@@ -102,32 +121,26 @@ class KeptGraph:
         self, forward: Callable[[], Tensor], leaves: Leaves, count_bytes: bool = False
     ) -> None:
         self._leaves = leaves
-        self._sizes: dict[int, int] = {}
-        hooks: Any = (
-            torch.autograd.graph.saved_tensors_hooks(self._count, lambda x: x)
-            if count_bytes
-            else torch.enable_grad()
-        )
-        with hooks:
+        sizes: dict[int, int] = {}
+        with _counting(sizes) if count_bytes else nullcontext():
             loss = forward()
-            self.with_graph = derivative(loss, leaves, create_graph=True)
+            self.gradient = derivative(loss, leaves, create_graph=True)
         self.loss = loss.detach()
-
-    @property
-    def bytes(self) -> int:
-        """What the graph holds, where it was counted."""
-        return sum(self._sizes.values())
-
-    def gradient(self) -> dict[str, Tensor]:
-        return {name: g.detach() for name, g in self.with_graph.items()}
+        self.bytes = sum(sizes.values())  # what the graph holds, where it was counted
 
     def hvp(self, direction: Leaves) -> dict[str, Tensor]:
-        return second_derivative(self.with_graph, self._leaves, direction, keep=True)
+        return second_derivative(self.gradient, self._leaves, direction, keep=True)
 
-    def _count(self, x: Tensor) -> Tensor:
+
+def _counting(sizes: dict[int, int]) -> AbstractContextManager[Any]:
+    """Note the size of every storage that autograd saves."""
+
+    def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        self._sizes[storage.data_ptr()] = storage.nbytes()
-        return x
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return x.detach()  # x itself may be an output, which would keep its own graph alive
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
 
 
 def first_line(e: BaseException) -> str:

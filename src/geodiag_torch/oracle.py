@@ -9,42 +9,52 @@ Three engines, all reverse-over-reverse or first order, since those work for eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, check_like, norm2, subtract
 from geodiag.errors import DataError, EngineError, StaleOracle
 from geodiag.oracles import Oracle, finite_difference_hvp
-from geodiag_torch.forward import Leaves
+from geodiag_torch.forward import Leaves, move
 from geodiag_torch.frozen import frozen, random_state
-from geodiag_torch.graph import KeptGraph, check_graph, derivative, first_line, second_derivative
+from geodiag_torch.graph import (
+    KeptGraph,
+    check_graph,
+    derivative,
+    first_line,
+    second_derivative,
+)
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
 
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
+# How far a product may be from a finite difference, relative to their size: far above the error
+# of the difference (2e-5 in float32), far below what a dropped term makes.
+CROSS_CHECK = 0.02
+T = TypeVar("T")
 
 
 class TorchOracle(Oracle):
-    """See :class:`geodiag.Oracle`. Raises StaleOracle once the model's tensors have changed."""
+    """See :class:`geodiag.Oracle`. Raises StaleOracle once the model has changed."""
 
-    def __init__(self, problem: TorchProblem, params: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, problem: TorchProblem, params: Mapping[str, Any] | None) -> None:
         self._problem, self.space = problem, problem.space
         self._random = random_state(problem.device, problem.data)
         with torch.inference_mode(False):
             self._leaves = problem.leaves(params)
-        self._watched = list(problem.tensors(measured=params is None))
-        self._versions = self._fingerprint()
+        self._at_model = params is None
+        self._watched = list(problem.tensors(self._at_model))  # alive, so that no id is used again
+        self._fingerprint = problem.fingerprint(self._at_model)
         self._notes: list[str] = []
         self._engine = problem.engine
         if self._engine == "auto":
             self._engine = "graph" if problem.batches.single else "recompute"
         self._graph: KeptGraph | None = None
-        self._graph_checked = False
         self._first: tuple[Tensor, Blocks] | None = None
 
     @property
@@ -53,31 +63,31 @@ class TorchOracle(Oracle):
 
     def point(self) -> Blocks:
         self._check_fresh()
-        with torch.no_grad():
-            return self._measured(self._leaves, copy=True)
+        return {k: self._measured(leaf.detach()).clone() for k, leaf in self._leaves.items()}
 
     def loss(self) -> Tensor:
-        return self._loss_and_gradient()[0]
+        return self._loss_and_gradient()[0].clone()
 
     def gradient(self) -> Blocks:
-        return dict(self._loss_and_gradient()[1])
+        return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def loss_at(self, params: Blocks) -> Tensor:
-        self._check_fresh()
-        with self._frozen():
-            return self._whole_loss(self._problem.leaves(params)).detach()
+        return self._at(params, lambda value, leaves: {})[0]
 
     def gradient_at(self, params: Blocks) -> Blocks:
-        self._check_fresh()
-        with self._frozen():
-            return self._sum_gradients(self._problem.leaves(params))[1]
+        return self._at(params, derivative)[1]
 
     def hvp(self, d: Blocks) -> Blocks:
         self._check_fresh()
+        check_like(d, self.space.shapes, "the direction")
+        if self._engine == "graph":
+            self._loss_and_gradient()  # may find that the engine does not work
         if self._engine == "finite-difference":
-            return finite_difference_hvp(self.gradient_at, self.point(), d)
+            return self._difference(d)
         try:
-            return self._exact_hvp(d)
+            product = self._exact_hvp(d)
+            self._cross_check()
+            return product
         except EngineError as e:
             self._fall_back(e)
             return self.hvp(d)
@@ -86,46 +96,73 @@ class TorchOracle(Oracle):
         """Free the kept graph; it is built again when it is needed."""
         self._graph = None
 
+    def _exact_hvp(self, d: Blocks) -> Blocks:
+        direction = {
+            name: self.space.asarray(d[name]).to(leaf.dtype) for name, leaf in self._leaves.items()
+        }
+        loss, _ = self._loss_and_gradient()
+        if self._engine == "graph" and self._graph is None:
+            self._build_graph()
+        graph = self._graph
+        if graph is not None:
+            found = self._inside(self._leaves, lambda: graph.hvp(direction))
+            return {name: self._measured(x) for name, x in found.items()}
+        seen, product = self._inside(
+            self._leaves, lambda: self._sum(lambda value: self._second(value, direction))
+        )
+        self._check_same_data(loss, seen)
+        return product
+
+    def _second(self, value: Tensor, direction: Leaves) -> dict[str, Tensor]:
+        gradient = derivative(value, self._leaves, create_graph=True)
+        self._look_at(gradient)
+        return second_derivative(gradient, self._leaves, direction, keep=False)
+
+    def _difference(self, d: Blocks) -> Blocks:
+        lowest = max((p.dtype for p in self._leaves.values()), key=lambda t: torch.finfo(t).eps)
+        if torch.finfo(lowest).bits < 32:
+            raise EngineError(
+                "finite differences need parameters of at least 32 bits",
+                got=str(lowest),
+                do="measure model.float()",
+            )
+        return finite_difference_hvp(self.gradient_at, self.point(), d)
+
     def _fall_back(self, error: EngineError) -> None:
         """Go on with finite differences, and note why; unless an engine was asked for by name."""
-        if self._problem.engine != "auto":
+        if self._problem.engine != "auto" or self._engine == "finite-difference":
             raise error
-        why = first_line(error.__cause__ or error)
+        why = first_line(error.__cause__) if error.__cause__ else (error.got or error.what)
         self._notes.append(f"Hessian-vector products are finite differences: {why}")
         self._engine = "finite-difference"
         self.release()
 
-    def _exact_hvp(self, d: Blocks) -> Blocks:
-        direction = {name: d[name].to(leaf.dtype) for name, leaf in self._leaves.items()}
-        if self._engine == "graph":
-            if self._graph is None:
-                self._build_graph()
-            if self._graph is not None:
-                return self._measured(self._graph.hvp(direction))
-        return self._recomputed_hvp(direction)
+    def _look_at(self, gradient: Mapping[str, Tensor]) -> None:
+        """Once per problem: the same module gives the same operations."""
+        if self._problem.custom_functions is None:
+            self._problem.custom_functions = check_graph(gradient)
 
-    def _recomputed_hvp(self, direction: Leaves) -> Blocks:
-        loss, _ = self._loss_and_gradient()
-        total: dict[str, Tensor] = {}
-        seen = torch.zeros_like(loss)
-        weights = 0.0
-        with self._frozen():
-            for weight, batch in self._weighted_batches():
-                value = self._problem.evaluate(self._leaves, batch)
-                gradient = derivative(value, self._leaves, create_graph=True)
-                self._check_once(gradient)
-                part = second_derivative(gradient, self._leaves, direction, keep=False)
-                seen += weight * value.detach()
-                weights += weight
-                _accumulate(total, weight, self._measured(part))
-        whole = self._problem.batches.normalise(weights)
-        self._check_same_data(loss, seen / whole)
-        return {name: x / whole for name, x in total.items()}
+    def _cross_check(self) -> None:
+        """Once per problem with custom functions: do products agree with finite differences?"""
+        if not self._problem.custom_functions:
+            return
+        self._problem.custom_functions = False
+        d = self.space.random(np.random.default_rng(0))
+        exact, difference = self._exact_hvp(d), self._difference(d)
+        size = max(float(norm2(exact)), float(norm2(difference)))
+        error = float(norm2(subtract(exact, difference)))
+        if error > CROSS_CHECK * size:
+            self._problem.custom_functions = True  # the next oracle shall find out too
+            raise EngineError(
+                "Hessian-vector products disagree with finite differences of the gradient",
+                got=f"a custom autograd function, and a relative difference of {error / size:.2g}",
+                do='mend its backward, or pass engine="finite-difference"',
+            )
 
     def _check_same_data(self, loss: Tensor, seen: Tensor) -> None:
         """The loss of every pass is compared with the frozen one: a free determinism probe."""
-        tolerance = 1e3 * torch.finfo(self._lowest_dtype()).eps
-        if bool((seen - loss).abs() > tolerance * (loss.abs() + seen.abs())):
+        coarsest = max(torch.finfo(p.dtype).eps for p in self._leaves.values())
+        if bool((seen - loss).abs() > 1e3 * coarsest * (loss.abs() + seen.abs())):
             raise DataError(
                 "the data or the model changed between two passes",
                 got=f"loss {float(loss):.8g}, then {float(seen):.8g}",
@@ -141,43 +178,20 @@ class TorchOracle(Oracle):
             except EngineError as e:
                 self._fall_back(e)
         if self._first is None:
-            with self._frozen():
-                self._first = self._sum_gradients(self._leaves)
+            self._first = self._inside(
+                self._leaves, lambda: self._sum(lambda value: derivative(value, self._leaves))
+            )
         return self._first
-
-    def _sum_gradients(self, leaves: Leaves) -> tuple[Tensor, Blocks]:
-        """Loss and gradient, batch by batch, so that one batch's graph exists at a time."""
-        total: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=self._problem.device, dtype=self._problem.dtype)
-        weights = 0.0
-        for weight, batch in self._weighted_batches():
-            value = self._problem.evaluate(leaves, batch)
-            _accumulate(total, weight, self._measured(derivative(value, leaves)))
-            loss += weight * value.detach()
-            weights += weight
-        whole = self._problem.batches.normalise(weights)
-        return loss / whole, {name: x / whole for name, x in total.items()}
-
-    def _whole_loss(self, leaves: Leaves) -> Tensor:
-        """The loss over all batches, as one differentiable tensor in the measurement dtype."""
-        loss = torch.zeros((), device=self._problem.device, dtype=self._problem.dtype)
-        weights = 0.0
-        for weight, batch in self._weighted_batches():
-            loss = loss + weight * self._problem.evaluate(leaves, batch)
-            weights += weight
-        return loss / self._problem.batches.normalise(weights)
 
     def _build_graph(self) -> None:
         """One graph of the whole loss, unless it would hold more than the allowed memory."""
-        with self._frozen():
-            graph = KeptGraph(
-                lambda: self._whole_loss(self._leaves),
-                self._leaves,
-                count_bytes=self._problem.memory is not None,
-            )
-        self._check_once(graph.with_graph)
-        self._first = graph.loss, self._measured(graph.gradient())
         allowed = self._problem.memory
+        graph = self._inside(
+            self._leaves, lambda: KeptGraph(self._whole_loss, self._leaves, allowed is not None)
+        )
+        self._look_at(graph.gradient)
+        gradient = {name: self._measured(g.detach()) for name, g in graph.gradient.items()}
+        self._first = self._measured(graph.loss), gradient
         if allowed is not None and self._problem.engine == "auto" and graph.bytes > allowed:
             self._notes.append(
                 f"products recompute the graph: it holds {graph.bytes} bytes, memory={allowed}"
@@ -186,36 +200,56 @@ class TorchOracle(Oracle):
             return
         self._graph = graph
 
-    def _check_once(self, gradient: Mapping[str, Tensor]) -> None:
-        """The same module gives the same operations: one look per oracle is enough."""
-        if not self._graph_checked:
-            check_graph(gradient)
-            self._graph_checked = True
+    def _at(
+        self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
+    ) -> tuple[Tensor, Blocks]:
+        """Loss and summed parts at other parameters."""
+        self._check_fresh()
+        check_like(params, self.space.shapes, "params")
+        with torch.inference_mode(False):
+            leaves = self._problem.leaves(params)
+        return self._inside(leaves, lambda: self._sum(lambda value: part(value, leaves)))
 
-    def _weighted_batches(self) -> Iterator[tuple[float, Any]]:
-        batches = self._problem.batches
-        yield from ((batches.weigh(batch), batch) for batch in batches)
+    def _inside(self, leaves: Leaves, run: Callable[[], T]) -> T:
+        """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters."""
+        with frozen(self._random, self._problem.device, self._problem.data):
+            return self._problem.lend(leaves, run)
 
-    def _measured(self, blocks: Mapping[str, Tensor], copy: bool = False) -> Blocks:
-        return {name: x.to(self._problem.dtype, copy=copy) for name, x in blocks.items()}
+    def _sum(self, part: Callable[[Tensor], Mapping[str, Tensor]]) -> tuple[Tensor, Blocks]:
+        """Loss and parts, summed batch by batch, so that one batch's graph exists at a time."""
+        total: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self._problem.device, dtype=self._problem.dtype)
+        weights = 0.0
+        for weight, value in self._values():
+            for name, x in part(value).items():
+                x = self._measured(x) * weight
+                total[name] = total[name] + x if name in total else x
+            loss += weight * value.detach()
+            weights += weight
+        whole = self._problem.batches.normalise(weights)
+        return loss / whole, {name: x / whole for name, x in total.items()}
 
-    def _frozen(self) -> AbstractContextManager[None]:
-        return frozen(self._random, self._problem.device, self._problem.data)
+    def _whole_loss(self) -> Tensor:
+        """The loss over all batches, as one differentiable tensor."""
+        loss = torch.zeros((), device=self._problem.device, dtype=self._problem.dtype)
+        weights = 0.0
+        for weight, value in self._values():
+            loss = loss + weight * value
+            weights += weight
+        return loss / self._problem.batches.normalise(weights)
 
-    def _lowest_dtype(self) -> torch.dtype:
-        return max((p.dtype for p in self._leaves.values()), key=lambda t: torch.finfo(t).eps)
+    def _values(self) -> Iterator[tuple[float, Tensor]]:
+        """Each batch's weight and loss."""
+        batches, device = self._problem.batches, self._problem.device
+        for batch in batches:
+            yield batches.weigh(batch), self._problem.loss.of(move(batch, device))
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t._version) for t in self._watched]
+    def _measured(self, x: Tensor) -> Tensor:
+        return x.to(self._problem.dtype)
 
     def _check_fresh(self) -> None:
-        if self._fingerprint() != self._versions:
+        if self._problem.fingerprint(self._at_model) != self._fingerprint:
             raise StaleOracle(
-                "the model's parameters or buffers changed after the oracle was made",
+                "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",
             )
-
-
-def _accumulate(total: dict[str, Tensor], share: float, part: Mapping[str, Tensor]) -> None:
-    for name, x in part.items():
-        total[name] = total[name].add_(x, alpha=share) if name in total else x * share

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import check_like, to_numpy
+from geodiag.checks import is_number
 from geodiag.data import Batches
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag.oracles import Problem
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
-from geodiag_torch.forward import Leaves, Loss, evaluate, token_weight, unwrap
+from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.oracle import ENGINES, TorchOracle
-
-PREFIXES = ("module.", "_orig_mod.")
 
 
 class TorchProblem(Problem):
@@ -57,27 +56,27 @@ class TorchProblem(Problem):
     ) -> None:
         if engine not in ENGINES:
             raise ArgumentError("unknown engine", got=repr(engine), do=f"use one of {ENGINES}")
-        if memory is not None and not memory >= 0:
+        if memory is not None and not (is_number(memory) and memory >= 0):
             raise ArgumentError("memory= must be a number of bytes", got=repr(memory))
         self.engine, self.memory = engine, memory
         inner = unwrap(model)
         self.loss = Loss(inner, loss_fn, criterion)
-        if weight is None and loss_fn is None and criterion is None:
+        if weight is None and reduction == "mean" and loss_fn is None and criterion is None:
             weight = token_weight(inner)
         self.data = data
         self.batches = Batches(data, weight, reduction)
-        raw = select(_trainable(inner), where)
-        self._raw_names = {_clean(name): name for name in raw}
-        self.device, self.dtype = _common(raw)
+        raw_names = _public_names(inner)
+        named = dict(inner.named_parameters())
+        chosen = select({name: named[raw] for name, raw in raw_names.items()}, where)
+        self._raw_names = {name: raw_names[name] for name in chosen}
+        self.device, self.dtype = _common(chosen)
         self.space = Space(
-            {name: tuple(raw[r].shape) for name, r in self._raw_names.items()},
-            {
-                name: MatrixView.first_axis_rows(raw[r].dim())
-                for name, r in self._raw_names.items()
-                if raw[r].dim() >= 2
-            },
+            {name: tuple(p.shape) for name, p in chosen.items()},
+            {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
             self._asarray,
         )
+        # Whether the model has custom autograd functions that were not cross-checked yet.
+        self.custom_functions: bool | None = None
         self._params = params
         if params is not None:
             self._check_params(params)
@@ -98,30 +97,47 @@ class TorchProblem(Problem):
             oracle.release()
 
     def tensors(self, measured: bool) -> Iterator[Tensor]:
-        """The model's tensors on which the loss depends, with or without the measured ones."""
+        """All tensors that the loss depends on, with or without the measured parameters."""
         own = {id(p) for p in self.live().values()}
-        for p in self.loss.model.parameters():
+        for p in self.loss.parameters():
             if measured or id(p) not in own:
                 yield p
-        yield from self.loss.model.buffers()
+        yield from self.loss.buffers()
+
+    def fingerprint(self, measured: bool) -> list[Any]:
+        """Changes whenever one of the tensors, or a module's mode, does."""
+        found: list[Any] = [(id(t), t.data_ptr(), t._version) for t in self.tensors(measured)]
+        found += [m.training for m in self.loss.model.modules()]
+        return found
 
     def live(self) -> dict[str, Tensor]:
-        """The measured parameters by their public names, as they are now."""
-        named = dict(self.loss.model.named_parameters())
-        return {name: named[raw] for name, raw in self._raw_names.items()}
+        """The measured parameters by their public names, as they are now.
 
-    def leaves(self, params: Mapping[str, Tensor] | None) -> Leaves:
+        Raises:
+            ParameterError: the model lost one, or it has another shape.
+        """
+        named = dict(self.loss.model.named_parameters())
+        found = {name: named.get(raw) for name, raw in self._raw_names.items()}
+        for name, p in found.items():
+            if p is None or tuple(p.shape) != self.space.shapes[name]:
+                raise ParameterError(
+                    f"the model's structure changed: {name!r} had shape {self.space.shapes[name]}",
+                    got="no such parameter" if p is None else f"shape {tuple(p.shape)}",
+                    do="make a new geodiag.problem",
+                )
+        return {name: p for name, p in found.items() if p is not None}
+
+    def leaves(self, params: Mapping[str, Any] | None) -> Leaves:
         """Fresh autograd leaves; at the live parameters they share storage, at others not."""
         out = {}
         for name, p in self.live().items():
-            leaf = p.detach() if params is None else params[name].detach().to(p.dtype).clone()
-            out[name] = leaf.requires_grad_()
+            at = p if params is None else self._asarray(params[name]).to(p.dtype).clone()
+            out[name] = at.detach().requires_grad_()
         return out
 
-    def evaluate(self, leaves: Leaves, batch: Any) -> Tensor:
-        """The loss of one batch at ``leaves``."""
-        raw = {self._raw_names[name]: leaf for name, leaf in leaves.items()}
-        return evaluate(self.loss, raw, batch, self.device)
+    def lend(self, leaves: Leaves, run: Callable[[], T]) -> T:
+        """``run()`` with ``leaves`` in the place of the measured parameters."""
+        return self.loss.lend({self._raw_names[n]: leaf for n, leaf in leaves.items()}, run)
 
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, Mapping):
@@ -137,26 +153,30 @@ class TorchProblem(Problem):
         return tensor.detach().to(device=self.device, dtype=self.dtype)
 
 
-def _clean(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.replace(prefix, "") if prefix == "_orig_mod." else name.removeprefix(prefix)
-    return name
+def _public_names(model: nn.Module) -> dict[str, str]:
+    """The trainable parameters: public name → name in the model.
 
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
+    The public names are without what wrappers of the whole model or of parts of it put in.
+    """
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(t, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
             raise ParameterError(
                 f"the parameter {name!r} has no shape yet", do="run the model once on a batch first"
             )
-        if p.requires_grad:
-            found[name] = p
-    if not found:
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not names:
         raise ParameterError(
             "the model has no trainable parameters",
             got=f"{sum(1 for _ in model.parameters())} parameters, none with requires_grad",
             do="pass a model with parameters, or call model.requires_grad_(True)",
+        )
+    wrapped = "module." if all(name.startswith("module.") for name in names) else ""
+    found = {name.removeprefix(wrapped).replace("_orig_mod.", ""): name for name in names}
+    if len(found) < len(names):
+        raise ParameterError(
+            "two parameters have one name once wrappers are left out of it",
+            got=", ".join(sorted(set(names) - set(found.values()))),
+            do="rename the submodule '_orig_mod'",
         )
     return found
 
@@ -177,6 +197,11 @@ def _common(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
                 "the measured parameters are on several devices",
                 got=f"{first!r} on {params[first].device}, {name!r} on {p.device}",
                 do="move the model to one device, or select the tensors of one with where=",
+            )
+        if p.is_inference():
+            raise ParameterError(
+                f"the parameter {name!r} was made in inference mode",
+                do="build the model outside of torch.inference_mode()",
             )
         if p.is_meta:
             raise ParameterError(

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodiag.blocks import check_like
-from geodiag.errors import ArgumentError, GeodiagError, NormError, ParameterError
+from geodiag.blocks import check_like, dot
+from geodiag.checks import is_number
+from geodiag.errors import ArgumentError, GeodiagError, NonFiniteError, NormError, ParameterError
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import MatrixView, Space
@@ -23,7 +24,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
     """Gradient descent in the geometry of ``norm``.
 
     The dual norm ‖g‖* is joint over all parameter groups; each group may have its own ``lr``.
-    A parameter without ``.grad`` counts as having gradient zero, and stays where it is.
+    A parameter whose gradient is zero or None stays where it is.
 
     Args:
         params: parameters, ``model.named_parameters()``, or parameter groups of either. Norms with
@@ -34,7 +35,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
     Raises:
         ArgumentError: lr ≤ 0.
-        ParameterError: complex parameters, or parameters on several devices.
+        ParameterError: complex parameters, parameters on several devices, two of one name.
         NormError: the norm does not apply to these parameters.
     """
 
@@ -45,20 +46,31 @@ class NonEuclideanGD(torch.optim.Optimizer):
         norm: Norm | str = "l2",
         normalized: bool = False,
     ) -> None:
-        if isinstance(lr, Tensor) or not 0.0 < lr < float("inf"):
-            raise ArgumentError("lr must be a positive, finite number", got=repr(lr))
-        super().__init__(params, {"lr": float(lr)})
-        for group in self.param_groups:
-            if not 0.0 < group["lr"] < float("inf"):
-                raise ArgumentError("lr must be a positive, finite number", got=repr(group["lr"]))
+        _check_lr(lr)
         self.normalized = normalized
         self.norm = as_norm(norm)
+        super().__init__(params, {"lr": float(lr)})
         self._bound = self._bind()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the norm is bound again to all parameters."""
+        """Add a group; the norm is bound again to all parameters, or the group is not added."""
+        if "lr" in param_group:
+            _check_lr(param_group["lr"])
         super().add_param_group(param_group)
         if hasattr(self, "_bound"):
+            try:
+                self._bound = self._bind()
+            except GeodiagError:
+                self.param_groups.pop()
+                raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"norm": self.norm, "normalized": self.normalized}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "norm" in state:  # copied or unpickled; load_state_dict comes here without it
             self._bound = self._bind()
 
     @torch.no_grad()
@@ -67,20 +79,32 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
         Raises:
             ParameterError: a gradient is sparse.
+            NonFiniteError: the norm's LMO failed at the gradient.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         gradients = {name: self._gradient(p) for name, _, p in self._named()}
-        direction = self._bound.lmo(gradients)
+        try:
+            direction = self._bound.lmo(gradients)
+        except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
+            raise NonFiniteError(
+                "the linear minimisation oracle failed, most likely at a gradient that is not "
+                "finite",
+                got=str(e),
+                do="check the loss; the training may have diverged",
+            ) from e
         check_like(
             direction, {n: g.shape for n, g in gradients.items()}, "lmo(g) of the norm", NormError
         )
-        factor = 1.0 if self.normalized else self._bound.dual(gradients)
+        # ⟨g, lmo(g)⟩ is the dual norm, without asking the norm again.
+        factor = 1.0 if self.normalized else dot(gradients, direction)
         for name, group, p in self._named():
-            if p.grad is not None:
-                p.sub_((direction[name] * (group["lr"] * factor)).to(p.dtype))
+            g = gradients[name]
+            # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
+            update = torch.where((g != 0).any(), direction[name] * (group["lr"] * factor), 0.0)
+            p.sub_(update.to(p.dtype))
         return loss
 
     def _named(self) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
@@ -104,7 +128,14 @@ class NonEuclideanGD(torch.optim.Optimizer):
         return p.grad.to(self._dtype)
 
     def _bind(self) -> Norm:
-        named = {name: p for name, _, p in self._named()}
+        named: dict[str, Tensor] = {}
+        for name, _, p in self._named():
+            if name in named:
+                raise ParameterError(
+                    f"two parameters have the name {name!r}",
+                    do="prefix the names: [(f'encoder.{n}', p) for n, p in …named_parameters()]",
+                )
+            named[name] = p
         self._dtype = torch.float32
         devices = {p.device for p in named.values()}
         for name, p in named.items():
@@ -133,3 +164,8 @@ class NonEuclideanGD(torch.optim.Optimizer):
                 got=e.what,
                 do="pass model.named_parameters() instead of model.parameters()",
             ) from e
+
+
+def _check_lr(lr: Any) -> None:
+    if not is_number(lr) or not 0.0 < lr < float("inf"):
+        raise ArgumentError("lr must be a positive, finite number", got=repr(lr))

@@ -204,3 +204,34 @@ def test_other_unusable_arguments():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(errors.ParameterError, match="sparse"):
         NonEuclideanGD(embedding.parameters(), 0.1).step()
+
+
+def test_zero_gradients_move_nothing_in_any_norm():
+    model = linear()
+    model.weight.grad.zero_()
+    weight = model.weight.detach().clone()
+    for norm in ("spectral", "muon", "nuclear", "linf", "l2"):
+        NonEuclideanGD(model.named_parameters(), 0.1, norm, normalized=True).step()
+        assert torch.equal(model.weight.detach(), weight), norm
+
+
+def test_two_parameters_of_one_name_are_refused():
+    one, two = linear(), linear()
+    with pytest.raises(errors.ParameterError, match="prefix"):
+        NonEuclideanGD([{"params": list(m.named_parameters())} for m in (one, two)], 0.1, "l2")
+
+
+def test_a_refused_group_is_not_kept():
+    optimizer = NonEuclideanGD(linear().parameters(), 0.1)
+    with pytest.raises(errors.ArgumentError, match="lr"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": -1.0})
+    with pytest.raises(errors.ParameterError, match="not real"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2) * 1j)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_diverged_gradient_is_named():
+    model = linear()
+    model.weight.grad.fill_(float("nan"))
+    with pytest.raises(errors.NonFiniteError, match="diverged"):
+        NonEuclideanGD(model.named_parameters(), 0.1, "spectral").step()

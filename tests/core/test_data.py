@@ -94,7 +94,7 @@ def test_batch_sizes(xp):
     assert batch_size((xp.ones((7, 2)), xp.ones((3,)))) == 7.0
     assert batch_size({"meta": "text", "inner": {"x": xp.ones((4,))}}) == 4.0
     assert batch_size(xp.asarray(1.0)) == 1.0
-    assert batch_size(("no", "arrays")) == 1.0
+    assert batch_size(("no", "arrays")) is None
 
 
 def test_no_data_is_a_batch_of_its_own():

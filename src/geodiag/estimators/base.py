@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from geodiag.blocks import (
     subtract,
     to_numpy,
 )
+from geodiag.checks import is_number
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
@@ -44,12 +46,10 @@ class Options:
     progress: Progress = False
 
     def __post_init__(self) -> None:
-        if self.rtol is not None and not (
-            isinstance(self.rtol, (int, float)) and 0 < self.rtol < 1
-        ):
+        if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
             raise ArgumentError("rtol= must lie between 0 and 1", got=repr(self.rtol))
         if self.max_hvps is not None and not (
-            isinstance(self.max_hvps, int) and self.max_hvps >= 2
+            isinstance(self.max_hvps, Integral) and self.max_hvps >= 2
         ):
             raise ArgumentError(
                 "max_hvps= must be an integer of at least 2",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from geodiag.blocks import Array, Blocks, scale
+from geodiag.checks import is_number
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms.base import Face, Norm, QuadraticNorm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
@@ -162,7 +163,7 @@ class Scaled(Norm):
     """c·‖·‖ for c > 0; the sharpness is divided by c²."""
 
     def __init__(self, norm: Norm, c: float) -> None:
-        if not (isinstance(c, (int, float)) and 0 < c < float("inf")):
+        if not (is_number(c) and 0 < c < float("inf")):
             raise ArgumentError("the factor of Scaled must be positive", got=repr(c))
         self.norm, self.c = require_norm(norm, "Scaled"), float(c)
 
@@ -233,7 +234,7 @@ def _check_radii(radii: Radii) -> None:
         return
     values = radii.values() if isinstance(radii, Mapping) else [radii]
     for r in values:
-        if not (isinstance(r, (int, float)) and 0 < r < float("inf")):
+        if not (is_number(r) and 0 < r < float("inf")):
             raise ArgumentError("radii must be positive numbers", got=repr(r))
 
 

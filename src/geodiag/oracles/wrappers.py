@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from geodiag.blocks import Array, Blocks, axpy, epsilon, norm2, scale, subtract
+from geodiag.blocks import Array, Blocks, axpy, epsilon, namespace, norm2, scale, subtract
 from geodiag.oracles.base import Oracle
 
 S = TypeVar("S")
@@ -57,12 +57,20 @@ def finite_difference_hvp(
     """∇²L(w) d by a central difference of gradients (two gradient evaluations).
 
     The step h balances the truncation error, O(h²), against the gradient's rounding, O(ε/h):
-    h = ε^{1/3}, relative to (1 + ‖w‖)/‖d‖. Expect a relative error of about ε^{2/3}: 4e-11 in
-    float64, 2e-5 in float32.
+    ε^{1/3} relative to the parameters, both in their length and in their largest entry, whichever
+    asks for less. Expect a relative error of about ε^{2/3}, 4e-11 in float64 and 2e-5 in float32,
+    for losses whose curvature varies over distances of the parameters' own size.
     """
-    length = float(norm2(d))
+    length, peak = float(norm2(d)), _peak(d)
     if length == 0.0:
         return scale(d, 0.0)
-    h = epsilon(point) ** (1.0 / 3.0) * (1.0 + float(norm2(point))) / length
+    reach = min((1.0 + float(norm2(point))) / length, (1.0 + _peak(point)) / peak)
+    h = epsilon(point) ** (1.0 / 3.0) * reach
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
     return scale(subtract(forward, backward), 0.5 / h)
+
+
+def _peak(blocks: Blocks) -> float:
+    """The largest absolute entry."""
+    xp = namespace(blocks)
+    return float(xp.max(xp.stack([xp.max(xp.abs(x)) for x in blocks.values() if 0 not in x.shape])))
