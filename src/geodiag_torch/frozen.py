@@ -18,29 +18,34 @@ import torch
 RandomState = dict[str, Any]
 
 
-def random_state(device: torch.device, data: Any) -> RandomState:
-    """Autocast, and the state of the generators that a forward pass or a loader draws from."""
+def random_state(device: torch.device, data: Any, backward: bool = False) -> RandomState:
+    """Autocast, and the state of the generators that a pass draws from.
+
+    A backward pass draws, if at all, where it recomputes activations, and from torch alone.
+    """
+    kind = device.type
     state: RandomState = {
         "torch": torch.random.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "loader": [g.get_state() for g in _generators(data)],
+        "autocast": (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
     }
-    kind = device.type
-    state["autocast"] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     if kind != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state(device)
+    if not backward:
+        state["python"] = random.getstate()
+        state["numpy"] = np.random.get_state()
+        state["loader"] = [g.get_state() for g in _generators(data)]
     return state
 
 
-def _restore(state: RandomState, device: torch.device, data: Any) -> None:
+def _restore(state: RandomState, device: torch.device, data: Any, backward: bool) -> None:
     torch.random.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    for generator, saved in zip(_generators(data), state["loader"], strict=True):
-        generator.set_state(saved)
     if "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)
+    if not backward:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        for generator, saved in zip(_generators(data), state["loader"], strict=True):
+            generator.set_state(saved)
 
 
 def _generators(data: Any) -> list[torch.Generator]:
@@ -54,10 +59,12 @@ def _generators(data: Any) -> list[torch.Generator]:
 
 
 @contextmanager
-def frozen(state: RandomState, device: torch.device, data: Any) -> Iterator[None]:
+def frozen(
+    state: RandomState, device: torch.device, data: Any, backward: bool = False
+) -> Iterator[None]:
     """Run with the random ``state``, gradients on; restore the caller's state in any case."""
-    before = random_state(device, data)
-    _restore(state, device, data)
+    before = random_state(device, data, backward)
+    _restore(state, device, data, backward)
     try:
         enabled, dtype = state["autocast"]
         with (
@@ -67,4 +74,4 @@ def frozen(state: RandomState, device: torch.device, data: Any) -> Iterator[None
         ):
             yield
     finally:
-        _restore(before, device, data)
+        _restore(before, device, data, backward)

@@ -66,9 +66,11 @@ class TorchOracle(Oracle):
         return {k: self._measured(leaf.detach()).clone() for k, leaf in self._leaves.items()}
 
     def loss(self) -> Tensor:
+        self._check_fresh()
         return self._loss_and_gradient()[0].clone()
 
     def gradient(self) -> Blocks:
+        self._check_fresh()
         return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def loss_at(self, params: Blocks) -> Tensor:
@@ -105,7 +107,7 @@ class TorchOracle(Oracle):
             self._build_graph()
         graph = self._graph
         if graph is not None:
-            found = self._inside(self._leaves, lambda: graph.hvp(direction))
+            found = self._inside(self._leaves, lambda: graph.hvp(direction), backward=True)
             return {name: self._measured(x) for name, x in found.items()}
         seen, product = self._inside(
             self._leaves, lambda: self._sum(lambda value: self._second(value, direction))
@@ -171,7 +173,6 @@ class TorchOracle(Oracle):
             )
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
-        self._check_fresh()
         if self._first is None and self._engine == "graph":
             try:
                 self._build_graph()
@@ -210,9 +211,9 @@ class TorchOracle(Oracle):
             leaves = self._problem.leaves(params)
         return self._inside(leaves, lambda: self._sum(lambda value: part(value, leaves)))
 
-    def _inside(self, leaves: Leaves, run: Callable[[], T]) -> T:
+    def _inside(self, leaves: Leaves, run: Callable[[], T], backward: bool = False) -> T:
         """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters."""
-        with frozen(self._random, self._problem.device, self._problem.data):
+        with frozen(self._random, self._problem.device, self._problem.data, backward):
             return self._problem.lend(leaves, run)
 
     def _sum(self, part: Callable[[Tensor], Mapping[str, Tensor]]) -> tuple[Tensor, Blocks]:
