@@ -61,6 +61,15 @@ def test_scalars_are_measured_by_their_absolute_value(name, xp):
     assert float(norm.lmo(g)["s"]) == -1.0
 
 
+@pytest.mark.parametrize("name", ["l2", "l1", "linf", "block", "frobenius", "rms"])
+def test_not_a_number_is_not_hidden(name, xp):
+    """A root that clips at zero must not turn NaN into 0."""
+    d = truth.to(xp, truth.blocks(0) | {"a.b": np.array([1.0, np.nan, 2.0])})
+    norm = registry.norm(name).bind(Space.of(d))
+    assert np.isnan(float(norm.value(d)))
+    assert np.isnan(float(norm.dual(d)))
+
+
 KERNELS = {
     "outputs first": (MatrixView.first_axis_rows(4), (5, 3, 2, 2)),
     "outputs last": (MatrixView.last_axis_rows(4), (2, 2, 3, 5)),

@@ -8,6 +8,8 @@ inside. An inside point with a positive value is scaled to the sphere, which onl
 
 from __future__ import annotations
 
+from functools import partial
+
 from geodiag.blocks import (
     Array,
     Blocks,
@@ -70,7 +72,7 @@ class Ascent(SharpnessEstimator):
         found = [] if start is None else [m.unit(start)]
         if float(dot(m.gradient, m.steepest)) > 0:
             found.append(m.unit(m.steepest))
-        return found + [m.random() for _ in range(max(1, count - len(found)))]
+        return (found + [m.random() for _ in range(count - len(found))])[:count]
 
 
 def _unlimited(m: Measurement) -> bool:
@@ -84,11 +86,12 @@ def _begin(m: Measurement, direction: Blocks) -> State:
 
 
 def _climb(m: Measurement, state: State, limit: int, rtol: float) -> State:
-    """Segment steps; where they end at no positive value, go on along the sphere."""
-    state = driver.run(m.oracle, lambda s: segment_step(m, s), state, limit, rtol)
-    used = int(state.iteration)
-    if float(state.value) <= 0 and used < limit:
-        state = driver.run(m.oracle, lambda s: sphere_step(m, s), state, limit - used, rtol)
+    """Segment steps; where they end at no positive value, sphere steps, and segments again."""
+    state = driver.run(m.oracle, partial(segment_step, m), state, limit, rtol)
+    if float(state.value) <= 0:
+        for step in (sphere_step, segment_step):
+            limit -= int(state.iteration)
+            state = driver.run(m.oracle, partial(step, m), state, limit, rtol)
     m.report(float(state.value))
     return state
 
