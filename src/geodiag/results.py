@@ -66,8 +66,8 @@ class SharpnessResult:
     num_hvps: int  # Hessian-vector products, every one counted
     upper: float | None = None  # a certified upper bound on S
     residual: float | None = None  # relative: ‖P⁻¹Hd − S·d‖_P / |S| for quadratic norms
-    spread: float | None = None  # (best − worst) / |best| over the starts that were run to the end
-    history: tuple[float, ...] = ()  # best value after each iteration of the best start
+    spread: float | None = None  # (best − worst) / |best| over starts, after equally many steps
+    history: tuple[float, ...] = ()  # per iteration of the best start; Frank–Wolfe: per restart
     notes: tuple[str, ...] = ()  # what was done otherwise than asked, and why
     state: dict[str, Any] = field(default_factory=dict, repr=False)  # for start=
 

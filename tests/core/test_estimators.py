@@ -1,4 +1,4 @@
-"""Ascent, Frank–Wolfe and Blockwise against independent solvers, and what all estimators owe.
+"""Ascent and Blockwise against independent solvers, and what all estimators owe.
 
 Products are counted by an oracle of this file, not by the library's wrapper.
 """
@@ -118,61 +118,6 @@ def test_the_line_search_is_exact(seed):
     )
     # The optimiser's t is good to 1e-9, and ‖p‖ depends on it to first order.
     assert result.value == pytest.approx(expected, rel=1e-7)
-
-
-def paper(H, start, lmo, value, iterations):
-    """The paper's iteration, straight: d ← (1 − γ)d + γ·lmo(Hd), γ = 2/(k + 2)."""
-    d = start / value(start)
-    for k in range(iterations):
-        gamma = 2.0 / (k + 2.0)
-        d = (1 - gamma) * d + gamma * lmo(H @ d)
-    d = d / value(d)
-    return d @ H @ d, d
-
-
-def polar(g):
-    U, _, Vt = np.linalg.svd(g.reshape(3, 4), full_matrices=False)
-    return (U @ Vt).ravel()
-
-
-@pytest.mark.parametrize(
-    ("name", "lmo", "value"),
-    [
-        ("linf", np.sign, lambda d: np.abs(d).max()),
-        ("spectral", polar, lambda d: np.linalg.norm(d.reshape(3, 4), 2)),
-        ("l2", lambda g: g / np.linalg.norm(g), np.linalg.norm),
-    ],
-    ids=["linf", "spectral", "l2"],
-)
-@pytest.mark.parametrize("iterations", [1, 2, 7, 50])
-def test_frank_wolfe_is_the_papers_iteration(name, lmo, value, iterations):
-    H = truth.symmetric(12, 4)
-    start = np.random.default_rng(5).standard_normal((3, 4))
-    expected, d = paper(H, start.ravel(), lmo, value, iterations)
-    result = geodiag.sharpness(
-        H,
-        name,
-        shapes={"W": (3, 4)},
-        start={"W": start},
-        estimator=estimators.FrankWolfe(iterations, restarts=1),
-    )
-    # The same operations in another order: rounding grows by a few ε per iteration.
-    assert result.value == pytest.approx(expected, rel=1e-10)
-    np.testing.assert_allclose(result.direction["W"].ravel(), d, atol=1e-10)
-    assert result.num_hvps == iterations + 2
-
-
-def test_frank_wolfe_restarts_keep_the_best():
-    H = truth.symmetric(12, 6)
-    rng = np.random.default_rng(0)  # the library's seed and draws, in name order
-    runs = [
-        paper(H, rng.standard_normal(12), np.sign, lambda d: np.abs(d).max(), 20)[0]
-        for _ in range(4)
-    ]
-    result = geodiag.sharpness(H, "linf", estimator=estimators.FrankWolfe(20, restarts=4))
-    np.testing.assert_allclose(result.history, runs, rtol=1e-10)
-    assert result.value == pytest.approx(max(runs), rel=1e-10)
-    assert result.spread == pytest.approx((max(runs) - min(runs)) / max(runs), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -311,10 +256,23 @@ def test_not_a_number(estimator):
         assert failed.bound is Bound.LOWER
 
 
-@pytest.mark.parametrize("arguments", [{"iterations": 0}, {"restarts": 0}])
-def test_frank_wolfe_needs_work_to_do(arguments):
-    with pytest.raises(ArgumentError, match="at least one iteration and one restart"):
-        estimators.FrankWolfe(**arguments)
+def test_an_estimator_of_ones_own_gets_a_certified_answer():
+    """Any direction it ends at is scaled to the sphere and valued by a product of its own."""
+
+    class Fixed(geodiag.SharpnessEstimator):
+        def estimate(self, oracle, norm, start=None, options=estimators.Options()):
+            m = estimators.Measurement(oracle, norm, self, options)
+            return m.finish({"x": np.array([0.0, -7.0])}, Status.COMPLETED)
+
+    result = geodiag.sharpness(np.diag([1.0, 3.0]), "linf", estimator=Fixed())
+    assert np.array_equal(result.direction["x"], [0.0, -1.0])
+    assert (result.value, result.num_hvps, result.estimator) == (3.0, 1, "Fixed()")
+
+
+@pytest.mark.parametrize("starts", [0, -1])
+def test_ascent_needs_a_start(starts):
+    with pytest.raises(ArgumentError, match="at least one start"):
+        estimators.Ascent(starts=starts)
 
 
 def test_progress_reports_rising_products(capsys):

@@ -19,6 +19,7 @@ from geodiag.blocks import (
     scale,
     where,
 )
+from geodiag.errors import ArgumentError
 from geodiag.estimators import driver
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.driver import State
@@ -41,6 +42,8 @@ class Ascent(SharpnessEstimator):
     """
 
     def __init__(self, starts: int | None = None) -> None:
+        if starts is not None and starts < 1:
+            raise ArgumentError("Ascent needs at least one start", got=f"starts={starts}")
         self.starts = starts
 
     def estimate(
@@ -73,6 +76,9 @@ class Ascent(SharpnessEstimator):
         if float(dot(m.gradient, m.steepest)) > 0:
             found.append(m.unit(m.steepest))
         return (found + [m.random() for _ in range(count - len(found))])[:count]
+
+    def __repr__(self) -> str:
+        return "Ascent()" if self.starts is None else f"Ascent(starts={self.starts})"
 
 
 def _unlimited(m: Measurement) -> bool:

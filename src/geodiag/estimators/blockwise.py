@@ -75,11 +75,11 @@ class Blockwise(SharpnessEstimator):
         if not starts:  # the budget did not reach for one part
             starts.append(m.random())
         joint, spread = Ascent().climb(m, starts)
-        values = tuple(value for value, _, _ in found)
+        history = tuple(float(v) for v in joint.history)
         status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)
         if len(found) < len(norm.parts):
             status = Status.BUDGET
-        return m.finish(joint.direction, status, history=values, spread=spread)
+        return m.finish(joint.direction, status, history=history, spread=spread)
 
 
 def _severity(status: Status) -> int:

@@ -20,6 +20,7 @@ from geodiag.results import Bound, SharpnessResult, Status
 RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 300
+BASIS = 64
 # A warm start is mixed with this much noise: exactly an eigenvector, it would hide larger ones.
 NOISE = 0.02
 
@@ -35,7 +36,7 @@ class Lanczos(SharpnessEstimator):
     unlikely, not impossible, at a loose tolerance.
     """
 
-    def __init__(self, basis: int = 64) -> None:
+    def __init__(self, basis: int = BASIS) -> None:
         self.basis = max(8, basis)
 
     def estimate(
@@ -73,6 +74,9 @@ class Lanczos(SharpnessEstimator):
         if result.residual <= 1.5 * rtol or settled:
             return replace(result, status=Status.CONVERGED, bound=Bound.EXACT)
         return replace(result, status=Status.PRECISION)
+
+    def __repr__(self) -> str:
+        return "Lanczos()" if self.basis == BASIS else f"Lanczos(basis={self.basis})"
 
 
 class _Krylov:

@@ -27,6 +27,8 @@ NEGATIVE = -(np.eye(3) + 0.5 * np.ones((3, 3)))
 
 @dataclass(frozen=True)
 class Case:
+    """A matrix (as blocks of ``shapes``), a norm, and the sharpness of the one in the other."""
+
     label: str
     H: Vector
     norm: Norm
