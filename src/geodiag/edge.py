@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 
+from geodiag.checks import is_number
 from geodiag.errors import ArgumentError
 
 
@@ -97,7 +98,7 @@ def _check(
     normalized: bool,
     dual_norm: float | None,
 ) -> None:
-    if not 0.0 < lr < math.inf:
+    if not is_number(lr) or not 0.0 < lr < math.inf:
         raise ArgumentError("lr must be positive and finite", got=repr(lr))
     if not 0.0 <= momentum < 1.0:
         raise ArgumentError("momentum must lie in [0, 1)", got=repr(momentum))

@@ -57,7 +57,7 @@ def sharpness(
         rtol: relative tolerance: of the residual for quadratic norms (default 1e-4), of two
             successive improvements otherwise (default 1e-4; 1e-8 for given matrices).
         max_hvps: budget of Hessian-vector products, the certifying one included.
-        certificate: also compute an upper bound.
+        certificate: reserved for upper bounds, which are not available yet: True raises.
         seed: of the random starts, which are the same in every framework.
         progress: True prints to stderr; a function gets a dict at each iteration.
         throw: whether a numerical failure raises, or is returned as the result's status.
@@ -134,5 +134,6 @@ def _failed(oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, why: str)
         norm=repr(norm),
         estimator=repr(estimator),
         num_hvps=0,
+        dual_norm=math.nan,
         notes=(why,),
     )

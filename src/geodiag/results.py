@@ -64,6 +64,7 @@ class SharpnessResult:
     norm: str  # the norm that was measured in, as it prints
     estimator: str
     num_hvps: int  # Hessian-vector products, every one counted
+    dual_norm: float  # ‖∇L‖* in the same norm: normalized methods run at S/‖∇L‖* = 2/lr
     upper: float | None = None  # a certified upper bound on S
     residual: float | None = None  # relative: ‖P⁻¹Hd − S·d‖_P / |S| for quadratic norms
     spread: float | None = None  # (best − worst) / |best| over starts, after equally many steps
@@ -83,8 +84,9 @@ class SharpnessResult:
 
     def __repr__(self) -> str:
         bracket = f", upper={self.upper:.6g}" if self.upper is not None else ""
+        spread = f", spread={self.spread:.2g}" if self.spread is not None else ""
         return (
             f"SharpnessResult({self.value:.6g}{bracket}, bound={self.bound.name}, "
             f"status={self.status.name}, norm={self.norm}, estimator={self.estimator}, "
-            f"num_hvps={self.num_hvps})"
+            f"num_hvps={self.num_hvps}{spread})"
         )

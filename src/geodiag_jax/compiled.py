@@ -13,6 +13,7 @@ Points and directions are tuples of arrays, in the order of the measured names.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -42,10 +43,28 @@ class Form:
         """The loss in the measurement dtype.
 
         Raises:
-            LossError: it is not a real scalar.
+            LossError: it is not a real scalar, or does not take these arguments.
         """
-        params = self.tree.build(point, fixed)
-        return check_loss(self.loss.call(params, *batch.arguments(arrays))).astype(self.dtype)
+        params, rest = self.tree.build(point, fixed), batch.arguments(arrays)
+        check_call(self.loss.call, (params, *rest))
+        return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
+
+
+def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """A LossError where ``loss`` cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as e:
+        raise LossError(
+            f"the loss cannot be called as loss(params, *batch) with {len(arguments) - 1} array(s)",
+            got=f"{signature}: {e}",
+            do="let it take the parts of a tuple batch one by one, or pass "
+            "lambda params, *batch: loss(params, batch); a list is always read as batches",
+        ) from e
 
 
 def check_loss(loss: Any) -> Array:

@@ -8,6 +8,7 @@ tensors that hooks keep as plain attributes.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -122,7 +123,8 @@ class Loss(nn.Module):
             raise DataError(
                 "criterion= needs batches (x, y), or (x1, …, xk, y)",
                 got="no data" if batch is None else type(batch).__name__,
-                do="pass data=(x, y) or batches of that form, or use loss_fn(model, batch)",
+                do="pass data=(x, y), or a list of such batches (a list is always read as batches: "
+                "make a single one a tuple), or use loss_fn(model, batch)",
             )
         *inputs, target = batch
         return self.model(*inputs), target
@@ -130,12 +132,21 @@ class Loss(nn.Module):
     def _own_loss(self, batch: Any) -> Any:
         if batch is None:
             raise DataError("there is no loss to measure: no data", do="pass data= and criterion=")
+        positional: tuple[Any, ...] = ()
+        named: Mapping[str, Any] = {}
         if isinstance(batch, Mapping):
-            output = self.model(**batch)
-        elif isinstance(batch, (tuple, list)):
-            output = self.model(*batch)
+            named = batch
         else:
-            output = self.model(batch)
+            positional = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        try:
+            inspect.signature(self.model.forward).bind(*positional, **named)
+        except TypeError as e:
+            raise LossError(
+                "neither criterion= nor loss_fn= was given, and the model does not take the batch",
+                got=str(e),
+                do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
+            ) from e
+        output = self.model(*positional, **named)
         loss = output.get("loss") if isinstance(output, Mapping) else None
         loss = getattr(output, "loss", None) if loss is None else loss
         if loss is None:

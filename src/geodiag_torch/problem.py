@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from geodiag.blocks import check_like, to_numpy
 from geodiag.checks import is_number
 from geodiag.data import Batches
-from geodiag.errors import ArgumentError, ParameterError
+from geodiag.errors import ArgumentError, DataError, ParameterError
 from geodiag.oracles import Problem
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
@@ -63,8 +63,20 @@ class TorchProblem(Problem):
         self.loss = Loss(inner, loss_fn, criterion)
         if weight is None and reduction == "mean" and loss_fn is None and criterion is None:
             weight = token_weight(inner)
+        if isinstance(data, torch.utils.data.Dataset):
+            raise DataError(
+                "data= is a Dataset of single examples",
+                got=type(data).__name__,
+                do="wrap it: torch.utils.data.DataLoader(dataset, batch_size=…)",
+            )
         self.data = data
         self.batches = Batches(data, weight, reduction)
+        if getattr(criterion, "reduction", None) == "sum" != reduction and not self.batches.single:
+            raise ArgumentError(
+                'the criterion adds over a batch, and reduction="mean" would average over batches',
+                got=f"{criterion}",
+                do='pass reduction="sum", or a criterion with reduction="mean"',
+            )
         raw_names = _public_names(inner)
         named = dict(inner.named_parameters())
         chosen = select({name: named[raw] for name, raw in raw_names.items()}, where)

@@ -64,6 +64,10 @@ class NonEuclideanGD(torch.optim.Optimizer):
                 self.param_groups.pop()
                 raise
 
+    def __repr__(self) -> str:
+        own = f"norm={self.norm!r}, normalized={self.normalized}"
+        return super().__repr__().replace("(", f"({own}", 1)
+
     def __getstate__(self) -> dict[str, Any]:
         own = {"norm": self.norm, "normalized": self.normalized}
         return super().__getstate__() | own

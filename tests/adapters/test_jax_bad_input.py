@@ -235,3 +235,17 @@ def test_float32_mode_needs_no_flag_and_warns_of_nothing():
     assert {dtype for _, dtype in lines} == {"float32"}
     values = [float(value) for value, _ in lines]
     np.testing.assert_allclose(values, [3, 26, 3, 3, 3, 3], rtol=1e-3)
+
+
+@pytest.mark.parametrize("data", [(X, Y), None, [X, X]])
+def test_a_loss_of_another_signature_says_how_it_is_called(data):
+    def loss(params, batch, more):  # three arguments; then two, for a tuple of two
+        return jnp.sum(params["w"] ** 2)
+
+    def whole(params, batch):
+        return jnp.sum(params["w"] ** 2)
+
+    with pytest.raises(errors.LossError, match=r"lambda params, \*batch"):
+        geodiag.sharpness(
+            whole if isinstance(data, tuple) else loss, params={"w": jnp.ones(3)}, data=data
+        )

@@ -270,3 +270,11 @@ def test_names_that_clash():
     tx = non_euclidean_gd(LR, "l2")
     with pytest.raises(errors.ParameterError, match="same name"):
         tx.update(g, tx.init(g))
+
+
+def test_zero_gradients_move_nothing_in_any_norm():
+    grads = {"W": jnp.zeros((3, 4)), "b": jnp.ones(3)}
+    for norm in ("spectral", "muon", "nuclear", "linf", "l2"):
+        transform = non_euclidean_gd(LR, norm, normalized=True)
+        updates, _ = transform.update(grads, transform.init(grads))
+        assert not updates["W"].any(), norm

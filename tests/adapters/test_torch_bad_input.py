@@ -61,6 +61,24 @@ ROWS = {
     "start zero": (
         {"start": {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}},
         errors.ArgumentError, "zero"),
+    "a list for a batch": (
+        {"data": [torch.zeros(2, 4), torch.zeros(2, 3)]}, errors.DataError, "one a tuple"),
+    "dataset": (
+        {"data": torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.zeros(2, 3))},
+        errors.DataError, "DataLoader"),
+    "criterion adds, batches average": (
+        {"criterion": nn.MSELoss(reduction="sum"),
+         "data": [(torch.zeros(2, 4), torch.zeros(2, 3))] * 2},
+        errors.ArgumentError, 'reduction="sum"'),
+    "no loss given": ({"criterion": None}, errors.LossError, "criterion="),
+    "criterion for norm": ({"norm": nn.MSELoss()}, errors.ArgumentError, "criterion="),
+    "criterion class": ({"criterion": nn.MSELoss}, errors.ArgumentError, "callable"),
+    "memory text": ({"memory": "1GB"}, errors.ArgumentError, "memory"),
+    "weight none": (
+        {"weight": lambda b: None, "data": [(torch.zeros(2, 4), torch.zeros(2, 3))] * 2},
+        errors.DataError, "weight"),
+    "weight of a sum": (
+        {"weight": lambda b: 1.0, "reduction": "sum"}, errors.ArgumentError, "weight"),
     "estimator": ({"estimator": "lanczoss"}, errors.UnknownEstimator, "lanczos"),
 }  # fmt: skip
 

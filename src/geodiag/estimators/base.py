@@ -163,6 +163,7 @@ class Measurement:
             norm=repr(self.norm),
             estimator=self.estimator,
             num_hvps=self.oracle.num_hvps,
+            dual_norm=float(dot(self.gradient, self.steepest)),
             residual=residual,
             spread=spread,
             history=history,

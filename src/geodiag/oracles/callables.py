@@ -66,7 +66,7 @@ class CallablesProblem(Problem):
     def __init__(self, loss: Any, gradient: Any, params: Any, where: Where = None) -> None:
         if not isinstance(params, Mapping) or not params:
             raise ArgumentError(
-                "a (loss, gradient) pair needs params=, the point",
+                "a (loss, gradient) pair needs params=, the point, as a dict of arrays",
                 got=type(params).__name__,
                 do='pass params={"w": array, ...}',
             )
