@@ -217,3 +217,20 @@ def test_many_measurements_of_one_problem_and_closing_it():
         assert oracle._graph is not None
     assert oracle._graph is None
     assert again.value == pytest.approx(np.linalg.eigvalsh(H)[-1], rel=1e-6)
+
+
+def test_the_result_tells_the_gradients_dual_norm():
+    model, (x, y), _ = regression()
+    residual = model(x).detach().numpy() - y.numpy()
+    scale = 2.0 / residual.size
+    weight, bias = scale * residual.T @ x.numpy(), scale * residual.sum(0)
+    arguments = {"criterion": nn.MSELoss(), "data": (x, y)}
+    duals = {
+        "l2": np.sqrt((weight**2).sum() + (bias**2).sum()),
+        "linf": np.abs(weight).sum() + np.abs(bias).sum(),
+        "spectral": np.linalg.svd(weight, compute_uv=False).sum() + np.linalg.norm(bias),
+        "l1": max(np.abs(weight).max(), np.abs(bias).max()),
+    }
+    for norm, expected in duals.items():
+        result = geodiag.sharpness(model, norm, **arguments)
+        assert result.dual_norm == pytest.approx(expected, rel=1e-12), norm
