@@ -195,7 +195,7 @@ def require_norm(norm: Any, where: str) -> Norm:
     raise ArgumentError(
         f"{where} takes a Norm object",
         got=f"the class {norm.__name__}" if is_class else repr(norm),
-        do=f"pass an instance, as {norm.__name__}(…)"
+        do=f"pass an instance: {norm.__name__}()"
         if is_class
         else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion=",
     )
