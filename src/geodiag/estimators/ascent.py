@@ -103,9 +103,20 @@ def _climb(m: Measurement, state: State, limit: int, rtol: float) -> State:
 
 
 def _run_all(m: Measurement, states: list[State], rtol: float) -> tuple[State, float]:
-    """Every start to convergence: for free products."""
-    done = sorted((_climb(m, s, 1000, rtol) for s in states), key=lambda s: -float(s.value))
+    """Every start to convergence: for free products.
+
+    Sphere steps, which are slow, are taken only where no start found a positive value.
+    """
+    segment = partial(segment_step, m)
+    done = _best_first([driver.run(m.oracle, segment, s, 1000, rtol) for s in states])
+    if float(done[0].value) <= 0:
+        done = _best_first([_climb(m, s, 500, rtol) for s in done[:STARTS]])
+    m.report(float(done[0].value))
     return done[0], _spread(done)
+
+
+def _best_first(states: list[State]) -> list[State]:
+    return sorted(states, key=lambda s: -float(s.value))
 
 
 def _halve(
@@ -115,8 +126,7 @@ def _halve(
     rounds = 3
     spread = None
     while len(states) > 1:
-        states = [_climb(m, s, min(rounds, m.left(budget)), rtol) for s in states]
-        states.sort(key=lambda s: -float(s.value))
+        states = _best_first([_climb(m, s, min(rounds, m.left(budget)), rtol) for s in states])
         spread = _spread(states) if spread is None else spread
         states = states[: (len(states) + 1) // 2]
         if len(states) > 1 and all(driver.converged(s) for s in states):
