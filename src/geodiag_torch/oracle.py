@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, check_like, norm2, subtract
 from geodiag.errors import DataError, EngineError, StaleOracle
@@ -48,13 +49,14 @@ class TorchOracle(Oracle):
         with torch.inference_mode(False):
             self._leaves = problem.leaves(params)
         self._at_model = params is None
-        self._watched = list(problem.tensors(self._at_model))  # alive, so that no id is used again
-        self._fingerprint = problem.fingerprint(self._at_model)
+        # The tensors are kept alive, so that no id is used again.
+        self._watched, self._fingerprint = problem.watch(self._at_model)
         self._notes: list[str] = []
         self._engine = problem.engine
         if self._engine == "auto":
             self._engine = "graph" if problem.batches.single else "recompute"
         self._graph: KeptGraph | None = None
+        self._plain_backward = False  # whether the kept graph is known to recompute nothing
         self._first: tuple[Tensor, Blocks] | None = None
 
     @property
@@ -107,13 +109,32 @@ class TorchOracle(Oracle):
             self._build_graph()
         graph = self._graph
         if graph is not None:
-            found = self._inside(self._leaves, lambda: graph.hvp(direction), backward=True)
+            found = self._backward(lambda: graph.hvp(direction))
             return {name: self._measured(x) for name, x in found.items()}
         seen, product = self._inside(
             self._leaves, lambda: self._sum(lambda value: self._second(value, direction))
         )
         self._check_same_data(loss, seen)
         return product
+
+    def _backward(self, run: Callable[[], T]) -> T:
+        """A backward pass, with the leaves lent only where it recomputes activations.
+
+        At the model's own parameters it is enough that the first product ran no module; elsewhere
+        a checkpointed function may read the parameters without one.
+        """
+        if self._plain_backward:
+            with torch.inference_mode(False):
+                return run()
+        calls: list[nn.Module] = []
+        handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
+        try:
+            answer = self._inside(self._leaves, run, backward=True)
+        finally:
+            handle.remove()
+        own = [m for m in calls if m is not self._problem.loss]
+        self._plain_backward = self._at_model and not own
+        return answer
 
     def _second(self, value: Tensor, direction: Leaves) -> dict[str, Tensor]:
         gradient = derivative(value, self._leaves, create_graph=True)
@@ -199,7 +220,7 @@ class TorchOracle(Oracle):
             )
             self._engine = "recompute"
             return
-        self._graph = graph
+        self._graph, self._plain_backward = graph, False
 
     def _at(
         self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
@@ -249,7 +270,7 @@ class TorchOracle(Oracle):
         return x.to(self._problem.dtype)
 
     def _check_fresh(self) -> None:
-        if self._problem.fingerprint(self._at_model) != self._fingerprint:
+        if self._problem.watch(self._at_model)[1] != self._fingerprint:
             raise StaleOracle(
                 "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",

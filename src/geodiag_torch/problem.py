@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -108,19 +108,20 @@ class TorchProblem(Problem):
         for oracle in self._oracles:
             oracle.release()
 
-    def tensors(self, measured: bool) -> Iterator[Tensor]:
-        """All tensors that the loss depends on, with or without the measured parameters."""
-        own = {id(p) for p in self.live().values()}
-        for p in self.loss.parameters():
-            if measured or id(p) not in own:
-                yield p
-        yield from self.loss.buffers()
+    def watch(self, measured: bool) -> tuple[list[Tensor], list[Any]]:
+        """All tensors that the loss depends on, and what changes whenever one of them does.
 
-    def fingerprint(self, measured: bool) -> list[Any]:
-        """Changes whenever one of the tensors, or a module's mode, does."""
-        found: list[Any] = [(id(t), t.data_ptr(), t._version) for t in self.tensors(measured)]
-        found += [m.training for m in self.loss.model.modules()]
-        return found
+        With or without the measured parameters; a module's mode belongs to it too.
+        """
+        skipped = set() if measured else {id(p) for p in self.live().values()}
+        tensors: list[Tensor] = []
+        modes = []
+        for m in self.loss.modules():
+            modes.append(m.training)
+            for t in (*m._parameters.values(), *m._buffers.values()):
+                if t is not None and id(t) not in skipped:
+                    tensors.append(t)
+        return tensors, [*((id(t), t.data_ptr(), t._version) for t in tensors), *modes]
 
     def live(self) -> dict[str, Tensor]:
         """The measured parameters by their public names, as they are now.
