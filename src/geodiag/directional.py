@@ -36,6 +36,9 @@ class DirectionalSmoothness(float):
         self.kind, self.norm, self.rounding = kind, norm, rounding
         return self
 
+    def __getnewargs__(self) -> Any:
+        return float(self), self.kind, self.norm, self.rounding
+
     def __repr__(self) -> str:
         error = "" if self.rounding is None else f", rounding=±{self.rounding:.1g}"
         return f"DirectionalSmoothness({float(self):.6g}, {self.kind}, norm={self.norm}{error})"
@@ -95,8 +98,17 @@ def directional_smoothness(
 
 
 def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    before, after = float(oracle.loss()), float(oracle.loss_at(add(oracle.point(), s)))
-    slope, length2 = float(dot(oracle.gradient(), s)), float(norm.value(s)) ** 2
+    here = oracle.point()
+    there = add(here, s)
+    taken = subtract(there, here)  # what the sum's rounding left of the step
+    before, after = float(oracle.loss()), float(oracle.loss_at(there))
+    g = oracle.gradient()
+    slope, length2 = float(dot(g, taken)), float(norm.value(taken)) ** 2
+    if length2 == 0.0:
+        raise ArgumentError(
+            "step= is lost to rounding when it is added to the parameters",
+            do="measure a longer step, or in float64",
+        )
     rounding = 2 * epsilon(s) * (abs(before) + abs(after) + abs(slope)) / length2
     return 2 * (after - before - slope) / length2, rounding
 

@@ -15,8 +15,8 @@ heuristic.
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from geodiag.checks import is_number
 from geodiag.errors import ArgumentError
 
 
@@ -30,6 +30,9 @@ class Threshold(float):
         self = super().__new__(cls, value)
         self.applies_to, self.provenance = applies_to, provenance
         return self
+
+    def __getnewargs__(self) -> Any:
+        return float(self), self.applies_to, self.provenance
 
     def __repr__(self) -> str:
         return f"Threshold({float(self):.6g} on {self.applies_to}; {self.provenance})"
@@ -65,6 +68,9 @@ def threshold(
     Raises:
         ArgumentError: a value out of its range.
     """
+    lr = _number(lr, "lr")
+    momentum, weight_decay = _number(momentum, "momentum"), _number(weight_decay, "weight_decay")
+    dual_norm = None if dual_norm is None else _number(dual_norm, "dual_norm")
     _check(lr, momentum, weight_decay, nesterov, normalized, dual_norm)
     if normalized:
         applies_to = "S/‖g‖*" if dual_norm is None else "S"
@@ -90,6 +96,14 @@ def threshold(
     return Threshold(value - (0.0 if decoupled else weight_decay), "S", name)
 
 
+def _number(x: Any, name: str) -> float:
+    """A float from a number or a 0-d array."""
+    try:
+        return math.nan if isinstance(x, str) else float(x)
+    except (TypeError, ValueError) as e:
+        raise ArgumentError(f"{name} must be a number", got=repr(x)) from e
+
+
 def _check(
     lr: float,
     momentum: float,
@@ -98,7 +112,7 @@ def _check(
     normalized: bool,
     dual_norm: float | None,
 ) -> None:
-    if not is_number(lr) or not 0.0 < lr < math.inf:
+    if not 0.0 < lr < math.inf:
         raise ArgumentError("lr must be positive and finite", got=repr(lr))
     if not 0.0 <= momentum < 1.0:
         raise ArgumentError("momentum must lie in [0, 1)", got=repr(momentum))

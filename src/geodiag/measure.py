@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from geodiag.blocks import zeros_like
-from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.errors import ArgumentError, NonFiniteError, PluginError
 from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
 from geodiag.norms.base import Norm
-from geodiag.oracles import Oracle
+from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, resolve_oracle
 from geodiag.results import Bound, SharpnessResult, Status
@@ -95,12 +96,14 @@ def sharpness(
         bound_norm = asked.bind(oracle.space)
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
         first = as_start(start, oracle)
+        counted = CountingOracle(oracle)
         try:
-            result = chosen.estimate(oracle, bound_norm, first, options)
+            with _decompositions_checked():
+                result = chosen.estimate(counted, bound_norm, first, options)
         except NonFiniteError as e:
             if throw:
                 raise
-            result = _failed(oracle, bound_norm, chosen, str(e))
+            result = _failed(counted, bound_norm, chosen, str(e))
         return replace(result, norm=repr(asked))  # as asked for, not as bound
     finally:
         if made is not None:
@@ -121,11 +124,31 @@ def _resolve_estimator(
     if estimator == "auto":
         return choose(norm, oracle.space)
     found = registry.estimator(estimator)
-    assert isinstance(found, SharpnessEstimator)
+    if not isinstance(found, SharpnessEstimator):
+        raise PluginError(
+            f"the estimator {estimator!r} is not a SharpnessEstimator", got=type(found).__name__
+        )
     return found
 
 
-def _failed(oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, why: str) -> SharpnessResult:
+@contextmanager
+def _decompositions_checked() -> Iterator[None]:
+    """Report a decomposition that did not converge as what it comes from."""
+    try:
+        yield
+    except Exception as e:
+        if not type(e).__name__.endswith("LinAlgError"):  # each framework has its own
+            raise
+        raise NonFiniteError(
+            "a matrix decomposition of the norm failed",
+            got=str(e),
+            do="check the parameters and the data; the training may have diverged",
+        ) from e
+
+
+def _failed(
+    oracle: CountingOracle, norm: Norm, estimator: SharpnessEstimator, why: str
+) -> SharpnessResult:
     return SharpnessResult(
         value=math.nan,
         direction=zeros_like(oracle.point()),
@@ -133,7 +156,7 @@ def _failed(oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, why: str)
         status=Status.NON_FINITE,
         norm=repr(norm),
         estimator=repr(estimator),
-        num_hvps=0,
+        num_hvps=oracle.num_hvps,
         dual_norm=math.nan,
         notes=(why,),
     )

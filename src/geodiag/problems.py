@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geodiag.errors import ArgumentError, UnknownModel
+from geodiag.errors import ArgumentError, PluginError, UnknownModel
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import require_norm
 from geodiag.oracles import Oracle, Problem
@@ -84,7 +84,10 @@ def problem(
             "SciPy LinearOperator, a pair of callables (loss, gradient) with params=, or a "
             "geodiag Problem; an adapter's framework must be installed and imported",
         )
-    assert isinstance(found, Problem)
+    if not isinstance(found, Problem):
+        raise PluginError(
+            "a plugin's geodiag_problem must return a Problem or None", got=type(found).__name__
+        )
     return found
 
 
@@ -98,7 +101,11 @@ def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None
         _refuse(arguments, "a Problem")
         return model.at(params), None
     made = problem(model, **arguments)
-    return made.at(), made
+    try:
+        return made.at(), made
+    except BaseException:
+        made.close()
+        raise
 
 
 def as_norm(norm: Norm | str) -> Norm:

@@ -229,3 +229,47 @@ def test_built_in_names():
     assert issubclass(type(found.norm("l2")), Norm)
     for name in ("ascent", "frank_wolfe", "lanczos", "blockwise", "enumerate"):
         assert found.estimator(name).estimate
+
+
+def test_a_definition_that_was_run_again_replaces_itself():
+    """As when a notebook's cell is run twice: a new class of the same module and name."""
+    space: list[dict] = [{"__name__": "notebook"}, {"__name__": "notebook"}]
+    for names in space:
+        exec("from geodiag import norms\nclass Mine(norms.L2): pass", names)
+    r = Registry(list)
+    for names in space:
+        r.register_norm("mine", names["Mine"])
+    assert type(r.norm("mine")) is space[1]["Mine"]
+    with pytest.raises(PluginError, match="two norms have the name 'mine'"):
+        r.register_norm("mine", norms.L1)
+
+
+def test_a_plugin_registered_by_hand_may_be_found_as_an_entry_point_too():
+    plugin = types.ModuleType("by_hand")
+    r = Registry(lambda: [EntryPoint("entry", plugin)])
+    r.register(plugin)
+    assert r.norms() == {}
+
+
+def test_a_hook_that_raises_names_its_plugin():
+    class Broken:
+        @hookimpl
+        def geodiag_norms(self):
+            raise KeyError("missing")
+
+    r = Registry(list)
+    r.register(Broken(), name="broken")
+    with pytest.raises(PluginError, match=r"'broken' failed in geodiag_norms.*KeyError"):
+        r.norms()
+
+
+def test_a_hook_of_a_wrong_signature_is_left_out_with_a_warning():
+    class Wrong:
+        @hookimpl
+        def geodiag_norms(self, extra):
+            return {}
+
+    r = Registry(lambda: [EntryPoint("wrong", Wrong())])
+    with pytest.warns(PluginWarning, match="'wrong'"):
+        r.norms()
+    assert r.norms() == {}

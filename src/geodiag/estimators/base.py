@@ -23,12 +23,14 @@ from geodiag.blocks import (
     array_namespace,
     check_like,
     dot,
+    map_blocks,
+    namespace,
     scale,
     subtract,
     to_numpy,
 )
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError, NonFiniteError, NormError
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
@@ -49,6 +51,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
             raise ArgumentError("rtol= must lie between 0 and 1", got=repr(self.rtol))
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ArgumentError("seed= must be an integer of at least 0", got=repr(self.seed))
         if self.max_hvps is not None and not (
             isinstance(self.max_hvps, Integral) and self.max_hvps >= 2
         ):
@@ -89,6 +93,10 @@ class Measurement:
     def __init__(
         self, oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, options: Options
     ) -> None:
+        if oracle.space.size == 0:
+            raise ParameterError(
+                "there is no entry to measure", got=f"shapes {dict(oracle.shapes)}"
+            )
         self.oracle = CountingOracle(oracle)
         self.norm, self.estimator, self.options = norm, repr(estimator), options
         self.rng = np.random.default_rng(options.seed)
@@ -129,7 +137,7 @@ class Measurement:
     def report(self, value: float) -> None:
         """Tell the user's ``progress`` how far the estimate is."""
         progress = self.options.progress
-        if progress is False:
+        if not progress:
             return
         state = {"num_hvps": self.oracle.num_hvps, "value": value}
         if callable(progress):
@@ -153,7 +161,7 @@ class Measurement:
         image = self.hvp(direction)
         value = float(dot(direction, image))
         residual = _residual(self.norm, direction, image, value)
-        if self.options.progress is True:
+        if self.options.progress and not callable(self.options.progress):
             print(file=sys.stderr)
         return SharpnessResult(
             value=value,
@@ -179,9 +187,11 @@ def as_start(start: Any, oracle: Oracle) -> Blocks | None:
         ShapeError: other names or shapes than the parameters'.
         ArgumentError: zero, or not finite.
     """
-    if start is None:
+    if start is None or (isinstance(start, Mapping) and not start):
         return None
     if isinstance(start, SharpnessResult):
+        if start.status.failed:  # a loop that goes on after a failure begins anew
+            return None
         start = start.direction
     elif isinstance(start, Mapping) and set(start) == {"witness"} and "witness" not in oracle.names:
         start = start["witness"]
@@ -233,5 +243,13 @@ def _residual(norm: Norm, d: Blocks, image: Blocks, value: float) -> float | Non
     if not isinstance(norm, QuadraticNorm):
         return None
     off = subtract(norm.inverse_metric(image), scale(d, value))
-    absolute = float(norm.value(off))
+    absolute = float(safe_value(norm, off))
     return absolute / abs(value) if value else (0.0 if absolute == 0.0 else float("inf"))
+
+
+def safe_value(norm: Norm, d: Blocks) -> Array:
+    """‖d‖ by way of d over its largest entry, so that no square under- or overflows."""
+    xp = namespace(d)
+    peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
+    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
+    return norm.value(map_blocks(lambda x: x / peak, d)) * peak

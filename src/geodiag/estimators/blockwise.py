@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from geodiag.blocks import Array, Blocks, scale, zeros_like
 from geodiag.errors import NormError
-from geodiag.estimators.ascent import Ascent
+from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.estimators.driver import converged
 from geodiag.estimators.enumerate import LIMIT, Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
@@ -59,27 +60,30 @@ class Blockwise(SharpnessEstimator):
         if options.max_hvps is not None:
             share = max(2, (options.max_hvps - 2 * self.joint_starts) // len(norm.parts))
         found = []
+        notes: dict[str, None] = {}  # in order, each once
         for part in norm.parts:
             # A part takes at least two products, the joint ascent and the answer one each.
             if options.max_hvps is not None and m.left(options.max_hvps) < 3:
                 break
             inner = _PartOracle(m.oracle, part)
-            own = replace(options, max_hvps=share)
+            own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
             result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
             full = zeros_like(m.gradient) | scale(result.direction, part.radius)
             found.append((result.value * part.radius**2, full, result.status))
+            notes |= dict.fromkeys(n for n in result.notes if n not in oracle.notes)
+            m.report(max(value for value, _, _ in found))
         found.sort(key=lambda each: -each[0])
         starts = [direction for _, direction, _ in found[: self.joint_starts]]
         if start is not None:
             starts.insert(0, m.unit(start))
         if not starts:  # the budget did not reach for one part
             starts.append(m.random())
-        joint, spread = Ascent().climb(m, starts)
+        joint, spread = Ascent().climb(m, starts, budget_from_here(m))
         history = tuple(float(v) for v in joint.history)
         status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)
-        if len(found) < len(norm.parts):
+        if len(found) < len(norm.parts) or not converged(joint):
             status = Status.BUDGET
-        return m.finish(joint.direction, status, history=history, spread=spread)
+        return m.finish(joint.direction, status, history=history, spread=spread, notes=tuple(notes))
 
 
 def _severity(status: Status) -> int:

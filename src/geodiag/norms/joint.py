@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, device, namespace, scale, zeros_like
+from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale, zeros_like
 from geodiag.norms.base import Face, Norm
 from geodiag.spaces import Space
 
@@ -48,12 +48,18 @@ class Joint(Norm):
         xp = namespace(g)
         return xp.stack([part.norm.dual(part.of(g)) * part.radius for part in self.parts])
 
-    def _part_lmos(self, g: Blocks, weights: Array | None) -> Blocks:
-        """Each part's LMO times its radius (and its weight); zero where no part looks."""
+    def _lmos(self, g: Blocks) -> tuple[list[Blocks], Array]:
+        """Each part's LMO times its radius, and the vector of their duals ⟨g, lmo⟩."""
+        xp = namespace(g)
+        lmos = [scale(part.norm.lmo(part.of(g)), part.radius) for part in self.parts]
+        own = [part.of(g) for part in self.parts]
+        return lmos, xp.stack([dot(a, b) for a, b in zip(own, lmos, strict=True)])
+
+    def _merge(self, g: Blocks, pieces: list[Blocks], weights: Array | None) -> Blocks:
+        """The parts' pieces, weighted, as one; zero where no part looks."""
         out = zeros_like(g)
-        for i, part in enumerate(self.parts):
-            factor = part.radius if weights is None else part.radius * weights[i]
-            out.update(scale(part.norm.lmo(part.of(g)), factor))
+        for i, piece in enumerate(pieces):
+            out.update(piece if weights is None else scale(piece, weights[i]))
         return out
 
     def _part_faces(self, space: Space) -> PlacedFaces | None:
@@ -81,7 +87,7 @@ class MaxJoint(Joint):
         return namespace(d).max(self.values(d))
 
     def lmo(self, g: Blocks) -> Blocks:
-        return self._part_lmos(g, None)
+        return self._merge(g, self._lmos(g)[0], None)
 
     def dual(self, g: Blocks) -> Array:
         return namespace(g).sum(self.duals(g))
@@ -99,10 +105,9 @@ class SumJoint(Joint):
 
     def lmo(self, g: Blocks) -> Blocks:
         xp = namespace(g)
-        duals = self.duals(g)
+        lmos, duals = self._lmos(g)
         index = xp.arange(len(self.parts), device=device(duals))
-        chosen = xp.astype(index == xp.argmax(duals), duals.dtype)
-        return self._part_lmos(g, chosen)
+        return self._merge(g, lmos, xp.astype(index == xp.argmax(duals), duals.dtype))
 
     def dual(self, g: Blocks) -> Array:
         return namespace(g).max(self.duals(g))
@@ -119,10 +124,11 @@ class L2Joint(Joint):
         return _length(self.values(d))
 
     def lmo(self, g: Blocks) -> Blocks:
-        duals = self.duals(g)
+        lmos, duals = self._lmos(g)
         length = _length(duals)
         xp = array_namespace(length)
-        return self._part_lmos(g, duals / xp.where(length > 0, length, xp.ones_like(length)))
+        weights = duals / xp.where(length > 0, length, xp.ones_like(length))
+        return self._merge(g, lmos, weights)
 
     def dual(self, g: Blocks) -> Array:
         return _length(self.duals(g))

@@ -26,6 +26,8 @@ class CallablesOracle(Oracle):
     ) -> None:
         self._loss, self._gradient = loss, gradient
         self.space, self._point, self._fixed = space, params, fixed
+        self._own_loss: Array = None
+        self._own_gradient: Blocks | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -35,10 +37,14 @@ class CallablesOracle(Oracle):
         return self._point
 
     def loss(self) -> Array:
-        return self.loss_at(self._point)
+        if self._own_loss is None:
+            self._own_loss = self.loss_at(self._point)
+        return self._own_loss
 
     def gradient(self) -> Blocks:
-        return self.gradient_at(self._point)
+        if self._own_gradient is None:
+            self._own_gradient = self.gradient_at(self._point)
+        return self._own_gradient
 
     def hvp(self, d: Blocks) -> Blocks:
         return finite_difference_hvp(self.gradient_at, self._point, d)
@@ -88,7 +94,7 @@ class CallablesProblem(Problem):
             check_like(params, shapes, "params")
             chosen = {name: params[name] for name in shapes}
         views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) > 1}
-        fixed = {n: x for n, x in self._params.items() if n not in shapes}
+        fixed = {n: x + 0 for n, x in self._params.items() if n not in shapes}
         point = {name: asarray(x) + 0 for name, x in chosen.items()}  # a copy: the point is frozen
         space = Space(shapes, views, asarray)
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)

@@ -41,15 +41,16 @@ class MatrixOracle(Oracle):
         self._apply, self.space, self.free_hvps = apply, space, free_hvps
         zeros = {n: space.asarray(np.zeros(s)) for n, s in space.shapes.items()}
         self._point = zeros if params is None else params
+        self._moved = params is not None  # at w = 0 the loss and the gradient need no product
 
     def point(self) -> Blocks:
         return self._point
 
     def loss(self) -> Array:
-        return self.loss_at(self._point)
+        return self.loss_at(self._point) if self._moved else dot(self._point, self._point)
 
     def gradient(self) -> Blocks:
-        return self.hvp(self._point)
+        return self.hvp(self._point) if self._moved else self._point
 
     def hvp(self, d: Blocks) -> Blocks:
         return unflatten(self._apply(flatten({n: d[n] for n in self.names})), self.shapes)

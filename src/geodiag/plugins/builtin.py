@@ -7,6 +7,7 @@ from typing import Any
 
 from geodiag import estimators, norms
 from geodiag.blocks import is_array
+from geodiag.errors import ArgumentError
 from geodiag.oracles import CallablesProblem, MatrixProblem, Problem
 from geodiag.plugins.specs import hookimpl
 
@@ -44,10 +45,44 @@ def geodiag_estimators() -> Mapping[str, Callable[[], estimators.SharpnessEstima
 
 
 @hookimpl(trylast=True)
-def geodiag_problem(model: Any, params: Any, where: Any, shapes: Any) -> Problem | None:
+def geodiag_problem(
+    model: Any,
+    loss_fn: Any,
+    criterion: Any,
+    data: Any,
+    params: Any,
+    where: Any,
+    weight: Any,
+    reduction: str,
+    shapes: Any,
+    engine: Any,
+    memory: Any,
+    process_group: Any,
+) -> Problem | None:
     """A matrix, a LinearOperator, or a pair of (loss, gradient) callables."""
+    unused = {
+        "loss_fn": loss_fn,
+        "criterion": criterion,
+        "data": data,
+        "weight": weight,
+        "reduction": None if reduction == "mean" else reduction,
+        "engine": None if engine == "auto" else engine,
+        "memory": memory,
+        "process_group": process_group,
+    }
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
+        _refuse(unused | {"shapes": shapes}, "a pair (loss, gradient)")
         return CallablesProblem(*model, params=params, where=where)
     if is_array(model) or all(hasattr(model, a) for a in ("matvec", "shape", "dtype")):
+        _refuse(unused | {"params": params, "where": where}, "a matrix")
         return MatrixProblem(model, shapes)
     return None
+
+
+def _refuse(arguments: Mapping[str, Any], what: str) -> None:
+    given = [f"{name}=" for name, value in arguments.items() if value is not None]
+    if given:
+        raise ArgumentError(
+            f"{what} has no use for {', '.join(given)}",
+            do="leave it out; for a matrix, pass the rows and columns to measure",
+        )

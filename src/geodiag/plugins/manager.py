@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -70,7 +70,7 @@ class Registry:
     def register_norm(self, name: str, factory: Callable[[], Norm]) -> None:
         """Register ``factory`` (a Norm class, or a function without arguments) under ``name``.
 
-        Registering the same factory again does nothing.
+        The same factory may be registered again, also after its definition was run again.
 
         Raises:
             ArgumentError: ``name`` is not a string, or ``factory`` cannot be called.
@@ -86,7 +86,9 @@ class Registry:
             )
         with self._lock:
             known = self._norms().get(name)
-            if known is not None and known.factory is factory:
+            if known is not None and _same(known.factory, factory):
+                if name in self._registered_norms:
+                    self._registered_norms[name] = replace(known, factory=factory)
                 return
             owner = f"register_norm (module {getattr(factory, '__module__', '?')})"
             if known is not None:
@@ -156,8 +158,15 @@ class Registry:
     def _collect(self, hook: str, kind: str) -> dict[str, Registered]:
         found: dict[str, Registered] = {}
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            answer = impl.function()
             owner = impl.plugin_name
+            try:
+                answer = impl.function()
+            except Exception as e:
+                raise PluginError(
+                    f"the plugin {owner!r} failed in {hook}",
+                    got=f"{type(e).__name__}: {e}",
+                    do="mend it, or uninstall it",
+                ) from e
             if not isinstance(answer, Mapping) or not all(map(callable, answer.values())):
                 raise PluginError(
                     f"the plugin {owner!r} must return a dict of name → factory from {hook}",
@@ -183,15 +192,17 @@ class Registry:
             self._tried.add(ep.name)
             try:
                 plugin = ep.load()
+                if not self._manager.is_registered(plugin):  # by hand, under another name
+                    self.register(plugin, name=ep.name)
+            except PluginError:
+                raise
             except Exception as e:  # a broken plugin must not take geodiag down
                 warnings.warn(
-                    f"the geodiag plugin {ep.name!r}, {owner}, failed to import and is left "
-                    f"out: {type(e).__name__}: {e}",
+                    f"the geodiag plugin {ep.name!r}, {owner}, failed to import or to register "
+                    f"and is left out: {type(e).__name__}: {e}",
                     PluginWarning,
                     stacklevel=2,
                 )
-                continue
-            self.register(plugin, name=ep.name)
 
 
 def _clash(kind: str, name: str, first: str, second: str) -> PluginError:
@@ -200,6 +211,12 @@ def _clash(kind: str, name: str, first: str, second: str) -> PluginError:
         got=f"one of {first}, one of {second}",
         do="rename one, or uninstall one of the two",
     )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two factories are one, or two versions of one definition (a notebook cell)."""
+    names = [(getattr(f, "__module__", None), getattr(f, "__qualname__", "")) for f in (one, other)]
+    return one is other or (names[0] == names[1] and "<" not in (names[0][1] or "<"))
 
 
 def _describe(plugin: Any) -> str:
