@@ -12,7 +12,10 @@ from geodiag.blocks import Blocks
 class Bound(Enum):
     """What the reported value is to the true sharpness; the value of a member explains it."""
 
-    EXACT = "the maximum itself, to the stated residual"
+    EXACT = (
+        "the maximum itself: by enumeration, or as an eigenvalue to the stated residual, which is "
+        "the top one with high probability"
+    )
     LOWER = "a lower bound: attained by the returned direction; the maximum may be larger"
 
     @property
