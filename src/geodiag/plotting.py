@@ -29,11 +29,17 @@ def plot_demo(rows: list[dict[str, Any]], path: Path) -> None:
         d = [row["directional_smoothness"] for row in own]
         s = [row["sharpness"] for row in own]
         bottom.plot(steps, d, label="directional smoothness D", **SMOOTHNESS)
-        bottom.plot(steps, s, label=f"sharpness S ({own[0]['norm']})", **SHARPNESS)
+        bottom.plot(steps, s, label=_sharpness_label(own[0]), **SHARPNESS)
         bottom.axhline(own[0]["threshold"], label="edge of stability 2/lr", **EDGE)
         bottom.set_ylim(0, 1.25 * max(*s, own[0]["threshold"]))
         bottom.set_xlabel("step")
         bottom.legend(loc="lower right", fontsize=8)
+    figure.suptitle(f"tanh MLP on digits, full batch, in {rows[0]['framework']}")
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("curvature in the optimizer's norm")
     figure.savefig(path, dpi=130)
+
+
+def _sharpness_label(row: dict[str, Any]) -> str:
+    lower = ", lower bound" if row["bound"] == "LOWER" else ""
+    return f"sharpness S ({row['norm']}{lower})"
