@@ -84,7 +84,3 @@ class PluginError(GeodiagError, RuntimeError):
 
 class PluginWarning(UserWarning):
     """A plugin could not be loaded; geodiag goes on without it."""
-
-
-class MeasurementWarning(UserWarning):
-    """The measurement was made, but in another way, or with less precision, than asked for."""

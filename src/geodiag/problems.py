@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from geodiag.checks import refuse
 from geodiag.errors import ArgumentError, PluginError, UnknownModel
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import require_norm
@@ -12,7 +13,7 @@ from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import registry
 from geodiag.selection import Where
 
-DEFAULTS = (("reduction", "mean"), ("engine", "auto"))
+BUILT = "pass it to geodiag.problem(...), which builds the problem"
 
 
 def problem(
@@ -69,7 +70,7 @@ def problem(
         "process_group": process_group,
     }
     if isinstance(model, Problem):
-        _refuse(arguments, "a Problem")
+        refuse(arguments, "a Problem, already built,", BUILT)
         return model
     if isinstance(model, Oracle):
         raise ArgumentError(
@@ -94,11 +95,11 @@ def problem(
 def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None]:
     """The oracle to measure, and the problem if it was made here (and must be closed)."""
     if isinstance(model, Oracle):
-        _refuse(arguments, "an Oracle")
+        refuse(arguments, "an Oracle, already built,", BUILT)
         return model, None
     if isinstance(model, Problem):
         params = arguments.pop("params", None)
-        _refuse(arguments, "a Problem")
+        refuse(arguments, "a Problem, already built,", BUILT)
         return model.at(params), None
     made = problem(model, **arguments)
     try:
@@ -111,14 +112,3 @@ def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None
 def as_norm(norm: Norm | str) -> Norm:
     """The norm of a registered name, or the norm itself, not yet bound to parameters."""
     return registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")
-
-
-def _refuse(arguments: Mapping[str, Any], what: str) -> None:
-    """Raise if there is an argument that ``what``, already built, could only ignore."""
-    given = [k for k, v in arguments.items() if not (v is None or (k, v) in DEFAULTS)]
-    if given:
-        raise ArgumentError(
-            f"{what} already has its loss, data and parameters",
-            got=", ".join(f"{name}=" for name in given),
-            do="pass these to geodiag.problem(...)",
-        )

@@ -1,4 +1,4 @@
-"""What breaks Hessian tools in practice: recomputed activations, dropped curvature, moved state.
+"""What breaks Hessian tools in practice: dropped curvature, changed models, moved state.
 
 Truth is a difference of gradients along a unit direction, of fourth order with h = 2e-3 in float64:
 truncation about h⁴ = 2e-11, rounding ε/h = 1e-13, relative to gradients of order one.
@@ -15,68 +15,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils.checkpoint import checkpoint
 
 import geodiag
 import geodiag_torch
 from geodiag import errors
-from tests.adapters.torch_models import fingerprint, gradient_difference, mlp, random_like
-
-
-class Checkpointed(nn.Module):
-    """A block whose activations are recomputed in the backward pass."""
-
-    def __init__(self, block, head):
-        super().__init__()
-        self.block, self.head = block, head
-
-    def forward(self, x):
-        return self.head(checkpoint(self.block, x, use_reentrant=False))
-
-
-def plain(model):
-    return nn.Sequential(model.block, model.head)
-
-
-def checkpointed(kind):
-    torch.manual_seed(0)
-    blocks = {
-        "linear": (nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3), (9, 5)),
-        "batchnorm": (nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), nn.Linear(6, 3), (9, 5)),
-        "attention": (
-            nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True),
-            nn.Linear(4, 3),
-            (9, 2, 4),
-        ),
-    }
-    block, head, shape = blocks[kind]
-    x = torch.randn(*shape).double()
-    model = Checkpointed(block, head).double()
-    return model, (x, torch.randn(*model(x).shape).double())
-
-
-@pytest.mark.parametrize("engine", ["graph", "recompute"])
-@pytest.mark.parametrize("kind", ["linear", "batchnorm", "attention"])
-def test_checkpointing_changes_nothing_here_or_elsewhere(kind, engine):
-    model, data = checkpointed(kind)
-    before = fingerprint(model)
-    arguments = {"criterion": nn.MSELoss(), "data": data, "engine": engine}
-    problem = geodiag.problem(model, **arguments)
-    reference = geodiag.problem(plain(model), **arguments)
-    here = problem.at()
-    for shift in (0.0, 0.3):
-        point = {name: p + shift for name, p in here.point().items()}
-        oracle = problem.at(point)
-        names = dict(zip(point, reference.space.names, strict=True))
-        truth = reference.at({names[k]: p for k, p in point.items()})
-        d = random_like(oracle, 0)
-        g, h = oracle.gradient(), oracle.hvp(d)
-        true_h = truth.hvp({names[k]: x for k, x in d.items()})
-        for k in point:
-            # The same operations in the same order: equal up to a few roundings.
-            torch.testing.assert_close(g[k], truth.gradient()[names[k]], rtol=1e-12, atol=1e-13)
-            torch.testing.assert_close(h[k], true_h[names[k]], rtol=1e-11, atol=1e-12)
-    assert fingerprint(model) == before
+from tests.adapters.torch_models import gradient_difference, mlp, random_like
 
 
 def relative_error(oracle):
@@ -143,6 +86,16 @@ def test_an_honest_custom_function_keeps_its_engine():
     oracle = geodiag.problem(Cubes(Honest).double(), criterion=nn.MSELoss(), data=data).at()
     assert relative_error(oracle) < 1e-8
     assert oracle.notes == ()
+
+
+def test_custom_functions_below_32_bits_are_measured_and_the_gap_is_noted():
+    torch.manual_seed(0)
+    _, (x, y) = mlp(torch.bfloat16)
+    problem = geodiag.problem(Cubes(Honest).bfloat16(), criterion=nn.MSELoss(), data=(x, y))
+    for _ in range(2):
+        oracle = problem.at()
+        oracle.hvp(random_like(oracle, 0))
+        assert oracle.notes == ("custom autograd functions are not cross-checked below 32 bits",)
 
 
 def test_weight_norm_whose_double_backward_is_wrong_uses_differences():

@@ -48,12 +48,14 @@ class Joint(Norm):
         xp = namespace(g)
         return xp.stack([part.norm.dual(part.of(g)) * part.radius for part in self.parts])
 
-    def _lmos(self, g: Blocks) -> tuple[list[Blocks], Array]:
-        """Each part's LMO times its radius, and the vector of their duals ⟨g, lmo⟩."""
-        xp = namespace(g)
-        lmos = [scale(part.norm.lmo(part.of(g)), part.radius) for part in self.parts]
-        own = [part.of(g) for part in self.parts]
-        return lmos, xp.stack([dot(a, b) for a, b in zip(own, lmos, strict=True)])
+    def _lmos(self, g: Blocks) -> list[Blocks]:
+        """Each part's LMO times its radius."""
+        return [scale(part.norm.lmo(part.of(g)), part.radius) for part in self.parts]
+
+    def _slopes(self, g: Blocks, lmos: list[Blocks]) -> Array:
+        """The duals as ⟨g, lmo⟩, without asking the parts again."""
+        pairs = zip(self.parts, lmos, strict=True)
+        return namespace(g).stack([dot(part.of(g), lmo) for part, lmo in pairs])
 
     def _merge(self, g: Blocks, pieces: list[Blocks], weights: Array | None) -> Blocks:
         """The parts' pieces, weighted, as one; zero where no part looks."""
@@ -87,7 +89,7 @@ class MaxJoint(Joint):
         return namespace(d).max(self.values(d))
 
     def lmo(self, g: Blocks) -> Blocks:
-        return self._merge(g, self._lmos(g)[0], None)
+        return self._merge(g, self._lmos(g), None)
 
     def dual(self, g: Blocks) -> Array:
         return namespace(g).sum(self.duals(g))
@@ -105,7 +107,8 @@ class SumJoint(Joint):
 
     def lmo(self, g: Blocks) -> Blocks:
         xp = namespace(g)
-        lmos, duals = self._lmos(g)
+        lmos = self._lmos(g)
+        duals = self._slopes(g, lmos)
         index = xp.arange(len(self.parts), device=device(duals))
         return self._merge(g, lmos, xp.astype(index == xp.argmax(duals), duals.dtype))
 
@@ -124,7 +127,8 @@ class L2Joint(Joint):
         return _length(self.values(d))
 
     def lmo(self, g: Blocks) -> Blocks:
-        lmos, duals = self._lmos(g)
+        lmos = self._lmos(g)
+        duals = self._slopes(g, lmos)
         length = _length(duals)
         xp = array_namespace(length)
         weights = duals / xp.where(length > 0, length, xp.ones_like(length))

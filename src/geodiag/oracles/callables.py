@@ -76,7 +76,7 @@ class CallablesProblem(Problem):
                 got=type(params).__name__,
                 do='pass params={"w": array, ...}',
             )
-        self._loss, self._gradient, self._where = loss, gradient, where
+        self._loss, self._gradient = loss, gradient
         self._params = {str(name): _real(str(name), x) for name, x in params.items()}
         self._measured = tuple(select(self._params, where))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from geodiag import estimators, norms
 from geodiag.blocks import is_array
-from geodiag.errors import ArgumentError
+from geodiag.checks import refuse
 from geodiag.oracles import CallablesProblem, MatrixProblem, Problem
 from geodiag.plugins.specs import hookimpl
 
@@ -65,24 +65,16 @@ def geodiag_problem(
         "criterion": criterion,
         "data": data,
         "weight": weight,
-        "reduction": None if reduction == "mean" else reduction,
-        "engine": None if engine == "auto" else engine,
+        "reduction": reduction,
+        "engine": engine,
         "memory": memory,
         "process_group": process_group,
     }
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        _refuse(unused | {"shapes": shapes}, "a pair (loss, gradient)")
+        refuse(unused | {"shapes": shapes}, "a pair (loss, gradient)", "leave it out")
         return CallablesProblem(*model, params=params, where=where)
     if is_array(model) or all(hasattr(model, a) for a in ("matvec", "shape", "dtype")):
-        _refuse(unused | {"params": params, "where": where}, "a matrix")
+        do = "leave it out; pass the rows and columns to measure"
+        refuse(unused | {"params": params, "where": where}, "a matrix", do)
         return MatrixProblem(model, shapes)
     return None
-
-
-def _refuse(arguments: Mapping[str, Any], what: str) -> None:
-    given = [f"{name}=" for name, value in arguments.items() if value is not None]
-    if given:
-        raise ArgumentError(
-            f"{what} has no use for {', '.join(given)}",
-            do="leave it out; for a matrix, pass the rows and columns to measure",
-        )

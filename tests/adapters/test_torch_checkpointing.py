@@ -1,0 +1,77 @@
+"""Activations that the backward pass recomputes: it must see our leaves, and leave no trace.
+
+The truth is the same module without checkpointing.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import geodiag
+from tests.adapters.torch_models import fingerprint, random_like
+
+
+class Checkpointed(nn.Module):
+    """A block whose activations are recomputed in the backward pass."""
+
+    def __init__(self, block, head):
+        super().__init__()
+        self.block, self.head = block, head
+
+    def forward(self, x):
+        return self.head(checkpoint(self.block, x, use_reentrant=False))
+
+
+def plain(model):
+    return nn.Sequential(model.block, model.head)
+
+
+def checkpointed(kind):
+    torch.manual_seed(0)
+    blocks = {
+        "linear": (nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3), (9, 5)),
+        "batchnorm": (nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), nn.Linear(6, 3), (9, 5)),
+        "attention": (
+            nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True),
+            nn.Linear(4, 3),
+            (9, 2, 4),
+        ),
+    }
+    block, head, shape = blocks[kind]
+    x = torch.randn(*shape).double()
+    model = Checkpointed(block, head).double()
+    return model, (x, torch.randn(*model(x).shape).double())
+
+
+@pytest.mark.parametrize("engine", ["graph", "recompute"])
+@pytest.mark.parametrize("kind", ["linear", "batchnorm", "attention"])
+def test_checkpointing_changes_nothing_here_or_elsewhere(kind, engine):
+    model, data = checkpointed(kind)
+    before = fingerprint(model)
+    arguments = {"criterion": nn.MSELoss(), "data": data, "engine": engine}
+    problem = geodiag.problem(model, **arguments)
+    reference = geodiag.problem(plain(model), **arguments)
+    here = problem.at()
+    for shift in (0.0, 0.3):
+        point = {name: p + shift for name, p in here.point().items()}
+        oracle = problem.at(point)
+        names = dict(zip(point, reference.space.names, strict=True))
+        truth = reference.at({names[k]: p for k, p in point.items()})
+        d = random_like(oracle, 0)
+        g, h = oracle.gradient(), oracle.hvp(d)
+        true_h = truth.hvp({names[k]: x for k, x in d.items()})
+        for k in point:
+            # The same operations in the same order: equal up to a few roundings.
+            torch.testing.assert_close(g[k], truth.gradient()[names[k]], rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(h[k], true_h[names[k]], rtol=1e-11, atol=1e-12)
+    live = problem.at()  # sharing the model's storage; its later products may take a shorter way
+    d = random_like(live, 0)
+    first, second = live.hvp(d), live.hvp(d)
+    at_zero = problem.at(live.point()).hvp(d)
+    for k in first:
+        assert torch.equal(first[k], second[k])
+        torch.testing.assert_close(first[k], at_zero[k], rtol=1e-11, atol=1e-12)
+    assert fingerprint(model) == before
