@@ -10,8 +10,10 @@ the norm works in every framework.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,17 @@ class Norm(ABC):
         """
         return None
 
+    @property
+    def key(self) -> Hashable | None:
+        """What the answers depend on: norms of equal keys are compiled once, by JAX.
+
+        The default is the type and its attributes, where these are numbers, texts, functions,
+        norms or tuples of them. Others, arrays above all, could change under a compiled function:
+        then it is None, and the norm is never compiled.
+        """
+        values = tuple((name, _key(x)) for name, x in sorted(vars(self).items()))
+        return None if any(x is None for _, x in values) else (type(self), values)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -80,6 +93,24 @@ class QuadraticNorm(Norm):
         xp = array_namespace(length)
         safe = xp.where(length > 0, length, xp.ones_like(length))
         return scale(step, 1 / safe)
+
+
+def _key(x: Any) -> Hashable | None:
+    """``x`` as a value that tells it from others; None where it could change."""
+    if isinstance(x, Norm):
+        return x.key
+    if isinstance(x, tuple):
+        inner = tuple(_key(each) for each in x)
+        return None if any(each is None for each in inner) else (type(x), inner)
+    if x is None:
+        return "none"
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return _key((type(x), *(getattr(x, f.name) for f in dataclasses.fields(x))))
+    if isinstance(x, FunctionType) and x.__closure__:
+        cells = _key(tuple(cell.cell_contents for cell in x.__closure__))
+        return None if cells is None else (x.__code__, cells)
+    plain = isinstance(x, (bool, int, float, str, type, FunctionType, BuiltinFunctionType))
+    return (type(x), x) if plain else None
 
 
 def _root(x: Array) -> Array:

@@ -7,14 +7,31 @@ subclasses both; :func:`geodiag.testing.check_oracle` tells whether it got them 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from geodiag.blocks import Array, Blocks, stack, unstack
 from geodiag.spaces import MatrixView, Space
 
 S = TypeVar("S")
+R = TypeVar("R", covariant=True)
+
+
+class Program(Protocol[R]):
+    """A part of an estimate as a pure function of an oracle and of arrays.
+
+    It asks the oracle for ``hvp`` and ``hvps``, and repeats and chooses through its ``loop`` and
+    ``select``, so that an adapter can compile the whole of it. Arguments and answer are trees
+    (tuples, lists, dicts) of arrays; the answer has a 0-d ``num_hvps``, what was really spent.
+    Equal programs do the same: they are compiled once. One whose :attr:`key` is None never is.
+    """
+
+    @property
+    def key(self) -> Hashable | None:
+        """What the program does, as a hashable value."""
+
+    def __call__(self, oracle: Oracle, *arguments: Any) -> R: ...
 
 
 class Oracle(ABC):
@@ -79,6 +96,15 @@ class Oracle(ABC):
         while bool(cond(state)):
             state = body(state)
         return state
+
+    def select(self, items: list[S], values: Array, k: int) -> list[S]:
+        """The ``k`` items of largest value (``values``: (n,)), the best first; may be compiled."""
+        order = sorted(range(len(items)), key=lambda i: -float(values[i]))
+        return [items[i] for i in order[:k]]
+
+    def run(self, program: Program[S], *arguments: Any) -> S:
+        """``program(self, *arguments)``; an adapter may compile it, once for equal programs."""
+        return program(self, *arguments)
 
 
 class Problem(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from geodiag.blocks import Array, Blocks, axpy, epsilon, namespace, norm2, scale, subtract
-from geodiag.oracles.base import Oracle
+from geodiag.oracles.base import Oracle, Program
 
 S = TypeVar("S")
 
@@ -49,6 +49,15 @@ class CountingOracle(Oracle):
 
     def loop(self, cond: Callable[[S], Any], body: Callable[[S], S], state: S) -> S:
         return self.inner.loop(cond, body, state)
+
+    def select(self, items: list[S], values: Array, k: int) -> list[S]:
+        return self.inner.select(items, values, k)
+
+    def run(self, program: Program[S], *arguments: Any) -> S:
+        """Counted by what the program says that it spent: a compiled one asks unseen."""
+        answer: Any = self.inner.run(program, *arguments)
+        self.num_hvps += int(answer.num_hvps)
+        return answer  # type: ignore[no-any-return]
 
 
 def finite_difference_hvp(
