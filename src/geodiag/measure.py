@@ -95,11 +95,11 @@ def sharpness(
         asked = as_norm(norm)
         bound_norm = asked.bind(oracle.space)
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
-        first = as_start(start, oracle)
+        first, age = as_start(start, oracle)
         counted = CountingOracle(oracle)
         try:
             with _decompositions_checked():
-                result = chosen.estimate(counted, bound_norm, first, options)
+                result = chosen.estimate(counted, bound_norm, first, replace(options, age=age))
         except NonFiniteError as e:
             if throw:
                 raise

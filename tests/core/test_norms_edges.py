@@ -138,9 +138,9 @@ def test_arrays_stay_on_their_device(name):
 def test_the_driver_stays_on_the_device():
     strict = pytest.importorskip("array_api_strict")
     device = strict.Device("device1")
-    d = {"x": strict.asarray([0.6, 0.8], device=device)}
-    state = driver.begin(d, d, strict.sum(d["x"] * d["x"]))
+    d = {"x": strict.asarray([[0.6, 0.8]], device=device)}
+    population = driver.begin(d, d)
     oracle = MatrixProblem(np.eye(2)).at()
-    state = driver.run(oracle, lambda s: s._replace(value=s.value + 1.0), state, 3, 1e-3)
-    assert state.history.device == device
-    np.testing.assert_allclose([float(v) for v in state.history], [2.0, 3.0, 4.0], rtol=1e-15)
+    run = driver.run(oracle, lambda p: p._replace(value=p.value + 1.0), population, 3, 1e-3)
+    assert run.history.device == run.population.calm.device == device
+    np.testing.assert_allclose([float(v) for v in run.history], [2.0, 3.0, 4.0], rtol=1e-15)

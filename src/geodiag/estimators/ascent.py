@@ -1,33 +1,35 @@
-"""Ascent: exact line search on the segment from d to lmo(Hd), from several starts.
+"""Ascent: line-search ascent, cold from a portfolio of starts or warm from the last witness.
 
-One product an iteration: with Hd kept by linearity, the new product H·lmo(Hd) gives the objective
-on the whole segment, a quadratic in the step t. Where it is convex, its maximum is the unit step
-(the conditional-gradient step that closed-form cases need); where H is indefinite it may lie
-inside. An inside point with a positive value is scaled to the sphere, which only raises it.
+The search itself is in :mod:`geodiag.estimators.portfolio`; this is what decides how the products
+are spent, and what the answer may claim.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from geodiag.blocks import (
     Array,
     Blocks,
-    array_namespace,
-    axpy,
     dot,
     map_blocks,
     namespace,
-    scale,
-    where,
+    stack,
+    to_numpy,
+    unstack,
     zeros_like,
 )
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, NonFiniteError
 from geodiag.estimators import driver
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.driver import State
+from geodiag.estimators.driver import Population
+from geodiag.estimators.portfolio import Cold, Explore, Outcome, Plan
+from geodiag.estimators.segment import segment, sphere
+from geodiag.estimators.stacks import one, only
+from geodiag.estimators.surrogate import Products
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status
@@ -35,20 +37,30 @@ from geodiag.results import SharpnessResult, Status
 RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 60
-STARTS = 8
-WARM_STARTS = 4  # where start= is given, which is usually the best
 FREE_STARTS = 40
-WORTHWHILE = 10  # products that a further start needs to get anywhere
+FREE_STEPS = 1000
+KRYLOV = 8
+CLIMB = 12  # of the best cold start, before others are looked for
+TRACK = 2  # steps of a warm measurement
+CHECK = 20  # measurements from one cold check to the next ...
+CHECK_BUDGET = 20  # ... and its products
+PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
 PROBES = 8
 FREE_PROBES = 64
+HUGE = 2**24  # entries: beyond it few vectors are kept
+NEGATIVE_STARTS = 8
+SPHERE_STEPS = 3  # one of each kind
 
 
 class Ascent(SharpnessEstimator):
-    """Monotone ascent to a local maximum, from the gradient and from random starts.
+    """Monotone ascent to a local maximum; the value is a lower bound.
 
-    All starts run three iterations; the better half goes on, until one runs to convergence. What is
-    then left of ``max_hvps``, if it was given, goes to further random starts. The value is a lower
-    bound. ``starts``: how many (default 8, 4 with ``start=``; 40 where products are free).
+    Cold, a short Lanczos run finds promising starts, of which the best climbs; what is left of the
+    budget (60 products, or ``max_hvps``) goes to rounds of new starts. ``starts``: so many starts
+    instead, the gradient's and random ones. Warm, from an earlier result: three products, and every
+    20th measurement a cold check of 20.
+
+    Memory: about 30 parameter-sized vectors, 15 from 16 million parameters on.
     """
 
     def __init__(self, starts: int | None = None) -> None:
@@ -64,57 +76,209 @@ class Ascent(SharpnessEstimator):
         options: Options = Options(),
     ) -> SharpnessResult:
         m = Measurement(oracle, norm, self, options)
-        cold = FREE_STARTS if _unlimited(m) else STARTS
-        count = self.starts or (cold if start is None or _unlimited(m) else WARM_STARTS)
-        budget = budget_from_here(m)  # what the search for starts takes counts too
-        more = start is None and self.starts is None and options.max_hvps is not None
-        best, spread = self.climb(m, self._starts(m, start, count), budget, more)
-        status = Status.CONVERGED if driver.converged(best) else Status.BUDGET
-        history = tuple(float(v) for v in best.history)
-        return m.finish(best.direction, status, spread=spread, history=history)
+        age = options.age
+        if start is None or age is None or unlimited(m):
+            found = self._cold(m, start, budget_from_here(m))
+            return found.finish(m)
+        if options.max_hvps is not None or age + 1 < CHECK:
+            # One product for the last witness, one a step, and one kept back, seldom needed.
+            budget = options.max_hvps or 2 + TRACK
+            found = self.climb(m, [m.unit(start)], budget)
+            return found.finish(m, age=age + 1, fresh=options.max_hvps is None)
+        return self._cold(m, start, CHECK_BUDGET).finish(m)
 
-    def climb(
-        self, m: Measurement, starts: list[Blocks], budget: int, more: bool = False
-    ) -> tuple[State, float | None]:
-        """The best state reached from ``starts`` within the budget, and the spread.
+    def climb(self, m: Measurement, starts: list[Blocks], budget: int) -> Found:
+        """The best that ``starts`` reach within the budget, by successive halving."""
+        starts = starts[: max(1, m.left(budget))]
+        rtol = _rtol(m)
+        if unlimited(m):
+            plan = Plan(race=FREE_STEPS, climb=FREE_STEPS, rtol=rtol)
+        else:
+            race = next(
+                r for r in (3, 2, 1, 0) if _spent(len(starts), r) <= m.left(budget) or not r
+            )
+            plan = Plan(race=race, rtol=rtol, climb=0)
+            plan = replace(plan, climb=max(0, m.left(budget) - plan.spent(len(starts))))
+        outcome = m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient)
+        return _settle(m, outcome, budget)
 
-        ``more``: spend what is left of the budget on further random starts.
-        """
-        free = _unlimited(m)
-        rtol = m.options.rtol or (FREE_RTOL if m.oracle.free_hvps else RTOL)
-        states: list[State] = []
-        for direction in starts:
-            if m.left(budget) > 0 or not states:
-                states.append(_begin(m, direction))
-        if free:
-            return _run_all(m, states, rtol)
-        best, spread = _halve(m, states, rtol, budget)
-        while more and m.left(budget) >= WORTHWHILE:
-            other = _begin(m, m.random())
-            best = _best_first([best, _climb(m, other, m.left(budget), rtol)])[0]
-        return best, spread
+    def _cold(self, m: Measurement, start: Blocks | None, budget: int) -> Found:
+        known = [] if start is None else [m.unit(start)]
+        count = FREE_STARTS if unlimited(m) else self.starts
+        ample = m.left(budget) > PROBES + 2
+        if count is None and m.left(budget) < KRYLOV:
+            count = 1
+        if ample and len(known) < (count or FREE_STARTS) and _moves_single_entries(m):
+            known.append(_steep_entries(m))
+        if count is None:
+            return self._portfolio(m, known, budget)
+        if len(known) < count and float(dot(m.gradient, m.steepest)) > 0:
+            known.append(m.unit(m.steepest))
+        known += [m.random() for _ in range(count - len(known))]
+        return self.climb(m, known[:count], budget)
 
-    def _starts(self, m: Measurement, start: Blocks | None, count: int) -> list[Blocks]:
-        found = [] if start is None else [m.unit(start)]
-        if float(dot(m.gradient, m.steepest)) > 0:
-            found.append(m.unit(m.steepest))
-        ample = m.left(budget_from_here(m)) >= PROBES + WORTHWHILE
-        if len(found) < count and ample and _moves_single_entries(m):
-            found.append(_steep_entries(m))
-        return (found + [m.random() for _ in range(count - len(found))])[:count]
+    def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
+        size, rtol = m.oracle.space.size, _rtol(m)
+        if size > HUGE:
+            mixtures, rehearsal, candidates, krylov = 1, 2, 1, 4
+        else:
+            mixtures, rehearsal = (4, 4) if m.norm.decomposes else (14, 8)
+            candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
+        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
+        climb = max(0, m.left(budget) - plan.spent(len(known)))
+        plan = replace(plan, climb=climb if size > HUGE else min(CLIMB, climb))
+        outcome = m.oracle.run(
+            Cold(m.norm, plan),
+            stack(known) if known else None,
+            m.gradient,
+            m.oracle.space.random(m.rng),
+            _normal(m, mixtures, krylov),
+        )
+        found = _settle(m, outcome, budget)
+        quiet, patience = 0, PATIENCE if m.options.rtol else math.inf
+        while found.products is not None and m.left(budget) >= 10 and quiet < patience:
+            before, found = found, self._explore(m, found, plan, budget)
+            quiet = 0 if found.value > before.value * (1 + rtol) else quiet + 1
+        if not found.converged and m.left(budget) > 1:
+            found = replace(
+                self.climb(m, unstack(found.best.direction), budget), spread=found.spread
+            )
+        return found
+
+    def _explore(self, m: Measurement, found: Found, cold: Plan, budget: int) -> Found:
+        """One round more: a random start and two proposals, against what was found."""
+        members = 1 + cold.candidates
+        race = 3 if m.left(budget) >= members * 4 else m.left(budget) // members - 1
+        climb = max(0, min(3, m.left(budget) - members * (1 + race)))
+        products = found.products
+        assert products is not None
+        outcome = m.oracle.run(
+            Explore(m.norm, replace(cold, race=race, climb=climb)),
+            found.best,
+            products,
+            m.gradient,
+            one(m.oracle.space.random(m.rng)),
+            _normal(m, 4 if m.norm.decomposes else 14, int(products.inner.shape[0])),
+        )
+        new = _settle(m, outcome, budget)
+        history = found.history + tuple(v for v in new.history if v > found.value)
+        return replace(new, spread=found.spread, history=history)
 
     def __repr__(self) -> str:
         return "Ascent()" if self.starts is None else f"Ascent(starts={self.starts})"
 
 
-def _unlimited(m: Measurement) -> bool:
+@dataclass(frozen=True)
+class Found:
+    """What a search has found, on the host."""
+
+    best: Population
+    value: float
+    converged: bool
+    spread: float | None
+    history: tuple[float, ...]
+    products: Products | None
+
+    def finish(
+        self, m: Measurement, age: int = 0, fresh: bool = False, notes: tuple[str, ...] = ()
+    ) -> SharpnessResult:
+        """The result, certified by one product more; with ``fresh`` only where the last was not at
+        the witness itself."""
+        image = only(self.best.image) if fresh and bool(self.best.fresh[0]) else None
+        return m.finish(
+            only(self.best.direction),
+            Status.CONVERGED if self.converged else Status.BUDGET,
+            image=image,
+            spread=self.spread,
+            history=self.history,
+            notes=notes,
+            age=age,
+        )
+
+
+def unlimited(m: Measurement) -> bool:
     """Whether products cost nothing and the user set no budget."""
     return m.oracle.free_hvps and m.options.max_hvps is None
 
 
 def budget_from_here(m: Measurement) -> int:
     """How many products the measurement may have taken when an ascent from here is over."""
-    return m.options.max_hvps or (10**9 if _unlimited(m) else m.oracle.num_hvps + BUDGET)
+    return m.options.max_hvps or (10**9 if unlimited(m) else m.oracle.num_hvps + BUDGET)
+
+
+def _rtol(m: Measurement) -> float:
+    return m.options.rtol or (FREE_RTOL if m.oracle.free_hvps else RTOL)
+
+
+def _spent(known: int, race: int) -> int:
+    return Plan(race=race, climb=0).spent(known)
+
+
+def _normal(m: Measurement, *shape: int) -> Array:
+    return m.oracle.space.asarray(m.rng.standard_normal(shape))
+
+
+def _settle(m: Measurement, outcome: Outcome, budget: int) -> Found:
+    """An outcome on the host; where it ends at no positive value, the search on the sphere.
+
+    Raises:
+        NonFiniteError: a product was not finite.
+    """
+    best, values = outcome.best, to_numpy(outcome.values)
+    value = float(best.value[0])
+    if not (math.isfinite(value) and np.all(np.isfinite(values))):
+        raise NonFiniteError(
+            "a Hessian-vector product is not finite",
+            got="NaN or infinity",
+            do="check the parameters and the data; the training may have diverged",
+        )
+    if not bool(best.fresh[0]):  # inside the ball, where rounding may turn a negative value
+        direction = only(best.direction)
+        length = float(m.norm.value(direction))
+        if length > 0:
+            value = min(value, float(dot(direction, only(best.image))) / length**2)
+        else:
+            value, best = 0.0, best._replace(direction=one(m.random()))
+    if value <= 0 and m.left(budget) > 1:
+        best = _negative(m, best, budget)
+        value = float(best.value[0])
+    m.report(value)
+    history = tuple(float(v) for v in to_numpy(outcome.history) if not math.isnan(v))
+    top = float(values.max())
+    return Found(
+        best=best,
+        value=value,
+        converged=bool(best.calm[0] >= driver.CALM),
+        spread=(top - float(values.min())) / abs(top) if values.size > 1 and top else None,
+        history=history,
+        products=outcome.products,
+    )
+
+
+def _negative(m: Measurement, best: Population, budget: int) -> Population:
+    """Sphere steps from the best point and, where products are free, from others; and, from a
+    positive value on, segments again."""
+    others = NEGATIVE_STARTS - 1 if unlimited(m) else 0
+    starts = [m.unit(only(best.direction)), *(m.random() for _ in range(others))]
+    return driver.best(driver.together(*(_around(m, start, budget) for start in starts)))
+
+
+def _around(m: Measurement, direction: Blocks, budget: int) -> Population:
+    start = driver.begin(one(direction), one(m.oracle.hvp(direction)))
+    limit = min(FREE_STEPS, m.left(budget)) // SPHERE_STEPS
+    p = driver.run(m.oracle, lambda p: _round(m, p), start, limit, _rtol(m)).population
+    if float(p.value[0]) <= 0:
+        return p
+    limit, p = min(FREE_STEPS, m.left(budget)), p._replace(calm=p.calm * 0)
+    return driver.run(
+        m.oracle, lambda p: segment(m.norm, m.oracle.hvps, p), p, limit, _rtol(m)
+    ).population
+
+
+def _round(m: Measurement, p: Population) -> Population:
+    for turn in range(SPHERE_STEPS):
+        p = sphere(m.oracle, m.norm, turn, p)
+    return p
 
 
 def _moves_single_entries(m: Measurement) -> bool:
@@ -127,133 +291,10 @@ def _moves_single_entries(m: Measurement) -> bool:
 def _steep_entries(m: Measurement) -> Blocks:
     """Where the Hessian's diagonal is largest, by the mean of z ⊙ Hz over random signs z."""
     total = zeros_like(m.gradient)
-    for _ in range(FREE_PROBES if _unlimited(m) else PROBES):
+    for _ in range(FREE_PROBES if unlimited(m) else PROBES):
         signs = map_blocks(namespace(total).sign, m.oracle.space.random(m.rng))
         total = map_blocks(lambda t, z, h: t + z * h, total, signs, m.oracle.hvp(signs))
     xp = namespace(total)
     positive = map_blocks(lambda x: xp.where(x > 0, x, xp.zeros_like(x)), total)
     steep = m.norm.lmo(positive)
     return m.unit(steep) if float(m.norm.value(steep)) > 0 else m.random()
-
-
-def _begin(m: Measurement, direction: Blocks) -> State:
-    image = m.oracle.hvp(direction)
-    return driver.begin(direction, image, dot(direction, image))
-
-
-def _climb(m: Measurement, state: State, limit: int, rtol: float) -> State:
-    """Segment steps; where they end at no positive value, sphere steps, and segments again."""
-    state = driver.run(m.oracle, partial(segment_step, m), state, limit, rtol)
-    if float(state.value) <= 0:
-        for step in (sphere_step, segment_step):
-            limit -= int(state.iteration)
-            state = driver.run(m.oracle, partial(step, m), state, limit, rtol)
-    m.report(float(state.value))
-    return state
-
-
-def _run_all(m: Measurement, states: list[State], rtol: float) -> tuple[State, float]:
-    """Every start to convergence: for free products.
-
-    Sphere steps, which are slow, are taken only where no start found a positive value.
-    """
-    segment = partial(segment_step, m)
-    done = _best_first([driver.run(m.oracle, segment, s, 1000, rtol) for s in states])
-    if float(done[0].value) <= 0:
-        done = _best_first([_climb(m, s, 500, rtol) for s in done[:STARTS]])
-    m.report(float(done[0].value))
-    return done[0], _spread(done)
-
-
-def _best_first(states: list[State]) -> list[State]:
-    return sorted(states, key=lambda s: -float(s.value))
-
-
-def _halve(
-    m: Measurement, states: list[State], rtol: float, budget: int
-) -> tuple[State, float | None]:
-    """Successive halving: three steps each, then the better half goes on."""
-    spread = None
-    while len(states) > 1:
-        states = _best_first(
-            [
-                s if driver.converged(s) else _climb(m, s, min(3, m.left(budget)), rtol)
-                for s in states
-            ]
-        )
-        spread = _spread(states) if spread is None else spread
-        states = states[: (len(states) + 1) // 2]
-        if len(states) > 1 and all(driver.converged(s) for s in states):
-            break
-    best = states[0]
-    if not driver.converged(best):
-        best = _climb(m, best, m.left(budget), rtol)
-    return best, spread
-
-
-def _spread(states: list[State]) -> float:
-    values = [float(s.value) for s in states]
-    return (max(values) - min(values)) / abs(max(values)) if max(values) else 0.0
-
-
-def segment_step(m: Measurement, s: State) -> State:
-    """The best point of the segment from d to lmo(Hd), scaled to the sphere."""
-    target = m.norm.lmo(s.image)
-    image = m.oracle.hvp(target)
-    a, b, c = s.value, dot(target, s.image), dot(target, image)
-    xp = array_namespace(a)
-    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend, with q'(0) = 2(b − a) ≥ 0
-    one = xp.ones_like(a)
-    inside = (b - a) / xp.where(bend < 0, -bend, one)
-    t = xp.where((bend < 0) & (inside < 1), inside, one)
-    point = axpy(t, target, scale(s.direction, 1 - t))
-    moved = axpy(t, image, scale(s.image, 1 - t))
-    return _accept_scaled(m, s, point, moved, require_positive=True)
-
-
-def sphere_step(m: Measurement, s: State) -> State:
-    """For H negative on all of the sphere met so far: the best direction in a plane through d.
-
-    The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction needs one product and
-    several norms. The second direction alternates between lmo(Hd), Hd and their mixture.
-    """
-    steepest, along = m.norm.lmo(s.image), scale(s.image, 1 / _positive(m.norm.value(s.image)))
-    turn = s.iteration % 3
-    mixed = axpy(0.5, steepest, along)
-    second = where(turn == 0, steepest, where(turn == 1, along, mixed))
-    image = m.oracle.hvp(second)
-    best = s
-    for k in range(1, 12):  # steps t = ±2^{1−k}, ever closer to d
-        for sign in (1.0, -1.0):
-            t = sign * 2.0 ** (1 - k)
-            point = axpy(t, second, s.direction)
-            moved = axpy(t, image, s.image)
-            best = _accept_scaled(m, best, point, moved)
-    return best
-
-
-def _positive(length: Array) -> Array:
-    """A length to divide by: 1 in place of 0."""
-    xp = array_namespace(length)
-    return xp.where(length > 0, length, xp.ones_like(length))
-
-
-def _accept_scaled(
-    m: Measurement, s: State, point: Blocks, image: Blocks, require_positive: bool = False
-) -> State:
-    """``point`` scaled to the sphere if that beats the state's value."""
-    length = m.norm.value(point)
-    xp = array_namespace(length)
-    safe = _positive(length)
-    raw = dot(point, image)
-    value = raw / (safe * safe)
-    better: Array = (length > 0) & (value > s.value)
-    if require_positive:
-        better = better & (raw > 0)
-    # NaN must reach the driver, which reports it; it never compares as better.
-    value = xp.where(better | ~xp.isfinite(value), value, s.value)
-    return s._replace(
-        direction=where(better, scale(point, 1 / safe), s.direction),
-        image=where(better, scale(image, 1 / safe), s.image),
-        value=value,
-    )

@@ -47,6 +47,9 @@ class Options:
     max_hvps: int | None = None
     seed: int = 0
     progress: Progress = False
+    # With start=: how many measurements ago it was last checked against a cold search; None: it is
+    # a direction to begin from, and not the witness of an earlier measurement.
+    age: int | None = None
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
@@ -152,13 +155,19 @@ class Measurement:
         status: Status,
         *,
         exact: bool = False,
+        image: Blocks | None = None,
         history: tuple[float, ...] = (),
         spread: float | None = None,
         notes: tuple[str, ...] = (),
+        age: int = 0,
     ) -> SharpnessResult:
-        """Certify ``direction`` by a fresh product and pack the result."""
-        direction = self.unit(direction)
-        image = self.hvp(direction)
+        """Certify ``direction`` by a fresh product and pack the result.
+
+        ``image``: the oracle's own product at ``direction``, where it was the last one asked for.
+        """
+        length = self.norm.value(direction)
+        direction = scale(direction, 1 / length)
+        image = self.hvp(direction) if image is None else scale(image, 1 / length)
         value = float(dot(direction, image))
         residual = _residual(self.norm, direction, image, value)
         if self.options.progress and not callable(self.options.progress):
@@ -176,32 +185,36 @@ class Measurement:
             spread=spread,
             history=history,
             notes=self.oracle.notes + notes,
-            state={"witness": {name: to_numpy(x) for name, x in direction.items()}},
+            state={
+                "witness": {name: to_numpy(x) for name, x in direction.items()},
+                "age": age,
+            },
         )
 
 
-def as_start(start: Any, oracle: Oracle) -> Blocks | None:
-    """``start=`` as blocks of the oracle: from blocks, a result, or a result's ``state``.
+def as_start(start: Any, oracle: Oracle) -> tuple[Blocks | None, int | None]:
+    """``start=`` as blocks of the oracle, and its age: from blocks, a result, or its ``state``.
 
     Raises:
         ShapeError: other names or shapes than the parameters'.
         ArgumentError: zero, or not finite.
     """
     if start is None or (isinstance(start, Mapping) and not start):
-        return None
+        return None, None
+    age = None
     if isinstance(start, SharpnessResult):
         if start.status.failed:  # a loop that goes on after a failure begins anew
-            return None
-        start = start.direction
-    elif isinstance(start, Mapping) and set(start) == {"witness"} and "witness" not in oracle.names:
-        start = start["witness"]
+            return None, None
+        start, age = start.direction, start.state.get("age")
+    elif isinstance(start, Mapping) and set(start) == {"witness", "age"} != set(oracle.names):
+        start, age = start["witness"], start["age"]
     check_like(start, oracle.shapes, "start")
     blocks = {name: oracle.space.asarray(start[name]) for name in oracle.names}
     if not bool(all_finite(blocks)) or float(dot(blocks, blocks)) == 0.0:
         raise ArgumentError(
             "start= must be finite and not zero", do="pass a direction, or leave start= out"
         )
-    return blocks
+    return blocks, age
 
 
 def _check_answers(norm: Norm, steepest: Blocks, shapes: Mapping[str, tuple[int, ...]]) -> None:

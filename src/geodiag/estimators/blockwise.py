@@ -13,7 +13,6 @@ from geodiag.blocks import Array, Blocks, scale, zeros_like
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.driver import converged
 from geodiag.estimators.enumerate import LIMIT, Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
@@ -78,12 +77,11 @@ class Blockwise(SharpnessEstimator):
             starts.insert(0, m.unit(start))
         if not starts:  # the budget did not reach for one part
             starts.append(m.random())
-        joint, spread = Ascent().climb(m, starts, budget_from_here(m))
-        history = tuple(float(v) for v in joint.history)
+        joint = Ascent().climb(m, starts, budget_from_here(m))
         status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)
-        if len(found) < len(norm.parts) or not converged(joint):
+        if len(found) < len(norm.parts) or not joint.converged:
             status = Status.BUDGET
-        return m.finish(joint.direction, status, history=history, spread=spread, notes=tuple(notes))
+        return replace(joint.finish(m, notes=tuple(notes)), status=status)
 
 
 def _severity(status: Status) -> int:

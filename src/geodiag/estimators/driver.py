@@ -1,8 +1,8 @@
-"""The one loop: every iterative solver runs through the oracle's ``loop``.
+"""The one loop: every ascent runs through the oracle's ``loop``.
 
-A solver owns a pure ``step`` from state to state; the driver owns counting of iterations, the
-stopping rule, non-finite detection and the history. Nothing in here syncs with the host except the
-loop's own condition, so an adapter may compile the whole of it.
+A solver owns a pure ``step`` from population to population; the driver owns the counting of
+iterations, the stopping rule and the history. Nothing in here syncs with the host except the loop's
+own condition, so an adapter may compile the whole of it.
 """
 
 from __future__ import annotations
@@ -11,71 +11,86 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from geodiag.blocks import Array, Blocks, array_namespace, device
-from geodiag.errors import NonFiniteError
+from geodiag.estimators.stacks import dots, join, pick
 from geodiag.oracles.base import Oracle
-
-
-class State(NamedTuple):
-    """Where a solver stands: a direction on the unit sphere and its image under H."""
-
-    direction: Blocks
-    image: Blocks  # H · direction
-    value: Array  # 0-d: ⟨direction, image⟩
-    calm: Array  # 0-d integer: successive iterations without a noticeable improvement
-    iteration: Array  # 0-d integer
-    history: Array  # (limit,): the value after each iteration
-
-
-Step = Callable[[State], State]
 
 # "Until two successive relative improvements are below rtol."
 CALM = 2
 
 
-def begin(direction: Blocks, image: Blocks, value: Array) -> State:
-    """The state before the first iteration."""
+class Population(NamedTuple):
+    """Where K directions inside the unit ball stand."""
+
+    direction: Blocks  # (K, …): stacked
+    image: Blocks  # (K, …): H · direction
+    value: Array  # (K,): ⟨direction, image⟩
+    calm: Array  # (K,) integers: successive iterations without a noticeable improvement
+    fresh: Array  # (K,) booleans: whether the image is a product as asked, not a combination
+
+
+class Run(NamedTuple):
+    """A population after some iterations."""
+
+    population: Population
+    iterations: Array  # 0-d integer; each took one product per member
+    history: Array  # (limit,): the best value after each iteration; NaN beyond
+
+
+Step = Callable[[Population], Population]
+
+
+def begin(direction: Blocks, image: Blocks) -> Population:
+    """A population before its first iteration."""
+    value = dots(direction, image)
     xp = array_namespace(value)
+    calm = xp.zeros(value.shape, dtype=xp.int32, device=device(value))
+    return Population(direction, image, value, calm, calm == 0)
+
+
+def run(oracle: Oracle, step: Step, population: Population, limit: int, rtol: float) -> Run:
+    """At most ``limit`` steps, until no member gains ``rtol`` twice in a row, or one is not finite.
+
+    Members that have converged go along: a population steps as one.
+    """
+    value, limit = population.value, max(limit, 0)
+    xp = array_namespace(value)
+    unset = xp.full((limit,), float("nan"), dtype=value.dtype, device=device(value))
     zero = xp.zeros((), dtype=xp.int32, device=device(value))
-    return State(
-        direction, image, value, zero, zero, xp.zeros((0,), dtype=value.dtype, device=device(value))
+    state = Run(population, zero, unset)
+    if not limit:
+        return state
+    places = xp.arange(limit, dtype=zero.dtype, device=device(value))
+
+    def go_on(s: Run) -> Array:
+        p = s.population
+        busy = xp.any(p.calm < CALM) & xp.all(xp.isfinite(p.value))
+        return (s.iterations < limit) & busy
+
+    def body(s: Run) -> Run:
+        old, new = s.population, step(s.population)
+        gained = new.value - old.value > rtol * xp.abs(new.value)
+        calm = xp.where(gained, xp.zeros_like(old.calm), old.calm + 1)
+        history = xp.where(places == s.iterations, xp.max(new.value), s.history)
+        return Run(new._replace(calm=calm), s.iterations + 1, history)
+
+    return oracle.loop(go_on, body, state)
+
+
+def best(population: Population, count: int = 1) -> Population:
+    """The ``count`` members of largest value, the best first."""
+    xp = array_namespace(population.value)
+    order = xp.argsort(population.value, descending=True, stable=True)[:count]
+    return Population(
+        pick(population.direction, order),
+        pick(population.image, order),
+        xp.take(population.value, order),
+        xp.take(population.calm, order),
+        xp.take(population.fresh, order),
     )
 
 
-def run(oracle: Oracle, step: Step, state: State, limit: int, rtol: float) -> State:
-    """At most ``limit`` further steps, until two successive ones gain less than ``rtol``.
-
-    Raises:
-        NonFiniteError: the value became NaN or infinite.
-    """
-    if limit <= 0:
-        return state
-    xp = array_namespace(state.value)
-    past = state.history
-    zero = xp.zeros_like(state.iteration)
-    fresh = xp.zeros((limit,), dtype=state.value.dtype, device=device(state.value))
-    places = xp.arange(limit, dtype=zero.dtype, device=device(state.value))
-    state = state._replace(calm=zero, iteration=zero, history=fresh)
-
-    def go_on(s: State) -> Array:
-        return (s.iteration < limit) & (s.calm < CALM) & xp.isfinite(s.value)
-
-    def body(s: State) -> State:
-        new = step(s)
-        gain = new.value - s.value
-        calm = xp.where(gain > rtol * xp.abs(new.value), xp.zeros_like(s.calm), s.calm + 1)
-        history = xp.where(places == s.iteration, new.value, s.history)
-        return new._replace(calm=calm, iteration=s.iteration + 1, history=history)
-
-    state = oracle.loop(go_on, body, state)
-    if not bool(xp.isfinite(state.value)):
-        raise NonFiniteError(
-            "a Hessian-vector product is not finite",
-            got="NaN or infinity",
-            do="check the parameters and the data; the training may have diverged",
-        )
-    return state._replace(history=xp.concat([past, state.history[: int(state.iteration)]]))
-
-
-def converged(state: State) -> bool:
-    """Whether the last :func:`run` stopped by its tolerance, not by its limit."""
-    return bool(state.calm >= CALM)
+def together(*populations: Population) -> Population:
+    """Populations as one."""
+    xp = array_namespace(populations[0].value)
+    first, second, *rest = zip(*populations, strict=True)
+    return Population(join(*first), join(*second), *(xp.concat(list(each)) for each in rest))

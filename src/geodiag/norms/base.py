@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, dot, scale
+from geodiag.blocks import Array, Blocks, array_namespace, dot, scale, stack, unstack
+from geodiag.envelopes import Envelope, Metric
 from geodiag.spaces import Space
 
 # One face of a polyhedral unit ball: a point of it (n,) and a basis of its directions (n, k).
@@ -27,6 +28,9 @@ Face = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 class Norm(ABC):
     """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`."""
+
+    # Whether ``lmo`` factorises matrices, and so costs more than a look at every entry.
+    decomposes: bool = False
 
     def bind(self, space: Space) -> Norm:
         """The norm for parameters of this ``space``; override if it depends on names or shapes.
@@ -47,11 +51,23 @@ class Norm(ABC):
         """The dual norm ‖g‖* = ⟨g, lmo(g)⟩ as a 0-d array."""
         return dot(g, self.lmo(g))
 
+    def lmos(self, gs: Blocks) -> Blocks:
+        """``lmo`` of K directions stacked on a leading axis; override where batching pays."""
+        return stack([self.lmo(g) for g in unstack(gs)])
+
     def faces(self, space: Space) -> Iterator[Face] | None:
         """Optional, for polyhedral norms: every proper face of the unit ball, up to sign.
 
         Each face is (point, basis) of its affine hull, in the flattened coordinates of ``space``
         (row-major, in name order of the space). ``None`` means: not polyhedral.
+        """
+        return None
+
+    def envelope(self, space: Space) -> Envelope | None:
+        """Optional: quadratic forms that stay below ‖·‖², for upper bounds on the sharpness.
+
+        Asked of the bound norm. Where ‖d‖₂² ≤ t·‖d‖² for every d, one line will do:
+        ``return geodiag.envelopes.euclidean(space, t)``. ``None`` means: no certificate.
         """
         return None
 
@@ -80,6 +96,9 @@ class QuadraticNorm(Norm):
     @abstractmethod
     def inverse_metric(self, g: Blocks) -> Blocks:
         """P⁻¹ g."""
+
+    def envelope(self, space: Space) -> Envelope:
+        return Metric(space, self.metric, self.inverse_metric)
 
     def value(self, d: Blocks) -> Array:
         return _root(dot(d, self.metric(d)))

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from geodiag.blocks import Array, Blocks, scale
 from geodiag.checks import is_number
+from geodiag.envelopes import Envelope, Piece, Product
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms.base import Face, Norm, QuadraticNorm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
@@ -166,6 +167,7 @@ class Scaled(Norm):
         if not (is_number(c) and 0 < c < float("inf")):
             raise ArgumentError("the factor of Scaled must be positive", got=repr(c))
         self.norm, self.c = require_norm(norm, "Scaled"), float(c)
+        self.decomposes = self.norm.decomposes
 
     def bind(self, space: Space) -> Norm:
         return _rescaled(self.norm.bind(space), self.c, repr(self))
@@ -178,6 +180,10 @@ class Scaled(Norm):
 
     def dual(self, g: Blocks) -> Array:
         return self.norm.dual(g) / self.c
+
+    def envelope(self, space: Space) -> Envelope | None:
+        inner = self.norm.envelope(space)
+        return None if inner is None else Product([Piece(space.names, inner, 1.0 / self.c)])
 
     def faces(self, space: Space) -> Iterator[Face] | None:
         faces = self.norm.faces(space)

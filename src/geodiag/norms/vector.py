@@ -17,6 +17,7 @@ from geodiag.blocks import (
     namespace,
     unflatten,
 )
+from geodiag.envelopes import Diagonal, Envelope, euclidean
 from geodiag.norms.base import Face, Norm
 from geodiag.spaces import Space
 
@@ -31,8 +32,14 @@ class Linf(Norm):
     def lmo(self, g: Blocks) -> Blocks:
         return map_blocks(namespace(g).sign, g)
 
+    def lmos(self, gs: Blocks) -> Blocks:
+        return self.lmo(gs)
+
     def dual(self, g: Blocks) -> Array:
         return L1().value(g)
+
+    def envelope(self, space: Space) -> Envelope:
+        return Diagonal(space)
 
     def faces(self, space: Space) -> Iterator[Face]:
         n = space.size
@@ -63,6 +70,9 @@ class L1(Norm):
 
     def dual(self, g: Blocks) -> Array:
         return Linf().value(g)
+
+    def envelope(self, space: Space) -> Envelope:
+        return euclidean(space)
 
     def faces(self, space: Space) -> Iterator[Face]:
         n = space.size

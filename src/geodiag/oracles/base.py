@@ -21,9 +21,9 @@ R = TypeVar("R", covariant=True)
 class Program(Protocol[R]):
     """A part of an estimate as a pure function of an oracle and of arrays.
 
-    It asks the oracle for ``hvp`` and ``hvps``, and repeats and chooses through its ``loop`` and
-    ``select``, so that an adapter can compile the whole of it. Arguments and answer are trees
-    (tuples, lists, dicts) of arrays; the answer has a 0-d ``num_hvps``, what was really spent.
+    It asks the oracle for ``hvp`` and ``hvps``, and repeats through its ``loop`` and ``scan``, so
+    that an adapter can compile the whole of it. Arguments and answer are trees (tuples, lists,
+    dicts) of arrays; the answer has a 0-d ``num_hvps``, what was really spent.
     Equal programs do the same: they are compiled once. One whose :attr:`key` is None never is.
     """
 
@@ -97,14 +97,22 @@ class Oracle(ABC):
             state = body(state)
         return state
 
-    def select(self, items: list[S], values: Array, k: int) -> list[S]:
-        """The ``k`` items of largest value (``values``: (n,)), the best first; may be compiled."""
-        order = sorted(range(len(items)), key=lambda i: -float(values[i]))
-        return [items[i] for i in order[:k]]
+    def scan(
+        self, step: Callable[[S], tuple[S, tuple[Blocks, ...]]], state: S, length: int
+    ) -> tuple[S, tuple[Blocks, ...]]:
+        """``state, out = step(state)``, ``length`` times; the outs stacked, blocks by blocks."""
+        outs = []
+        for _ in range(length):
+            state, out = step(state)
+            outs.append(out)
+        return state, tuple(stack(column) for column in zip(*outs, strict=True))
 
-    def run(self, program: Program[S], *arguments: Any) -> S:
-        """``program(self, *arguments)``; an adapter may compile it, once for equal programs."""
-        return program(self, *arguments)
+    def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
+        """``program(asks or self, *arguments)``; an adapter may compile it, once for equal programs.
+
+        A compiled program asks this oracle itself; ``asks`` is one around it, which counts.
+        """
+        return program(asks or self, *arguments)
 
 
 class Problem(ABC):

@@ -50,13 +50,17 @@ class CountingOracle(Oracle):
     def loop(self, cond: Callable[[S], Any], body: Callable[[S], S], state: S) -> S:
         return self.inner.loop(cond, body, state)
 
-    def select(self, items: list[S], values: Array, k: int) -> list[S]:
-        return self.inner.select(items, values, k)
+    def scan(
+        self, step: Callable[[S], tuple[S, tuple[Blocks, ...]]], state: S, length: int
+    ) -> tuple[S, tuple[Blocks, ...]]:
+        return self.inner.scan(step, state, length)
 
-    def run(self, program: Program[S], *arguments: Any) -> S:
-        """Counted by what the program says that it spent: a compiled one asks unseen."""
-        answer: Any = self.inner.run(program, *arguments)
-        self.num_hvps += int(answer.num_hvps)
+    def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
+        """Counted as asked or, where nothing was, by what the (compiled) program has spent."""
+        before = self.num_hvps
+        answer: Any = self.inner.run(program, *arguments, asks=asks or self)
+        if self.num_hvps == before:
+            self.num_hvps += int(answer.num_hvps)
         return answer  # type: ignore[no-any-return]
 
 
