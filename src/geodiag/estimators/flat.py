@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
-from geodiag.norms.base import Norm
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.norms.quadratic import L2
 from geodiag.norms.vector import Linf
 from geodiag.oracles.base import Oracle
 from geodiag.spaces import Space
@@ -60,11 +61,20 @@ def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
     if oracle.space.size > LIMIT:
         return oracle, norm, None
     flat = Flat(oracle.shapes)
-    return (
-        _FlatOracle(oracle, flat),
-        norm if isinstance(norm, Linf) else _FlatNorm(norm, flat),
-        flat,
-    )
+    return _FlatOracle(oracle, flat), _flat_norm(norm, flat), flat
+
+
+def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNorm, Flat | None]:
+    """:func:`view` for a quadratic norm."""
+    seen, flat_norm, flat = view(oracle, norm)
+    assert isinstance(flat_norm, QuadraticNorm)
+    return seen, flat_norm, flat
+
+
+def _flat_norm(norm: Norm, flat: Flat) -> Norm:
+    if isinstance(norm, (Linf, L2)):  # which see entries alone
+        return norm
+    return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)
 
 
 class _FlatOracle(Oracle):
@@ -115,3 +125,14 @@ class _FlatNorm(Norm):
 
     def lmos(self, gs: Blocks) -> Blocks:
         return self._flat.flat_stack(self.norm.lmos(self._flat.full(gs)))
+
+
+class _FlatQuadratic(QuadraticNorm):
+    def __init__(self, norm: QuadraticNorm, flat: Flat) -> None:
+        self.norm, self._flat = norm, flat
+
+    def metric(self, d: Blocks) -> Blocks:
+        return self._flat.flat(self.norm.metric(self._flat.full(d)))
+
+    def inverse_metric(self, g: Blocks) -> Blocks:
+        return self._flat.flat(self.norm.inverse_metric(self._flat.full(g)))
