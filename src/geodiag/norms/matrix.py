@@ -7,12 +7,16 @@ fills; vectors and scalars are measured by ℓ2.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.envelopes import Envelope, TwoSided, euclidean
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import Group, MaxOver, Radii, RadiusFunction, SumOver
+from geodiag.norms.joint import Together
+from geodiag.norms.polar import each, operator_norm, polar
 from geodiag.norms.quadratic import L2
 from geodiag.spaces import MatrixView, Space
 
@@ -20,6 +24,7 @@ from geodiag.spaces import MatrixView, Space
 class _TensorNorm(Norm):
     """A norm of one matrix through its singular values; vectors and scalars by ℓ2."""
 
+    decomposes = True
     view: MatrixView | None = None
 
     def bind(self, space: Space) -> Norm:
@@ -49,23 +54,46 @@ class _TensorNorm(Norm):
         return view.from_matrix(m, tuple(x.shape))
 
 
-class Operator(_TensorNorm):
-    """The largest singular value of one matrix. LMO: the polar factor U Vᵀ; dual: nuclear."""
+class Operator(_TensorNorm, Together):
+    """The largest singular value of one matrix. LMO: the polar factor U Vᵀ; dual: nuclear.
+
+    How, and how accurately, by size and device: :mod:`geodiag.norms.polar`.
+    """
 
     def value(self, d: Blocks) -> Array:
         (x,) = d.values()
-        xp = array_namespace(x)
-        return xp.max(xp.linalg.svdvals(self.matrix(x)))
+        return operator_norm(self.matrix(x))
 
     def lmo(self, g: Blocks) -> Blocks:
         ((name, x),) = g.items()
-        u, _, vh = array_namespace(x).linalg.svd(self.matrix(x), full_matrices=False)
-        return {name: self.like(u @ vh, x)}
+        return {name: self.like(polar(self.matrix(x)), x)}
 
-    def dual(self, g: Blocks) -> Array:
-        (x,) = g.values()
-        xp = array_namespace(x)
-        return xp.sum(xp.linalg.svdvals(self.matrix(x)))
+    def lmos(self, gs: Blocks) -> Blocks:
+        ((name, stacked),) = gs.items()
+        xp = array_namespace(stacked)
+        xs = [stacked[i, ...] for i in range(stacked.shape[0])]
+        factors = polar(xp.stack([self.matrix(x) for x in xs]))
+        return {name: xp.stack([self.like(factors[i, ...], x) for i, x in enumerate(xs)])}
+
+    @staticmethod
+    def value_together(norms: Sequence[Operator], ds: Sequence[Blocks]) -> list[Array]:
+        return each(operator_norm, _matrices(norms, ds))
+
+    @staticmethod
+    def lmo_together(norms: Sequence[Operator], gs: Sequence[Blocks]) -> list[Blocks]:
+        factors = each(polar, _matrices(norms, gs))
+        return [
+            {name: norm.like(m, x) for name, x in g.items()}
+            for norm, g, m in zip(norms, gs, factors, strict=True)
+        ]
+
+    def envelope(self, space: Space) -> Envelope:
+        return TwoSided(space, self.view or MatrixView((0,), (1,)))
+
+
+def _matrices(norms: Sequence[Operator], tensors: Sequence[Blocks]) -> list[Array]:
+    pairs = zip(norms, tensors, strict=True)
+    return [norm.matrix(x) for norm, blocks in pairs for x in blocks.values()]
 
 
 class Trace(_TensorNorm):
@@ -85,6 +113,9 @@ class Trace(_TensorNorm):
         (x,) = g.values()
         xp = array_namespace(x)
         return xp.max(xp.linalg.svdvals(self.matrix(x)))
+
+    def envelope(self, space: Space) -> Envelope:
+        return euclidean(space)
 
 
 class Spectral(MaxOver):
