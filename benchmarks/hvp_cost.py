@@ -15,23 +15,28 @@ import torch
 from torch import nn
 
 import geodiag
-from benchmarks.timing import ratio
+from benchmarks.report import spread, table
+from benchmarks.timing import ratios
 
 WIDTHS, EXAMPLES = (784, 200, 200, 10), 512
 
 
-def run() -> None:
-    """Print one line per framework and engine."""
-    print(f"\nHVP cost, MLP {'-'.join(map(str, WIDTHS))}, batch {EXAMPLES}, float32")
-    print(f"{'framework':10}{'engine':18}{'gradient evaluations':>22}{'quartiles':>16}")
+def run(quick: bool) -> None:
+    """Print one row per framework and engine."""
+    torch.set_num_threads(1)
+    rows = []
     for framework, engines in (
         (_torch, ("graph", "recompute", "finite-difference")),
         (_jax, ("linearize", "recompute", "reverse", "finite-difference")),
     ):
         for engine in engines:
             name, hvp, gradient = framework(engine)
-            median, low, high = ratio(hvp, gradient)
-            print(f"{name:10}{engine:18}{median:22.2f}{f'{low:.2f}–{high:.2f}':>16}")
+            rows.append([name, engine, spread(ratios(hvp, gradient, 5 if quick else 21))])
+    table(
+        f"HVP cost, MLP {'-'.join(map(str, WIDTHS))}, batch {EXAMPLES}, float32",
+        ["framework", "engine", "gradients"],
+        rows,
+    )
 
 
 def _data() -> tuple[dict[str, Any], Any, Any]:

@@ -19,15 +19,25 @@ from geodiag.errors import GeodiagError, ShapeError
 Array: TypeAlias = Any
 Blocks: TypeAlias = dict[str, Array]
 
+# By the type of the arrays: small problems would spend much of their time in the look-up.
+_NAMESPACES: dict[Any, Any] = {}
+
 
 def namespace(blocks: Mapping[str, Array]) -> Any:
     """The array namespace (``xp``) that all arrays of ``blocks`` belong to."""
-    return array_api_compat.array_namespace(*blocks.values())
+    return array_namespace(*blocks.values())
 
 
 def array_namespace(*arrays: Array) -> Any:
     """The array namespace (``xp``) of ``arrays``."""
-    return array_api_compat.array_namespace(*arrays)
+    kinds = {type(x) for x in arrays}
+    kind = next(iter(kinds), None)
+    if len(kinds) > 1 or kind not in _NAMESPACES:  # looked up anew, and with its checks
+        found = array_api_compat.array_namespace(*arrays)
+        if len(kinds) == 1:
+            _NAMESPACES[kind] = found
+        return found
+    return _NAMESPACES[kind]
 
 
 def is_array(x: object) -> bool:
@@ -120,7 +130,7 @@ def flatten(a: Blocks) -> Array:
 
 def unflatten(vector: Array, shapes: Mapping[str, Sequence[int]]) -> Blocks:
     """Inverse of :func:`flatten`."""
-    xp = array_api_compat.array_namespace(vector)
+    xp = array_namespace(vector)
     out: Blocks = {}
     at = 0
     for name, shape in shapes.items():

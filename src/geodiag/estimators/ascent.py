@@ -122,7 +122,7 @@ class Ascent(SharpnessEstimator):
         if size > HUGE:
             mixtures, rehearsal, candidates, krylov = 1, 2, 1, 4
         else:
-            mixtures, rehearsal = (4, 4) if m.norm.decomposes else (14, 8)
+            mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
             candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
         plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
         climb = max(0, m.left(budget) - plan.spent(len(known)))

@@ -5,6 +5,7 @@ Sharpness in these is an eigenvalue, so Lanczos finds it exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,12 @@ from geodiag.blocks import (
     Blocks,
     flatten,
     is_array,
+    namespace,
     scale,
     to_numpy,
     unflatten,
 )
+from geodiag.envelopes import Envelope, euclidean
 from geodiag.errors import NormError
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.spaces import Space
@@ -33,6 +36,18 @@ class L2(QuadraticNorm):
 
     def inverse_metric(self, g: Blocks) -> Blocks:
         return g
+
+    def lmos(self, gs: Blocks) -> Blocks:
+        xp = namespace(gs)
+        rows = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in gs.values()]
+        squares = [xp.sum(x * x, axis=1) for x in rows]
+        length = xp.sqrt(sum(squares[1:], start=squares[0]))
+        unit = (1 / xp.where(length > 0, length, xp.ones_like(length)))[:, None]
+        scaled = zip(gs.items(), rows, strict=True)
+        return {name: xp.reshape(row * unit, x.shape) for (name, x), row in scaled}
+
+    def envelope(self, space: Space) -> Envelope:
+        return euclidean(space)
 
 
 class FromMaps(QuadraticNorm):
