@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := $(VENV)/.demo-$(FRAMEWORK)
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 TORCH := $(VENV)/.torch
 # One thread per worker: two workers fill two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
@@ -46,7 +47,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)
+bench: $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
 clean:
@@ -72,4 +73,8 @@ $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(BENCH): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
+	$(INSTALL) -e ".[bench]"
 	@touch $@

@@ -5,5 +5,6 @@ Importing ``jax`` and ``geodiag`` is enough to measure; import this package for 
 
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.steepest import non_euclidean_gd
+from geodiag_jax.tracking import Sharpness, Tracker, TrackerState, tracker
 
-__all__ = ["JaxProblem", "non_euclidean_gd"]
+__all__ = ["JaxProblem", "Sharpness", "Tracker", "TrackerState", "non_euclidean_gd", "tracker"]

@@ -176,6 +176,20 @@ apply = jax.jit(_apply)
 apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
 
 
+def inline(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
+    """∇L and d ↦ ∇²L d in the trace at hand, which the loss may close over."""
+    here = (form, batch, point, fixed, arrays)
+    try:
+        _, gradient, linear = _linearized(*here)
+        product = functools.partial(_apply, linear)
+        jax.eval_shape(jax.vmap(product), tuple(x[None] for x in point))
+    except (TypeError, NotImplementedError):  # forward mode is blocked by a custom_vjp
+        return _value_and_gradient(*here)[1], lambda d: _reverse(*here, d)[1]
+    return gradient, product
+
+
 def kept_bytes(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> int:
     """The bytes that a kept linearization takes, known before it is computed."""
     eval_shape: Compiled = linearized.eval_shape

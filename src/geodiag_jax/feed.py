@@ -73,6 +73,11 @@ class Feed:
         divisor = self._batches.normalise(weights)
         return jax.tree_util.tree_map(lambda x: x / divisor, total)
 
+    def shares(self, answers: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
+        """The answers of one pass with the coefficients that :meth:`combine` gives them."""
+        divisor = self._batches.normalise(sum(weight for weight, _ in answers))
+        return [(weight / divisor, answer) for weight, answer in answers]
+
     def _pieces(self) -> Iterator[Piece]:
         for batch in self._batches:
             yield Piece(self._batches.weigh(batch), *prepare(batch))

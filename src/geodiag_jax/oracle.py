@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,13 @@ import jax.numpy as jnp
 from geodiag.blocks import Array, Blocks, epsilon, norm2
 from geodiag.errors import DataError, EngineError, GeodiagError
 from geodiag.oracles import Oracle, finite_difference_hvp
-from geodiag_jax import compiled
+from geodiag.oracles.base import Program
+from geodiag_jax import compiled, programs
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm, Feed
 from geodiag_jax.pytree import Layout, as_blocks
+
+S = TypeVar("S")
 
 ENGINES = ("auto", "linearize", "recompute", "reverse", "finite-difference")
 
@@ -30,6 +34,8 @@ _PRODUCTS = {
 }
 # What JAX raises where a derivative does not exist in some mode.
 _UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
+# Kept linearizations that a program is compiled for: the compilation grows with their number.
+UNROLLED = 8
 _FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
 
@@ -85,6 +91,42 @@ class JaxOracle(Oracle):
         if self._engine == "finite-difference":
             return super().hvps(ds)
         return as_blocks(self.names, self._product(self._arrays(ds), many=True))
+
+    def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
+        """The program compiled, once for equal ones, where the loss is held in memory.
+
+        One that cannot be traced (it calls ``float`` on an array) runs as it is, here and later.
+        """
+        question = self._question(program)
+        if question is None:
+            return super().run(program, *arguments, asks=asks)
+        with suppress(Exception):  # what is not of the tracing is raised by the run as it is
+            return programs.run(*question, arguments)  # type: ignore[no-any-return]
+        answer = super().run(program, *arguments, asks=asks)
+        programs.refused(question[0])[:] = [True]
+        return answer
+
+    def _question(self, program: Program[Any]) -> tuple[programs.Job, Any] | None:
+        """What the program is compiled for, and the arrays that its products take.
+
+        None if it is not compiled.
+        """
+        if program.key is None or self._engine == "finite-difference":
+            return None
+        self._freeze()
+        source: programs.Kept | programs.Recomputed
+        operands: Any
+        if self._kept is not None and len(self._kept) <= UNROLLED:
+            source, operands = programs.Kept(), self._feed.shares(self._kept)
+        elif self._kept is None and self._feed.single:
+            ((_, batch, arrays),) = self._feed
+            forward = self._engine == "recompute" and not (self._auto and _blocked(self._form))
+            source = programs.Recomputed(self._form, batch, forward)
+            operands = (self._point, self._fixed, arrays)
+        else:
+            return None
+        job = programs.Job.of(program, source, self.space, self._form.dtype)
+        return None if programs.refused(job) else (job, operands)
 
     def _arrays(self, blocks: Blocks) -> Arrays:
         """Blocks as the compiled functions take them."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,22 +48,29 @@ def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict
 
 
 def second_derivative(
-    gradient: Mapping[str, Tensor], leaves: Leaves, direction: Leaves, keep: bool
+    gradient: Mapping[str, Tensor],
+    leaves: Leaves,
+    direction: Leaves,
+    keep: bool,
+    batched: bool = False,
 ) -> dict[str, Tensor]:
     """∂⟨gradient, direction⟩/∂leaves, for a gradient that carries its graph.
 
+    ``batched``: for directions stacked on a leading axis, all in one backward pass.
+
     Raises:
-        EngineError: some operation has no double backward.
+        EngineError: some operation has no double backward, or none for a stack.
     """
     live = [name for name, g in gradient.items() if g.requires_grad]
     if not live:
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        return {name: torch.zeros_like(d) for name, d in direction.items()}
     try:
         found = torch.autograd.grad(
             [gradient[name] for name in live],
             list(leaves.values()),
             grad_outputs=[direction[name] for name in live],
             retain_graph=keep,
+            is_grads_batched=batched,
             materialize_grads=True,
         )
     except RuntimeError as e:
@@ -73,16 +82,29 @@ def second_derivative(
     return dict(zip(leaves, found, strict=True))
 
 
-def check_graph(gradient: Mapping[str, Tensor]) -> bool:
+def second_derivatives(
+    gradient: Mapping[str, Tensor], leaves: Leaves, stack: Leaves, keep: bool
+) -> dict[str, Tensor]:
+    """:func:`second_derivative` for stacked directions, one after the other."""
+    rows = [dict(zip(stack, row, strict=True)) for row in zip(*stack.values(), strict=True)]
+    found = [second_derivative(gradient, leaves, row, keep or row is not rows[-1]) for row in rows]
+    return {name: torch.stack([x[name] for x in found]) for name in stack}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the graph of a gradient is made of."""
+
+    operations: int  # a hash of its nodes, in the order of a walk
+    custom: bool  # whether there are custom functions (torch.autograd.Function) among them
+
+
+def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
     """Refuse a gradient whose second derivative is known to be dropped or wrong.
 
     ``autograd.grad`` visits only the nodes on a path to its inputs. The node with which a
     once-differentiable function wants to raise lies on no such path, so its curvature would count
     as zero. A constant gradient that is not zero may come from such a function too.
-
-    Returns:
-        Whether the graph holds custom functions (``torch.autograd.Function``), whose backward can
-        hide dependences: only a comparison with finite differences can tell.
 
     Raises:
         EngineError: naming the parameter or the operation.
@@ -96,10 +118,10 @@ def check_graph(gradient: Mapping[str, Tensor]) -> bool:
             )
     waiting = [g.grad_fn for g in gradient.values() if g.grad_fn is not None]
     seen = set(waiting)
-    custom = False
+    walk: list[tuple[type, str]] = []
     while waiting:
         node = waiting.pop()
-        custom = custom or isinstance(node, BackwardCFunction)
+        walk.append((type(node), node.name()))
         culprit = next((who for mark, who in WRONG.items() if mark in node.name()), None)
         if culprit is not None:
             raise EngineError(
@@ -111,36 +133,78 @@ def check_graph(gradient: Mapping[str, Tensor]) -> bool:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return custom
+    custom = any(issubclass(kind, BackwardCFunction) for kind, _ in walk)
+    return Structure(hash(tuple(walk)), custom)
 
 
 class KeptGraph:
-    """The gradient with its graph: each product costs one more backward pass."""
+    """The gradient with its graph, batch by batch: each product is one more backward through all.
 
-    def __init__(
-        self, forward: Callable[[], Tensor], leaves: Leaves, count_bytes: bool = False
-    ) -> None:
-        self._leaves = leaves
-        sizes: dict[int, int] = {}
-        with _counting(sizes) if count_bytes else nullcontext():
-            loss = forward()
-            self.gradient = derivative(loss, leaves, create_graph=True)
-        self.loss = loss.detach()
-        self.bytes = sum(sizes.values())  # what the graph holds, where it was counted
+    Set :attr:`whole` to what the weighted sum over the batches is divided by.
+    """
+
+    def __init__(self, leaves: Leaves, dtype: torch.dtype, allowed: float | None) -> None:
+        self._leaves, self._dtype, self._allowed = leaves, dtype, allowed
+        self._parts: list[tuple[float, Mapping[str, Tensor]]] = []
+        self._held = _Held()
+        self.bytes = 0  # what the gradients hold, and what was saved while counting
+        self.full = False  # whether that was more than allowed, so that nothing is kept
+        self.weight, self.whole = 0.0, 1.0
+
+    def add(self, weight: float, gradient: Mapping[str, Tensor]) -> None:
+        """Keep one batch's gradient, which carries its graph."""
+        self._parts.append((weight, gradient))
+        self.weight += weight
+        for g in gradient.values():
+            self._held.count(g)
+        self.bytes = self._held.bytes
+        if self._allowed is not None and self.bytes > self._allowed:
+            self.full = True
+            self._parts.clear()
+
+    def counting(self) -> AbstractContextManager[Any]:
+        """Inside, what autograd saves is counted, if there is a limit to it."""
+        if self._allowed is None:
+            return nullcontext()
+        held = self._held  # the hook lives in the graph: a reference to self would be a cycle
+
+        def pack(x: Tensor) -> Tensor:
+            held.count(x)
+            return x.detach()  # x itself may be an output, which would keep its own graph alive
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
 
     def hvp(self, direction: Leaves) -> dict[str, Tensor]:
-        return second_derivative(self.gradient, self._leaves, direction, keep=True)
+        return self._sum(lambda g: second_derivative(g, self._leaves, direction, keep=True))
+
+    def hvps(self, stack: Leaves, batched: bool) -> dict[str, Tensor]:
+        products = partial(second_derivative, batched=True) if batched else second_derivatives
+        return self._sum(lambda g: products(g, self._leaves, stack, keep=True))
+
+    def _sum(self, of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for weight, gradient in self._parts:
+            for name, x in of(gradient).items():
+                x = weighted(x.to(self._dtype), weight / self.whole)
+                total[name] = total[name] + x if name in total else x
+        return total
 
 
-def _counting(sizes: dict[int, int]) -> AbstractContextManager[Any]:
-    """Note the size of every storage that autograd saves."""
+class _Held:
+    """The bytes of all storages counted, each once."""
 
-    def pack(x: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        self.bytes, self._sizes = 0, dict[int, int]()
+
+    def count(self, x: Tensor) -> None:
         storage = x.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return x.detach()  # x itself may be an output, which would keep its own graph alive
+        self.bytes += storage.nbytes() - self._sizes.get(storage.data_ptr(), 0)
+        self._sizes[storage.data_ptr()] = storage.nbytes()
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+
+def weighted(x: Tensor, weight: float) -> Tensor:
+    """weight·x, without a copy where the weight is 1."""
+    return x if weight == 1.0 else x * weight
 
 
 def first_line(e: BaseException) -> str:

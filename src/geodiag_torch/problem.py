@@ -29,11 +29,12 @@ class TorchProblem(Problem):
         criterion: ``criterion(model(x), y) -> scalar``, for batches (x, y).
         data: one batch, or a list or loader of batches; moved to the model's device.
         params: the point as blocks; default: the module's parameters at each ``at()``.
-        engine: "graph" keeps the graph of the gradient and differentiates it again for each
-            product; "recompute" builds it anew, batch by batch; "finite-difference" takes
-            differences of gradients; "auto" is graph for one batch, recompute for several, and
-            finite differences where the model cannot be differentiated twice.
-        memory: bytes that a kept graph may hold; above it "auto" recomputes.
+        engine: "graph" keeps the graph of each batch's gradient and differentiates it again for
+            each product; "recompute" builds it anew, batch by batch; "finite-difference" takes
+            differences of gradients; "auto" is graph for one batch, or for several that fit into
+            ``memory``, else recompute, and finite differences where the model cannot be
+            differentiated twice or its products are not the derivatives of its gradient.
+        memory: bytes that the kept graphs may hold; above it "auto" recomputes.
 
     Raises:
         ParameterError: no trainable parameter, complex ones, several devices.
@@ -87,8 +88,6 @@ class TorchProblem(Problem):
             {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
             self._asarray,
         )
-        # Whether the model has custom autograd functions that were not cross-checked yet.
-        self.custom_functions: bool | None = None
         self._params = params
         if params is not None:
             self._check_params(params)

@@ -1,0 +1,211 @@
+"""Programs compiled: ``Oracle.run`` in one call of XLA, its loops included.
+
+As in :mod:`geodiag_jax.compiled` the jitted function is the module's: a new problem of the same
+loss, at whatever point, finds the compilation of equal programs again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from geodiag.blocks import Array, Blocks
+from geodiag.errors import EngineError
+from geodiag.oracles import Oracle
+from geodiag.oracles.base import Program
+from geodiag.spaces import MatrixView, Space
+from geodiag_jax import compiled
+from geodiag_jax.compiled import Arrays, Form
+from geodiag_jax.feed import BatchForm
+from geodiag_jax.pytree import as_blocks, in_dtype
+
+S = TypeVar("S")
+Product = Callable[[Arrays], Arrays]
+
+
+class TracedOracle(Oracle):
+    """Hessian-vector products while JAX traces: loops become XLA's."""
+
+    def __init__(self, space: Space, product: Product) -> None:
+        self.space, self._product = space, product
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return as_blocks(self.names, self._product(self._arrays(d)))
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        return as_blocks(self.names, jax.vmap(self._product)(self._arrays(ds)))
+
+    def _arrays(self, blocks: Blocks) -> Arrays:
+        return tuple(self.space.asarray(blocks[name]) for name in self.names)
+
+    def loop(self, cond: Callable[[S], Any], body: Callable[[S], S], state: S) -> S:
+        def step(s: S) -> S:
+            return body(self._in_order(s))
+
+        def go_on(s: S) -> Any:
+            return cond(self._in_order(s))
+
+        start = _settled(step, state)
+        return self._in_order(jax.lax.while_loop(go_on, lambda s: _like(step(s), s), start))
+
+    def scan(
+        self, step: Callable[[S], tuple[S, tuple[Blocks, ...]]], state: S, length: int
+    ) -> tuple[S, tuple[Blocks, ...]]:
+        def body(s: S, _: None) -> tuple[S, tuple[Blocks, ...]]:
+            new, out = step(self._in_order(s))
+            return _like(new, s), out
+
+        start = _settled(lambda s: step(self._in_order(s))[0], state)
+        return self._in_order(jax.lax.scan(body, start, length=length))
+
+    def _in_order(self, tree: S) -> S:
+        """Blocks within ``tree`` in the order of the names again: JAX sorts the keys of dicts."""
+        return in_order(self.names, tree)
+
+    def point(self) -> Blocks:
+        return _refuse("point()")
+
+    def loss(self) -> Array:
+        return _refuse("loss()")
+
+    def gradient(self) -> Blocks:
+        return _refuse("gradient()")
+
+    def loss_at(self, params: Blocks) -> Array:
+        return _refuse("loss_at(w)")
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return _refuse("gradient_at(w)")
+
+
+def _refuse(question: str) -> NoReturn:
+    raise EngineError(
+        "a compiled program asks its oracle for Hessian-vector products alone",
+        got=question,
+        do="pass what else it needs as an argument of oracle.run",
+    )
+
+
+def in_order(names: tuple[str, ...], tree: S) -> S:
+    """Dicts of some of these ``names`` within ``tree``, in the order of the names."""
+
+    def is_blocks(x: Any) -> bool:
+        return type(x) is dict and set(x) <= set(names)
+
+    def sort(x: Any) -> Any:
+        return {name: x[name] for name in names if name in x} if is_blocks(x) else x
+
+    ordered: S = jax.tree_util.tree_map(sort, tree, is_leaf=is_blocks)
+    return ordered
+
+
+def _settled(step: Callable[[S], S], state: S) -> S:
+    """``state`` in the dtypes that ``step`` keeps; XLA needs them fixed, Python does not.
+
+    A Python number that starts a sum, or an integer that becomes a fraction, is thus no error.
+    """
+    state = jax.tree_util.tree_map(jnp.asarray, state)
+    while True:
+        wide: S = jax.tree_util.tree_map(_wider, state, jax.eval_shape(step, state))
+        if _dtypes(wide) == _dtypes(state):
+            return wide
+        state = wide
+
+
+def _like(tree: S, other: S) -> S:
+    """``tree`` in the dtypes of ``other``."""
+    cast: S = jax.tree_util.tree_map(lambda x, y: jnp.asarray(x, dtype=y.dtype), tree, other)
+    return cast
+
+
+def _dtypes(tree: Any) -> list[Any]:
+    return [x.dtype for x in jax.tree_util.tree_leaves(tree)]
+
+
+def _wider(x: Array, after: Any) -> Array:
+    """``x`` in the dtype that holds both; a Python number widens nothing of its own kind."""
+    if x.dtype == after.dtype:
+        return x
+    other = after.dtype.type(0).item() if after.weak_type else after.dtype
+    return x.astype(jnp.result_type(x, other))
+
+
+class _Held:
+    """A program as a static argument: equal where the types and the keys are."""
+
+    def __init__(self, program: Program[Any]) -> None:
+        self.program = program
+        self._key = (type(program), program.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Products by kept linearizations; operands: (coefficient, linearization) of each batch."""
+
+    def product(self, operands: Any, d: Arrays) -> Arrays:
+        if len(operands) == 1:
+            return compiled.apply(operands[0][1], d)  # type: ignore[no-any-return]
+        parts = [_scaled(c, compiled.apply(linear, d)) for c, linear in operands]
+        return tuple(functools.reduce(jnp.add, each) for each in zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Products computed anew on one batch; operands: the point, the fixed arrays, the batch's."""
+
+    form: Form
+    batch: BatchForm
+    forward: bool
+
+    def product(self, operands: Any, d: Arrays) -> Arrays:
+        compute = compiled.forward if self.forward else compiled.reverse
+        return compute(self.form, self.batch, *operands, d)[1]  # type: ignore[no-any-return]
+
+
+def _scaled(c: Array, arrays: Arrays) -> Arrays:
+    return tuple(x * c.astype(x.dtype) for x in arrays)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the compilation of a program depends on, apart from the shapes of its arguments."""
+
+    program: _Held
+    source: Kept | Recomputed
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    views: tuple[tuple[str, MatrixView], ...]
+    dtype: Any  # of the measurement
+
+    @classmethod
+    def of(cls, program: Program[Any], source: Kept | Recomputed, space: Space, dtype: Any) -> Job:
+        shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
+        return cls(_Held(program), source, shapes, views, dtype)
+
+
+def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
+    """The program's answer."""
+    return in_order(tuple(name for name, _ in job.shapes), _run(job, operands, arguments))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
+    space = Space(dict(job.shapes), dict(job.views), in_dtype(job.dtype))
+    oracle = TracedOracle(space, functools.partial(job.source.product, operands))
+    return job.program.program(oracle, *in_order(oracle.names, arguments))
+
+
+@functools.lru_cache(maxsize=1024)
+def refused(job: Job) -> list[bool]:
+    """[True] once the program could not be traced: it runs eagerly ever after."""
+    return []

@@ -1,0 +1,211 @@
+"""Sharpness as a pure function, for a training step that is itself compiled.
+
+``geodiag.sharpness`` decides on the host how it goes on. Here all is decided when JAX traces: so
+many products, then an answer, which may be taken inside ``jit``, ``scan`` and ``vmap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from geodiag import blocks
+from geodiag.blocks import Array, Blocks, axpy, dot, scale
+from geodiag.errors import ArgumentError
+from geodiag.estimators.portfolio import Cold, Plan
+from geodiag.estimators.segment import positive
+from geodiag.estimators.stacks import combine, cross, one, only
+from geodiag.norms import Norm, QuadraticNorm
+from geodiag.oracles import Oracle
+from geodiag.problems import as_norm
+from geodiag.selection import Where
+from geodiag_jax import compiled
+from geodiag_jax.capture import Loss
+from geodiag_jax.compiled import Form
+from geodiag_jax.feed import prepare
+from geodiag_jax.programs import TracedOracle, in_order
+from geodiag_jax.pytree import as_blocks, read
+
+CHECK = 20  # measurements from one cold search to the next
+TRACK = 2  # steps of a warm search: 3 products
+KRYLOV, REHEARSAL, MIXTURES, CLIMB = 6, 8, 8, 11  # of a cold search: 19 products at most
+RITZ_COLD, RITZ_WARM = 19, 3  # steps for quadratic norms; one product more is the answer's
+NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide larger ones
+ROUNDING = 1e3  # epsilons
+DEPENDENT = 1e-3  # eigenvalue of the Gram matrix below which a direction adds nothing
+
+
+class Sharpness(NamedTuple):
+    """One measurement; all 0-d arrays."""
+
+    value: Array  # ⟨d, Hd⟩ at the witness: a lower bound of S; NaN where a product was not finite
+    dual_norm: Array  # ‖∇L‖*
+    num_hvps: Array
+
+
+class TrackerState(NamedTuple):
+    """What one measurement leaves to the next."""
+
+    witness: Blocks  # the direction of unit norm that attained the value; zero at first
+    count: Array  # () int32: measurements so far, since the last that was not finite
+
+
+class Tracker(NamedTuple):
+    """A pair of pure functions, as an optax transformation is."""
+
+    init: Callable[[Any], TrackerState]
+    measure: Callable[..., tuple[Sharpness, TrackerState]]
+
+
+class Reached(NamedTuple):
+    """Where a search ended."""
+
+    direction: Blocks
+    image: Blocks
+    fresh: Array  # whether the image is a product as asked, not a combination
+    num_hvps: Array
+
+
+def tracker(
+    loss: Callable[..., Any],
+    norm: Norm | str = "l2",
+    *,
+    where: Where = None,
+    check: int = CHECK,
+    seed: int = 0,
+) -> Tracker:
+    """Sharpness along a run as pure functions, for ``jit``, ``scan`` and ``vmap``.
+
+        tracker = geodiag_jax.tracker(loss, "spectral")
+        state = tracker.init(params)
+        sharpness, state = tracker.measure(state, params, x, y)  # also inside jit or scan
+
+    The first measurement and every ``check``-th after it search from nothing, with 20
+    Hessian-vector products at most; the others go on from the last witness, with 3 or 4. Values
+    are lower bounds of S. Computes as :func:`geodiag.sharpness` does: blocks have the same names,
+    the dtype is float32 or float64.
+
+    Args:
+        loss: ``loss(params, *batch)``, a real scalar.
+        norm: a registered name or a Norm object that JAX can trace.
+        where: which arrays to measure; see :func:`geodiag.selection.select`.
+        check: measurements from one cold search to the next; 1: every one is cold.
+        seed: of the random part of cold searches.
+
+    Returns:
+        ``init(params) -> state`` and ``measure(state, params, *batch) -> (Sharpness, state)``.
+
+    Raises:
+        ArgumentError: ``check`` is not a positive integer.
+        UnknownNorm: no norm is registered under the name.
+        ParameterError, LossError, NormError: from the two functions, when they are traced.
+    """
+    if isinstance(check, bool) or not isinstance(check, int) or check < 1:
+        raise ArgumentError("check= must be a positive integer", got=repr(check))
+    asked, held = as_norm(norm), Loss(loss)
+
+    def init(params: Any) -> TrackerState:
+        layout = read(params, where)
+        zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
+        return TrackerState(zeros, jnp.zeros((), jnp.int32))
+
+    def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
+        layout, (form, arrays) = read(params, where), prepare(batch)
+        slope, product = compiled.inline(
+            Form(held, layout.tree, layout.dtype), form, layout.point, layout.fixed, arrays
+        )
+        oracle, gradient = TracedOracle(layout.space, product), as_blocks(layout.space.names, slope)
+        bound = asked.bind(layout.space)
+        steepest = bound.lmo(gradient)
+        old = in_order(oracle.names, state.witness)
+        start = blocks.where(dot(old, old) > 0, old, steepest)
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+
+        def search(cold: bool) -> Reached:
+            if isinstance(bound, QuadraticNorm):
+                return _ritz(oracle, bound, gradient, start, key, cold)
+            return _ascend(oracle, bound, gradient, start, key, cold)
+
+        found = jax.lax.cond(state.count % check == 0, lambda: search(True), lambda: search(False))
+        direction = in_order(oracle.names, found.direction)
+        image = jax.lax.cond(
+            found.fresh,
+            lambda: in_order(oracle.names, found.image),
+            lambda: oracle.hvp(direction),
+        )
+        length = positive(bound.value(direction))
+        direction, value = scale(direction, 1 / length), dot(direction, image) / length**2
+        finite = jnp.isfinite(value)
+        answer = Sharpness(
+            jnp.where(finite, value, jnp.nan),
+            dot(gradient, steepest),
+            found.num_hvps + ~found.fresh,
+        )
+        count = jnp.where(finite, state.count + 1, 0).astype(jnp.int32)
+        return answer, TrackerState(blocks.where(finite, direction, old), count)
+
+    return Tracker(init, measure)
+
+
+def _ascend(
+    oracle: Oracle, norm: Norm, gradient: Blocks, start: Blocks, key: Array, cold: bool
+) -> Reached:
+    """The core's ascent: from a portfolio of starts, or two steps from ``start``."""
+    if not cold:
+        answer = Cold(norm, Plan(climb=TRACK))(oracle, one(start), gradient)
+    else:
+        krylov = min(KRYLOV, oracle.space.size)
+        noise, rest = _normal(key, gradient, MIXTURES * krylov)
+        plan = Plan(krylov, candidates=1, rehearsal=REHEARSAL, race=0, climb=CLIMB)
+        mixtures = jnp.reshape(rest, (MIXTURES, krylov))
+        answer = Cold(norm, plan)(oracle, one(start), gradient, noise, mixtures)
+    best = answer.best
+    return Reached(only(best.direction), only(best.image), best.fresh[0], answer.num_hvps)
+
+
+def _ritz(
+    oracle: Oracle, norm: QuadraticNorm, gradient: Blocks, start: Blocks, key: Array, cold: bool
+) -> Reached:
+    """The top Ritz vector of P⁻¹H on the Krylov space of ``start`` and some noise."""
+    steps = min(RITZ_COLD if cold else RITZ_WARM, oracle.space.size)
+
+    def unit(d: Blocks) -> Blocks:
+        return scale(d, 1 / positive(norm.value(d)))
+
+    def step(state: tuple[Blocks, Blocks]) -> tuple[tuple[Blocks, Blocks], tuple[Blocks, ...]]:
+        q, before = state
+        metric, image = norm.metric(q), oracle.hvp(q)
+        rest = mapped = norm.inverse_metric(image)
+        for known in (before, q, q):  # twice against the last: rounding
+            rest = axpy(-dot(known, norm.metric(rest)), known, rest)
+        # Where the space is exhausted what is left is rounding, and no direction.
+        new = norm.value(rest) > ROUNDING * blocks.epsilon(q) * norm.value(mapped)
+        return (blocks.where(new, unit(rest), scale(q, 0)), q), (q, metric, image)
+
+    noise = unit(_normal(key, gradient)[0])
+    first = unit(axpy(NOISE_COLD if cold else NOISE_WARM, noise, unit(start)))
+    _, (basis, metrics, images) = oracle.scan(step, (first, scale(first, 0)), steps)
+    values, vectors = jnp.linalg.eigh(_symmetric(cross(basis, metrics)))
+    used = values > DEPENDENT
+    whiten = vectors * jnp.where(used, 1 / jnp.sqrt(jnp.where(used, values, 1)), 0)
+    small = _symmetric(whiten.T @ cross(basis, images) @ whiten)
+    # What was left out is a zero row; it must not be the top where all eigenvalues are negative.
+    low = jnp.where(used, 0, -2 * jnp.linalg.norm(small))
+    top = jnp.linalg.eigh(small + jnp.diag(low))[1][:, -1]
+    direction = only(combine((whiten @ top)[None, :], basis))
+    return Reached(direction, direction, jnp.asarray(False), jnp.asarray(steps, jnp.int32))
+
+
+def _symmetric(x: Array) -> Array:
+    return (x + x.T) / 2
+
+
+def _normal(key: Array, like: Blocks, more: int = 0) -> tuple[Blocks, Array]:
+    """Standard normal blocks, and so many numbers more: one draw, which compiles faster."""
+    n = blocks.size(like)
+    drawn = jax.random.normal(key, (n + more,), next(iter(like.values())).dtype)
+    shapes = {name: x.shape for name, x in like.items()}
+    return blocks.unflatten(drawn[:n], shapes), drawn[n:]

@@ -1,0 +1,64 @@
+"""Passes over a problem's data, from loss to derivatives, each with the same randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from geodiag.blocks import Blocks
+from geodiag_torch.forward import Leaves, move
+from geodiag_torch.frozen import frozen, random_state
+from geodiag_torch.graph import weighted
+
+if TYPE_CHECKING:
+    from geodiag_torch.problem import TorchProblem
+
+T = TypeVar("T")
+Part = Callable[[Tensor, float], Mapping[str, Tensor]]
+
+
+class Passes:
+    """All of them see the random state, and autocast, of the moment that this was made."""
+
+    def __init__(self, problem: TorchProblem) -> None:
+        self._problem = problem
+        self._random = random_state(problem.device, problem.data)
+
+    @property
+    def autocast(self) -> bool:
+        return bool(self._random["autocast"][0])
+
+    def inside(self, leaves: Leaves, run: Callable[[], T], backward: bool = False) -> T:
+        """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters."""
+        with frozen(self._random, self._problem.device, self._problem.data, backward):
+            return self._problem.lend(leaves, run)
+
+    def sum(self, leaves: Leaves, part: Part) -> tuple[Tensor, Blocks]:
+        """The loss, and the sum of ``part(loss, weight)`` over the batches, normalised.
+
+        One batch's graph exists at a time, unless ``part`` keeps it.
+        """
+        return self.inside(leaves, lambda: self._sum(part))
+
+    def _sum(self, part: Part) -> tuple[Tensor, Blocks]:
+        dtype, batches = self._problem.dtype, self._problem.batches
+        total: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self._problem.device, dtype=dtype)
+        weights = 0.0
+        for weight, value in self._values():
+            for name, x in part(value, weight).items():
+                x = weighted(x.to(dtype), weight)
+                total[name] = total[name] + x if name in total else x
+            loss += weight * value.detach()
+            weights += weight
+        whole = batches.normalise(weights)
+        return loss / whole, {name: x if whole == 1.0 else x / whole for name, x in total.items()}
+
+    def _values(self) -> Iterator[tuple[float, Tensor]]:
+        """Each batch's weight and loss."""
+        batches, device = self._problem.batches, self._problem.device
+        for batch in batches:
+            yield batches.weigh(batch), self._problem.loss.of(move(batch, device))
