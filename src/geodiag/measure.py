@@ -10,7 +10,7 @@ from typing import Any
 
 from geodiag.blocks import zeros_like
 from geodiag.errors import ArgumentError, NonFiniteError, PluginError
-from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
+from geodiag.estimators import Options, SharpnessEstimator, as_start, bracket, choose
 from geodiag.norms.base import Norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
@@ -54,11 +54,13 @@ def sharpness(
             ``shapes``, and for ``engine``, ``memory`` and ``process_group``. Also an Oracle.
         norm: a registered name (``geodiag.available_norms()``) or a Norm object.
         estimator: "auto" (chosen by the norm's structure), a registered name or an object.
-        start: a direction to begin from: blocks, an earlier result, or its ``state``.
+        start: a direction to begin from: blocks, an earlier result, or its ``state``. With the two
+            latter the measurement is warm: it goes on from the last one with few products.
         rtol: relative tolerance: of the residual for quadratic norms (default 1e-4), of two
             successive improvements otherwise (default 1e-4; 1e-8 for given matrices).
         max_hvps: budget of Hessian-vector products, the certifying one included.
-        certificate: reserved for upper bounds, which are not available yet: True raises.
+        certificate: also prove an upper bound, ``result.upper``, for norms that declare a quadratic
+            envelope: ``max_hvps`` products in all, by default 250; see docs/certificates.md.
         seed: of the random starts, which are the same in every framework.
         progress: True prints to stderr; a function gets a dict at each iteration.
         throw: whether a numerical failure raises, or is returned as the result's status.
@@ -72,11 +74,6 @@ def sharpness(
         GeodiagError: another subclass for each kind of unusable argument.
     """
     options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed, progress=progress)
-    if certificate:
-        raise ArgumentError(
-            "certificate=True: upper bounds are not available yet",
-            do="leave it out; the value is a lower bound, or exact as result.bound says",
-        )
     oracle, made = resolve_oracle(
         model,
         loss_fn=loss_fn,
@@ -99,7 +96,11 @@ def sharpness(
         counted = CountingOracle(oracle)
         try:
             with _decompositions_checked():
-                result = chosen.estimate(counted, bound_norm, first, replace(options, age=age))
+                options = replace(options, age=age)
+                if certificate:
+                    result = bracket(chosen, counted, bound_norm, first, options)
+                else:
+                    result = chosen.estimate(counted, bound_norm, first, options)
         except NonFiniteError as e:
             if throw:
                 raise

@@ -10,6 +10,7 @@ FrankWolfe   any norm: the paper's own procedure, to compare with
 from geodiag.estimators.ascent import Ascent
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator, as_start
 from geodiag.estimators.blockwise import Blockwise, choose
+from geodiag.estimators.bracket import bracket
 from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.frank_wolfe import FrankWolfe
 from geodiag.estimators.lanczos import Lanczos
@@ -24,5 +25,6 @@ __all__ = [
     "Options",
     "SharpnessEstimator",
     "as_start",
+    "bracket",
     "choose",
 ]

@@ -37,17 +37,20 @@ from geodiag.results import SharpnessResult, Status
 RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 60
+HUGE_BUDGET = 20
 FREE_STARTS = 40
 FREE_STEPS = 1000
 KRYLOV = 8
 CLIMB = 12  # of the best cold start, before others are looked for
+EXPLORE = 3  # steps of a round's starts, and of the best after it
+STEPS = 64  # a climb's length is compiled in multiples of this
 TRACK = 2  # steps of a warm measurement
 CHECK = 20  # measurements from one cold check to the next ...
 CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
 PROBES = 8
 FREE_PROBES = 64
-HUGE = 2**24  # entries: beyond it few vectors are kept
+HUGE = 2**24  # entries: beyond it few vectors are kept, and fewer products taken by default
 NEGATIVE_STARTS = 8
 SPHERE_STEPS = 3  # one of each kind
 
@@ -98,8 +101,11 @@ class Ascent(SharpnessEstimator):
                 r for r in (3, 2, 1, 0) if _spent(len(starts), r) <= m.left(budget) or not r
             )
             plan = Plan(race=race, rtol=rtol, climb=0)
-            plan = replace(plan, climb=max(0, m.left(budget) - plan.spent(len(starts))))
-        outcome = m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient)
+        room = max(0, m.left(budget) - plan.spent(len(starts)))
+        if not unlimited(m):  # one program for many budgets
+            plan = replace(plan, climb=-(-room // STEPS) * STEPS)
+        steps = m.oracle.space.asarray(np.asarray(min(room, plan.climb)))
+        outcome = m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient, None, None, steps)
         return _settle(m, outcome, budget)
 
     def _cold(self, m: Measurement, start: Blocks | None, budget: int) -> Found:
@@ -135,9 +141,10 @@ class Ascent(SharpnessEstimator):
             _normal(m, mixtures, krylov),
         )
         found = _settle(m, outcome, budget)
+        round_cost = (1 + candidates) * (1 + EXPLORE) + EXPLORE
         quiet, patience = 0, PATIENCE if m.options.rtol else math.inf
-        while found.products is not None and m.left(budget) >= 10 and quiet < patience:
-            before, found = found, self._explore(m, found, plan, budget)
+        while found.products is not None and m.left(budget) > round_cost and quiet < patience:
+            before, found = found, self._explore(m, found, plan, mixtures)
             quiet = 0 if found.value > before.value * (1 + rtol) else quiet + 1
         if not found.converged and m.left(budget) > 1:
             found = replace(
@@ -145,22 +152,19 @@ class Ascent(SharpnessEstimator):
             )
         return found
 
-    def _explore(self, m: Measurement, found: Found, cold: Plan, budget: int) -> Found:
+    def _explore(self, m: Measurement, found: Found, cold: Plan, mixtures: int) -> Found:
         """One round more: a random start and two proposals, against what was found."""
-        members = 1 + cold.candidates
-        race = 3 if m.left(budget) >= members * 4 else m.left(budget) // members - 1
-        climb = max(0, min(3, m.left(budget) - members * (1 + race)))
         products = found.products
         assert products is not None
         outcome = m.oracle.run(
-            Explore(m.norm, replace(cold, race=race, climb=climb)),
+            Explore(m.norm, replace(cold, race=EXPLORE, climb=EXPLORE)),
             found.best,
             products,
             m.gradient,
             one(m.oracle.space.random(m.rng)),
-            _normal(m, 4 if m.norm.decomposes else 14, int(products.inner.shape[0])),
+            _normal(m, mixtures, int(products.inner.shape[0])),
         )
-        new = _settle(m, outcome, budget)
+        new = _settle(m, outcome)
         history = found.history + tuple(v for v in new.history if v > found.value)
         return replace(new, spread=found.spread, history=history)
 
@@ -203,7 +207,9 @@ def unlimited(m: Measurement) -> bool:
 
 def budget_from_here(m: Measurement) -> int:
     """How many products the measurement may have taken when an ascent from here is over."""
-    return m.options.max_hvps or (10**9 if unlimited(m) else m.oracle.num_hvps + BUDGET)
+    if m.options.max_hvps or unlimited(m):
+        return m.options.max_hvps or 10**9
+    return m.oracle.num_hvps + (HUGE_BUDGET if m.oracle.space.size > HUGE else BUDGET)
 
 
 def _rtol(m: Measurement) -> float:
@@ -218,7 +224,7 @@ def _normal(m: Measurement, *shape: int) -> Array:
     return m.oracle.space.asarray(m.rng.standard_normal(shape))
 
 
-def _settle(m: Measurement, outcome: Outcome, budget: int) -> Found:
+def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
     """An outcome on the host; where it ends at no positive value, the search on the sphere.
 
     Raises:

@@ -47,10 +47,18 @@ def begin(direction: Blocks, image: Blocks) -> Population:
     return Population(direction, image, value, calm, calm == 0)
 
 
-def run(oracle: Oracle, step: Step, population: Population, limit: int, rtol: float) -> Run:
+def run(
+    oracle: Oracle,
+    step: Step,
+    population: Population,
+    limit: int,
+    rtol: float,
+    room: Array | None = None,
+) -> Run:
     """At most ``limit`` steps, until no member gains ``rtol`` twice in a row, or one is not finite.
 
-    Members that have converged go along: a population steps as one.
+    Members that have converged go along: a population steps as one. ``room``: fewer steps, 0-d, for
+    a program that is compiled once and run with several budgets.
     """
     value, limit = population.value, max(limit, 0)
     xp = array_namespace(value)
@@ -59,12 +67,13 @@ def run(oracle: Oracle, step: Step, population: Population, limit: int, rtol: fl
     state = Run(population, zero, unset)
     if not limit:
         return state
+    most = xp.full((), limit, dtype=zero.dtype, device=device(value)) if room is None else room
     places = xp.arange(limit, dtype=zero.dtype, device=device(value))
 
     def go_on(s: Run) -> Array:
         p = s.population
         busy = xp.any(p.calm < CALM) & xp.all(xp.isfinite(p.value))
-        return (s.iterations < limit) & busy
+        return (s.iterations < most) & busy
 
     def body(s: Run) -> Run:
         old, new = s.population, step(s.population)

@@ -92,9 +92,11 @@ class Cold:
         gradient: Blocks,
         noise: Blocks | None = None,
         mixtures: Array | None = None,
+        room: Array | None = None,
     ) -> Outcome:
         """``known``: a stack of starts inside the unit ball. ``noise``: a random direction, and
-        ``mixtures`` (N, krylov) standard normal numbers, for the surrogate."""
+        ``mixtures`` (N, krylov) standard normal numbers, for the surrogate. ``room``: steps of the
+        climb, at most ``plan.climb``."""
         oracle, norm, view = flat.view(oracle, self.norm)
         if view:
             known = None if known is None else view.flat_stack(known)
@@ -122,7 +124,7 @@ class Cold:
             products = add(
                 spare(products, SPARE), population.direction, population.image, plan.krylov
             )
-        run, values, history, spent = _race(oracle, norm, population, plan)
+        run, values, history, spent = _race(oracle, norm, population, plan, room)
         spent = spent + plan.krylov
         return Outcome(_full(run, view), values, history, products, spent)
 
@@ -188,7 +190,7 @@ def _sound(products: Products) -> tuple[Products, Array]:
 
 
 def _race(
-    oracle: Oracle, norm: Norm, population: Population, plan: Plan
+    oracle: Oracle, norm: Norm, population: Population, plan: Plan, room: Array | None
 ) -> tuple[Population, Array, Array, Array]:
     """Successive halving, then the climb of the last; with the products spent from the start on."""
     xp = array_namespace(population.value)
@@ -204,7 +206,7 @@ def _race(
             values = run.population.value
         members = (members + 1) // 2
         population = driver.best(run.population, members)
-    run = driver.run(oracle, step, population, plan.climb, plan.rtol)
+    run = driver.run(oracle, step, population, plan.climb, plan.rtol, room)
     history = xp.concat([*histories, run.history])
     return run.population, values, history, spent + run.iterations
 
