@@ -6,6 +6,7 @@ The formulas that tests compare with are in :mod:`tests.truth`.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ BACKENDS = {
     "jax": "jax.numpy",
     "strict": "array_api_strict",
 }
+
+# Compiling takes most of the tests' time, and the compiled code little of it.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 try:
     import jax

@@ -23,15 +23,13 @@ from geodiag.blocks import (
     array_namespace,
     check_like,
     dot,
-    map_blocks,
-    namespace,
     scale,
-    subtract,
     to_numpy,
 )
 from geodiag.checks import is_number
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError
-from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.estimators.ends import Close, Open, Opening
+from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
@@ -105,9 +103,11 @@ class Measurement:
         self.rng = np.random.default_rng(options.seed)
         _check_finite("loss", {"loss": oracle.loss()})
         self.gradient = oracle.gradient()
-        _check_finite("gradient", self.gradient)
-        self.steepest = norm.lmo(self.gradient)
-        _check_answers(norm, self.steepest, oracle.shapes)
+        opening = self.oracle.run(Open(norm), self.gradient)
+        if not bool(opening.finite):
+            _check_finite("gradient", self.gradient)
+        self.steepest = opening.steepest
+        _check_inside(norm, opening)
 
     def random(self) -> Blocks:
         """A random direction of unit norm."""
@@ -165,11 +165,13 @@ class Measurement:
 
         ``image``: the oracle's own product at ``direction``, where it was the last one asked for.
         """
-        length = self.norm.value(direction)
-        direction = scale(direction, 1 / length)
-        image = self.hvp(direction) if image is None else scale(image, 1 / length)
-        value = float(dot(direction, image))
-        residual = _residual(self.norm, direction, image, value)
+        closing = self.oracle.run(Close(self.norm), direction, image, self.gradient, self.steepest)
+        _check_finite("Hessian-vector product", closing.image, closing.finite)
+        value, direction = float(closing.value), closing.direction
+        residual = None
+        if closing.residual is not None:
+            absolute = float(closing.residual)
+            residual = absolute / abs(value) if value else math.inf if absolute else 0.0
         if self.options.progress and not callable(self.options.progress):
             print(file=sys.stderr)
         return SharpnessResult(
@@ -180,7 +182,7 @@ class Measurement:
             norm=repr(self.norm),
             estimator=self.estimator,
             num_hvps=self.oracle.num_hvps,
-            dual_norm=float(dot(self.gradient, self.steepest)),
+            dual_norm=float(closing.dual_norm),
             residual=residual,
             spread=spread,
             history=history,
@@ -217,26 +219,18 @@ def as_start(start: Any, oracle: Oracle) -> tuple[Blocks | None, int | None]:
     return blocks, age
 
 
-def _check_answers(norm: Norm, steepest: Blocks, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Say clearly what is wrong with a norm's first answers, if anything is."""
-    check_like(steepest, shapes, f"lmo(g) of {norm!r}", NormError)
-    length = norm.value(steepest)
-    if getattr(length, "shape", None) != ():
-        raise NormError(
-            f"value(d) of {norm!r} must be a 0-d array",
-            got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
-            do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
-        )
-    if not 0 <= float(length) < float("inf") or not bool(all_finite(steepest)):
+def _check_inside(norm: Norm, opening: Opening) -> None:
+    length = float(opening.length)
+    if not 0 <= length < float("inf") or not bool(opening.sound):
         raise NormError(
             f"lmo(g) of {norm!r} must be finite and inside the unit ball",
-            got=f"a point of norm {float(length)}",
+            got=f"a point of norm {length}",
             do="check it with geodiag.testing.check_norm(norm, example)",
         )
 
 
-def _check_finite(what: str, blocks: Mapping[str, Array]) -> None:
-    if bool(all_finite(dict(blocks))):
+def _check_finite(what: str, blocks: Mapping[str, Array], known: Array | None = None) -> None:
+    if bool(all_finite(dict(blocks)) if known is None else known):
         return
     for name, x in blocks.items():
         xp = array_namespace(x)
@@ -249,20 +243,3 @@ def _check_finite(what: str, blocks: Mapping[str, Array]) -> None:
                 got=f"NaN or infinity{where}",
                 do="check the parameters and the data; the training may have diverged",
             )
-
-
-def _residual(norm: Norm, d: Blocks, image: Blocks, value: float) -> float | None:
-    """‖P⁻¹Hd − S·d‖_P/|S| for quadratic norms."""
-    if not isinstance(norm, QuadraticNorm):
-        return None
-    off = subtract(norm.inverse_metric(image), scale(d, value))
-    absolute = float(safe_value(norm, off))
-    return absolute / abs(value) if value else (0.0 if absolute == 0.0 else float("inf"))
-
-
-def safe_value(norm: Norm, d: Blocks) -> Array:
-    """‖d‖ by way of d over its largest entry, so that no square under- or overflows."""
-    xp = namespace(d)
-    peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
-    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-    return norm.value(map_blocks(lambda x: x / peak, d)) * peak

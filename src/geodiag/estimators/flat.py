@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import numpy as np
+
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.quadratic import L2
@@ -46,6 +48,12 @@ class Flat:
         named = zip(self.shapes, sizes, strict=True)
         pieces = [xp.reshape(blocks[name], (*lead, size)) for name, size in named]
         return {NAME: pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)}
+
+    def random(self, space: Space, rng: np.random.Generator) -> Blocks:
+        """The flat view of ``space.random(rng)``, moved to the device in one piece."""
+        drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
+        joined = np.concatenate([drawn[name].ravel() for name in self.shapes])
+        return {NAME: space.asarray(joined)}
 
     def full(self, flat: Blocks) -> Blocks:
         """Inverse of :meth:`flat` and :meth:`flat_stack`."""

@@ -7,6 +7,7 @@ twice, and restarts from the best Ritz vectors where the basis is full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,14 +27,16 @@ from geodiag.blocks import (
 )
 from geodiag.errors import NonFiniteError
 from geodiag.estimators import flat
-from geodiag.estimators.base import safe_value
+from geodiag.estimators.ends import safe_value
 from geodiag.estimators.segment import positive
 from geodiag.estimators.stacks import combine, cross, join, one, only
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 
-# Rows are kept in stacks of so many: appending copies one of them.
+# For small matrices rows are kept in stacks of so many. Elsewhere they stay as they came: arrays of
+# ever new shapes would be compiled for, again and again.
 CHUNK = 16
+TILTED = 10.0
 Matrix = np.ndarray[Any, Any]
 
 
@@ -83,11 +86,26 @@ class Recurrence:
 class Krylov:
     """A P-orthonormal basis Q and T = Qᵀ P (P⁻¹H) Q."""
 
-    def __init__(self, oracle: Oracle, norm: QuadraticNorm, first: Blocks, limit: int) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        norm: QuadraticNorm,
+        rng: np.random.Generator,
+        limit: int,
+        start: Blocks | None = None,
+        noise: float = 0.0,
+    ) -> None:
+        """The space of a random direction or, of unit norm, of ``start`` with some ``noise``."""
         self._program_norm, self._run = norm, oracle.run
         self.oracle, self.norm, self.view = flat.quadratic(oracle, norm)
-        self.next = self.view.flat(first) if self.view else first
         self.limit, self.size = limit, oracle.space.size
+        if start is not None:
+            start = self.view.flat(start) if self.view else start
+        if start is None or noise:
+            draw = self.view.random(oracle.space, rng) if self.view else oracle.space.random(rng)
+            draw = self._unit(draw)
+            start = draw if start is None else axpy(noise, draw, start)
+        self.next = self._unit(start)
         self.T = np.zeros((0, 0))
         self.theta = self.scale = float("nan")
         self.weights = np.zeros((0, 0))  # eigenvectors of T, the top one last
@@ -144,6 +162,9 @@ class Krylov:
         found = only(self._mix(self.weights[:, [which]].T))
         return self.view.full(found) if self.view else found
 
+    def _unit(self, d: Blocks) -> Blocks:
+        return scale(d, 1 / positive(self.norm.value(d)))
+
     def _settle(self, T: Matrix, following: Blocks, beta: float) -> float:
         self.T = T
         values, self.weights = np.linalg.eigh(T)
@@ -151,10 +172,13 @@ class Krylov:
         eps = epsilon(following)
         self.invariant = len(T) == self.size or beta <= 10 * eps * max(self.scale, beta)
         self.next = following
-        if self._last is not None and not self.invariant:
+        residuals = beta * np.abs(self.weights[-1, :])
+        # Rounding turns the recurrence towards converged Ritz vectors, by ε‖A‖/residual (Paige).
+        tilted = residuals.min() < TILTED * math.sqrt(eps) * self.scale
+        if self._last is not None and tilted and not self.invariant:
             w, _ = self._against_all(following)
-            self.next = scale(w, 1 / positive(self.norm.value(w)))
-        return beta * abs(float(self.weights[-1, -1]))
+            self.next = self._unit(w)
+        return float(residuals[-1])
 
     def _against_all(self, w: Blocks) -> tuple[Blocks, Matrix]:
         """w less its components along the basis, and these."""
@@ -167,7 +191,7 @@ class Krylov:
 
     def _append(self, rows: Blocks) -> None:
         held = self._stacks[-1] if self._stacks else None
-        if held is not None and _count(held) + _count(rows) <= CHUNK:
+        if self.oracle.free_hvps and held is not None and _count(held) < CHUNK:
             self._stacks[-1] = join(held, rows)
         else:
             self._stacks.append(rows)

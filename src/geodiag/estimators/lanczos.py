@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from geodiag.blocks import Blocks, axpy, epsilon
+from geodiag.blocks import Blocks, epsilon
 from geodiag.errors import NormError
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.krylov import Krylov
@@ -66,8 +66,8 @@ class Lanczos(SharpnessEstimator):
         kept = size if free and size <= FREE_BASIS else min(self.basis, size)
         # An eigenvalue that has overtaken the tracked one shows at the next cold check.
         tracked = start is not None and options.rtol is not None and (options.age or CHECK) < CHECK
-        first = m.unit(start) if start is not None and tracked else m.unit(_first(m, start))
-        krylov = Krylov(m.oracle, norm, first, kept)
+        start = None if start is None else m.unit(start)
+        krylov = Krylov(m.oracle, norm, m.rng, kept, start, 0.0 if tracked else NOISE)
         leaping = 0 if free or kept < LEAST else min(kept, LEAPING)
         history: list[float] = []
         done = False
@@ -99,9 +99,3 @@ class Lanczos(SharpnessEstimator):
 
     def __repr__(self) -> str:
         return "Lanczos()" if self.basis == BASIS else f"Lanczos(basis={self.basis})"
-
-
-def _first(m: Measurement, start: Blocks | None) -> Blocks:
-    if start is None:
-        return m.random()
-    return axpy(NOISE, m.random(), m.unit(start))

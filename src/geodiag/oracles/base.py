@@ -108,7 +108,7 @@ class Oracle(ABC):
         return state, tuple(stack(column) for column in zip(*outs, strict=True))
 
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
-        """``program(asks or self, *arguments)``; an adapter may compile it, once for equal programs.
+        """``program(asks or self, *arguments)``; an adapter may compile it, once for equal ones.
 
         A compiled program asks this oracle itself; ``asks`` is one around it, which counts.
         """

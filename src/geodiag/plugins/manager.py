@@ -47,7 +47,9 @@ class Registry:
         self._manager = pluggy.PluginManager(specs.PROJECT)
         self._manager.add_hookspecs(specs)
         self._find_entry_points = entry_points or (lambda: metadata.entry_points(group=GROUP))
-        self._entry_points: list[Any] | None = None  # read once: it scans every distribution
+        self._entry_points: list[tuple[Any, str]] | None = (
+            None  # read once: it scans every distribution
+        )
         self._tried: set[str] = set()
         self._registered_norms: dict[str, Registered] = {}
         self._lock = threading.RLock()
@@ -181,10 +183,9 @@ class Registry:
     def _load(self) -> None:
         """Load the entry points that may be loaded by now and were not tried yet."""
         if self._entry_points is None:
-            self._entry_points = list(self._find_entry_points())
+            self._entry_points = [(ep, _owner(ep)) for ep in self._find_entry_points()]
         owners: dict[str, str] = {}
-        for ep in self._entry_points:
-            owner = f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})"
+        for ep, owner in self._entry_points:
             if owners.setdefault(ep.name, owner) != owner:
                 raise _clash("plugin", ep.name, owners[ep.name], owner)
             if ep.name in self._tried or (ep.name in FRAMEWORKS and ep.name not in sys.modules):
@@ -203,6 +204,10 @@ class Registry:
                     PluginWarning,
                     stacklevel=2,
                 )
+
+
+def _owner(ep: Any) -> str:
+    return f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})"
 
 
 def _clash(kind: str, name: str, first: str, second: str) -> PluginError:

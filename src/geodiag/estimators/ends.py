@@ -1,0 +1,123 @@
+"""What every measurement begins and ends with, as programs: the norm's first answers, and the fresh
+product at the witness that certifies the value."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    check_like,
+    device,
+    dot,
+    map_blocks,
+    namespace,
+    scale,
+    subtract,
+    where,
+    zeros_like,
+)
+from geodiag.errors import NormError
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.oracles.base import Oracle
+
+
+class Opening(NamedTuple):
+    """The norm's first answers."""
+
+    steepest: Blocks  # lmo(∇L)
+    length: Array  # its norm
+    sound: Array  # whether it is finite
+    finite: Array  # whether the gradient is
+    num_hvps: Array
+
+
+class Closing(NamedTuple):
+    """What is said of a witness."""
+
+    direction: Blocks  # of unit norm
+    image: Blocks
+    value: Array
+    residual: Array | None  # absolute, for quadratic norms
+    dual_norm: Array
+    finite: Array
+    num_hvps: Array
+
+
+@dataclass(frozen=True)
+class Open:
+    """The program that a measurement begins with."""
+
+    norm: Norm
+
+    @property
+    def key(self) -> Hashable | None:
+        return _key(self)
+
+    def __call__(self, oracle: Oracle, gradient: Blocks) -> Opening:
+        finite = all_finite(gradient)
+        # A factorisation of NaN may raise, or not end.
+        steepest = self.norm.lmo(where(finite, gradient, zeros_like(gradient)))
+        check_like(steepest, oracle.shapes, f"lmo(g) of {self.norm!r}", NormError)
+        length = self.norm.value(steepest)
+        if getattr(length, "shape", None) != ():
+            raise NormError(
+                f"value(d) of {self.norm!r} must be a 0-d array",
+                got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
+                do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
+            )
+        return Opening(steepest, length, all_finite(steepest), finite, _spent(gradient, 0))
+
+
+@dataclass(frozen=True)
+class Close:
+    """The program that a measurement ends with: a fresh product at the witness."""
+
+    norm: Norm
+
+    @property
+    def key(self) -> Hashable | None:
+        return _key(self)
+
+    def __call__(
+        self,
+        oracle: Oracle,
+        direction: Blocks,
+        image: Blocks | None,
+        gradient: Blocks,
+        steepest: Blocks,
+    ) -> Closing:
+        length = self.norm.value(direction)
+        direction = scale(direction, 1 / length)
+        asked = image is None
+        image = oracle.hvp(direction) if image is None else scale(image, 1 / length)
+        value = dot(direction, image)
+        residual = None
+        if isinstance(self.norm, QuadraticNorm):  # ‖P⁻¹Hd − S·d‖_P
+            off = subtract(self.norm.inverse_metric(image), scale(direction, value))
+            residual = safe_value(self.norm, off)
+        dual_norm, finite = dot(gradient, steepest), all_finite(image)
+        spent = _spent(direction, int(asked))
+        return Closing(direction, image, value, residual, dual_norm, finite, spent)
+
+
+def _spent(like: Blocks, count: int) -> Array:
+    xp = namespace(like)
+    return xp.full((), count, dtype=xp.int32, device=device(next(iter(like.values()))))
+
+
+def _key(program: Open | Close) -> Hashable | None:
+    norm = program.norm.key
+    return None if norm is None else (type(program), norm)
+
+
+def safe_value(norm: Norm, d: Blocks) -> Array:
+    """‖d‖ by way of d over its largest entry, so that no square under- or overflows."""
+    xp = namespace(d)
+    peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
+    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
+    return norm.value(map_blocks(lambda x: x / peak, d)) * peak
