@@ -92,7 +92,7 @@ def sharpness(
         asked = as_norm(norm)
         bound_norm = asked.bind(oracle.space)
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
-        first, age = as_start(start, oracle)
+        first, age = as_start(start, oracle, bound_norm)
         counted = CountingOracle(oracle)
         try:
             with _decompositions_checked():

@@ -23,6 +23,7 @@ from geodiag.blocks import (
     array_namespace,
     check_like,
     dot,
+    is_array,
     scale,
     to_numpy,
 )
@@ -34,6 +35,7 @@ from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
 
+STATE = {"witness", "age", "norm"}
 Progress = Callable[[dict[str, Any]], None] | bool
 
 
@@ -190,12 +192,15 @@ class Measurement:
             state={
                 "witness": {name: to_numpy(x) for name, x in direction.items()},
                 "age": age,
+                "norm": repr(self.norm),
             },
         )
 
 
-def as_start(start: Any, oracle: Oracle) -> tuple[Blocks | None, int | None]:
+def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int | None]:
     """``start=`` as blocks of the oracle, and its age: from blocks, a result, or its ``state``.
+
+    The age is None, as for blocks, where the result was measured in another norm.
 
     Raises:
         ShapeError: other names or shapes than the parameters'.
@@ -207,9 +212,12 @@ def as_start(start: Any, oracle: Oracle) -> tuple[Blocks | None, int | None]:
     if isinstance(start, SharpnessResult):
         if start.status.failed:  # a loop that goes on after a failure begins anew
             return None, None
-        start, age = start.direction, start.state.get("age")
-    elif isinstance(start, Mapping) and set(start) == {"witness", "age"} != set(oracle.names):
-        start, age = start["witness"], start["age"]
+        start = start.state | {"witness": start.direction}
+    if isinstance(start, Mapping) and set(start) == STATE != set(oracle.names):
+        age = start["age"] if start["norm"] == repr(norm) else None
+        # Lists, where the state went through JSON.
+        witness = start["witness"].items()
+        start = {name: x if is_array(x) else np.asarray(x) for name, x in witness}
     check_like(start, oracle.shapes, "start")
     blocks = {name: oracle.space.asarray(start[name]) for name in oracle.names}
     if not bool(all_finite(blocks)) or float(dot(blocks, blocks)) == 0.0:
