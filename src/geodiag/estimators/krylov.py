@@ -37,6 +37,7 @@ from geodiag.oracles.base import Oracle
 # ever new shapes would be compiled for, again and again.
 CHUNK = 16
 TILTED = 10.0
+LOST = 0.01
 Matrix = np.ndarray[Any, Any]
 
 
@@ -110,6 +111,8 @@ class Krylov:
         self.theta = self.scale = float("nan")
         self.weights = np.zeros((0, 0))  # eigenvectors of T, the top one last
         self.invariant = False  # whether the basis spans all that the start can reach
+        # Whether a leap has lost the orthogonality, as with 16-bit products.
+        self.lost = False
         self.image: Blocks | None = None  # H times the last row, after a leap
         self._stacks: list[Blocks] = []
         self._last: tuple[Blocks, Array] | None = None  # of a leap: its last row, and β
@@ -125,13 +128,18 @@ class Krylov:
         leap: Leap = self._run(Recurrence(self._program_norm, steps), self.next, before, beta)
         alphas, betas = to_numpy(leap.alphas).astype(float), to_numpy(leap.betas).astype(float)
         _check(alphas, betas)
+        # Where a coupling vanishes the space is invariant, and what follows is noise, or zero.
+        least = 10 * epsilon(leap.basis) * max(np.abs(alphas).max(), betas.max())
+        ends = np.flatnonzero(betas <= least)
+        steps = int(ends[0]) + 1 if ends.size else steps
+        alphas, betas = alphas[:steps], betas[:steps]
         T = np.zeros((j + steps, j + steps))
         T[:j, :j] = self.T
         T[j:, j:] = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
         if j:
             T[j - 1, j] = T[j, j - 1] = float(beta)
-        self._append(leap.basis)
-        rows = leap.basis
+        rows = {name: x[:steps, ...] for name, x in leap.basis.items()}
+        self._append(rows)
         last = {name: x[steps - 1, ...] for name, x in rows.items()}
         self._last = last, leap.betas[steps - 1]
         self.image = self.view.full(leap.image) if self.view else leap.image
@@ -157,6 +165,12 @@ class Krylov:
         T[-1, :] = T[:, -1] = coefficients
         return self._settle(T, scale(w, 1 / length) if beta > 0 else w, beta)
 
+    def forget(self) -> None:
+        """Begin anew from the first direction."""
+        self.next = only(self._stacks[0])
+        self._stacks, self._last, self.lost = [], None, False
+        self.T = np.zeros((0, 0))
+
     def ritz(self, which: int = -1) -> Blocks:
         """A Ritz vector, as blocks of the parameters; the last is the top one."""
         found = only(self._mix(self.weights[:, [which]].T))
@@ -175,9 +189,10 @@ class Krylov:
         residuals = beta * np.abs(self.weights[-1, :])
         # Rounding turns the recurrence towards converged Ritz vectors, by ε‖A‖/residual (Paige).
         tilted = residuals.min() < TILTED * math.sqrt(eps) * self.scale
-        if self._last is not None and tilted and not self.invariant:
-            w, _ = self._against_all(following)
-            self.next = self._unit(w)
+        leapt = self._last is not None and not self.invariant
+        if leapt and (tilted or len(self._stacks) == 1):
+            w, products = self._against_all(following)
+            self.next, self.lost = self._unit(w), bool(np.abs(products).max() > LOST)
         return float(residuals[-1])
 
     def _against_all(self, w: Blocks) -> tuple[Blocks, Matrix]:

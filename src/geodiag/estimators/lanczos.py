@@ -65,10 +65,11 @@ class Lanczos(SharpnessEstimator):
         budget = options.max_hvps or (20 * size + BUDGET if free else BUDGET)
         kept = size if free and size <= FREE_BASIS else min(self.basis, size)
         # An eigenvalue that has overtaken the tracked one shows at the next cold check.
-        tracked = start is not None and options.rtol is not None and (options.age or CHECK) < CHECK
+        young = options.age is not None and options.age + 1 < CHECK
+        tracked = start is not None and options.rtol is not None and young
         start = None if start is None else m.unit(start)
         krylov = Krylov(m.oracle, norm, m.rng, kept, start, 0.0 if tracked else NOISE)
-        leaping = 0 if free or kept < LEAST else min(kept, LEAPING)
+        leaping = 0 if free or size < 4 * LEAPING else min(kept, LEAPING)
         history: list[float] = []
         done = False
         while not done and m.left(budget) > 0:
@@ -76,6 +77,10 @@ class Lanczos(SharpnessEstimator):
             if len(krylov) + steps > leaping:
                 leaping = 0  # from here on one by one: a leap follows on a leap
             residual = krylov.leap(steps) if leaping else krylov.extend()
+            if krylov.lost:
+                krylov.forget()
+                leaping = 0
+                continue
             history.append(krylov.theta)
             m.report(krylov.theta)
             # A value near zero beside large |eigenvalues| resolves to rounding of these, no better.
@@ -84,7 +89,7 @@ class Lanczos(SharpnessEstimator):
             sure = tracked or len(krylov) >= LEAST
             done = krylov.invariant or (residual <= enough and sure)
         image = krylov.image if len(krylov) == 1 else None
-        age = 0 if start is None or options.age is None or not tracked else options.age + 1
+        age = options.age + 1 if tracked and options.age is not None else 0
         result = m.finish(
             krylov.ritz(), Status.BUDGET, history=tuple(history), image=image, age=age
         )

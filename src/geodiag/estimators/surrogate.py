@@ -135,10 +135,10 @@ def propose(
         return segment(norm, surrogate.images, p)
 
     found = driver.run(oracle, step, population, steps, 1e-4).population
-    return distinct(found, count, known)
+    return _distinct(found, count, known)
 
 
-def distinct(found: Population, count: int, known: Blocks | None) -> Blocks:
+def _distinct(found: Population, count: int, known: Blocks | None) -> Blocks:
     values = found.value
     xp = array_namespace(values)
     units = rescale(found.direction, 1 / positive(lengths(found.direction)))
