@@ -248,7 +248,11 @@ BAD = {
         ArgumentError,
         ["already frozen", "Problem it came from"],
     ),
-    "a certificate": (lambda: run(certificate=True), ArgumentError, ["not available yet"]),
+    "too few products for a certificate": (
+        lambda: run(certificate=True, max_hvps=11),
+        ArgumentError,
+        ["at least 12 products", "max_hvps=11"],
+    ),
 }
 
 

@@ -37,7 +37,7 @@ from geodiag.results import SharpnessResult, Status
 RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 60
-HUGE_BUDGET = 20
+HUGE_BUDGET = 16
 FREE_STARTS = 40
 FREE_STEPS = 1000
 KRYLOV = 8
@@ -126,11 +126,13 @@ class Ascent(SharpnessEstimator):
     def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
         size, rtol = m.oracle.space.size, _rtol(m)
         if size > HUGE:
-            mixtures, rehearsal, candidates, krylov = 1, 2, 1, 4
+            mixtures, rehearsal, candidates, krylov = 1, 1, 1, 4
         else:
             mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
             candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
         plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
+        if plan.spent(len(known)) > m.left(budget):
+            return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))
         plan = replace(plan, climb=climb if size > HUGE else min(CLIMB, climb))
         outcome = m.oracle.run(
@@ -165,6 +167,8 @@ class Ascent(SharpnessEstimator):
             _normal(m, mixtures, int(products.inner.shape[0])),
         )
         new = _settle(m, outcome)
+        if new.value <= max(found.value, 0.0):  # the origin is no witness
+            return replace(found, products=new.products)
         history = found.history + tuple(v for v in new.history if v > found.value)
         return replace(new, spread=found.spread, history=history)
 
@@ -238,7 +242,8 @@ def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
             got="NaN or infinity",
             do="check the parameters and the data; the training may have diverged",
         )
-    if not bool(best.fresh[0]):  # inside the ball, where rounding may turn a negative value
+    # Inside the ball rounding may turn a negative value; and its origin is no witness.
+    if value <= 0 or not bool(best.fresh[0]):
         direction = only(best.direction)
         length = float(m.norm.value(direction))
         if length > 0:

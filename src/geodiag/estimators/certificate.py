@@ -3,8 +3,9 @@
 If ⟨d, Pd⟩ ≤ t·‖d‖² for every d and P ≻ 0, then S ≤ t·max(0, λ_max(P^{-1/2} H P^{-1/2})). The norm's
 envelope says which P there are. A good one comes from the low-rank lift: k stacked copies V in
 place of d, and V ← P⁻¹G with G = HV and P the envelope's best form for G (for ℓ∞: the rows of HV
-normalised, p their lengths). The copies are ascended with momentum; then Lanczos bounds the
-eigenvalue, shows where P is too small, and P is mended without further products and bounded again.
+normalised, p their lengths). The copies are ascended with momentum, then on a model of H made of
+all products so far, which costs none. Lanczos bounds the eigenvalue and shows where P is too small;
+the ascent goes on with its products in the model, P is mended, and bounded again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from geodiag.envelopes import Envelope, Form, Weights, euclidean
 from geodiag.envelopes.base import combine
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
 from geodiag.estimators.eigenbound import Products, TopBound, bound_top
-from geodiag.estimators.recombine import recombine
+from geodiag.estimators.recombine import modelled, orthonormal, recombine
 from geodiag.estimators.stacked import gram, joined, mix, single
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
@@ -40,17 +41,16 @@ from geodiag.spaces import Space
 
 BUDGET = 224
 RTOL = 2e-3
-COPIES = 6
+COPIES = 8
 MOMENTUM = 0.9  # less where H is negative: a multiple of P is then added instead
 SHIFT = 0.4  # times the most negative curvature met, relative to the largest
 FLOOR = 1e-4  # the share of a well-conditioned form in every P ...
 COARSE = 30.0  # ... and not below this times √ε: dividing by less would amplify rounding
-LIFT, FIRST = 0.45, 0.15  # shares of the budget: the lift, each Lanczos but the last
-RECENT = 3  # steps of the lift whose products serve again
+LIFT, FIRST = 0.45, 0.15  # shares of the budget: the lift, the first Lanczos
+REHEARSED, SETTLED = 40, 1e-8  # steps of the lift on the model, or until t(P) changes by less
 MENDED = 16  # Ritz vectors at most by which a form is mended
 NEAR = 0.85  # ... of those whose value is at least this share of the top one
-ROUNDS = 6  # Lanczos runs at most; each may fail with its share of delta
-LEAST = 60  # products that the last Lanczos needs
+LEAST = 60  # products that the last Lanczos needs, or there is but one
 STARTS = 4
 
 
@@ -162,34 +162,60 @@ def _lifted(
         return form.bound * max(task.top(form, delta, budget).upper, 0.0), images
     copies = next(iter(images.values())).shape[0]
     steps = int(LIFT * budget) // copies
-    known, ahead = [(directions, images)], images
-    weights = task.envelope.fit(ahead)
+    weights, ahead, known = _ascended(
+        task, task.products, task.envelope.fit(images), images, [(directions, images)], steps
+    )
+    left, everything = budget - steps * copies, _together(known)
+    weights, ahead, everything = _rehearsed(task, weights, ahead, everything)
+    form, limit, upper = task.form(weights), int(FIRST * budget), math.inf
+    if left - limit >= LEAST:
+        delta /= 2  # either run may fail
+        found = task.top(form, delta, limit)
+        left, upper = left - len(found.values), form.bound * max(found.upper, 0.0)
+        if upper <= task.target:
+            return upper, ahead
+        count = min(MENDED, int(np.sum(found.values >= NEAR * found.values[-1])))
+        fits = [task.envelope.fit(single(g)) for g in unstack(_rows(found.images, -count))]
+        everything = _together([everything, (found.ritz, found.images)])
+        again, ahead, everything = _rehearsed(task, weights, ahead, everything)
+        form = task.form(recombine(task.envelope, [again, weights, *fits], *everything))
+    found = task.top(form, delta, left)
+    return min(upper, form.bound * max(found.upper, 0.0)), ahead
+
+
+def _ascended(
+    task: _Task,
+    products: Products,
+    weights: Weights,
+    ahead: Blocks,
+    known: list[tuple[Blocks, Blocks]],
+    steps: int,
+) -> tuple[Weights, Blocks, list[tuple[Blocks, Blocks]]]:
+    """Steps of the lift; ``known``, what was multiplied, the newest last, grows by them."""
     for _ in range(steps):
         directions = task.form(weights).solve(ahead)
-        known = [*known[1 - RECENT :], (directions, task.products(directions))]
+        known = [*known, (directions, products(directions))]
         ahead = _ahead(ahead, known)
         weights = task.envelope.fit(ahead, weights)
-    left, upper, least, stalled = budget - steps * copies, math.inf, math.inf, False
-    span = _together(known)
-    for turn in range(ROUNDS):
-        form = task.form(weights)
-        limit = int(FIRST * budget)
-        last = stalled or turn == ROUNDS - 1 or left - limit < LEAST
-        limit = left if last else limit
-        found = task.top(form, delta / ROUNDS, limit)
-        left -= len(found.values)
-        upper = min(upper, form.bound * max(found.upper, 0.0))
-        if last or upper <= task.target:
+    return weights, ahead, known
+
+
+def _rehearsed(
+    task: _Task, weights: Weights, ahead: Blocks, known: tuple[Blocks, Blocks]
+) -> tuple[Weights, Blocks, tuple[Blocks, Blocks]]:
+    """The lift carried on by a model of H; and what is known, on an orthonormal basis."""
+    form = task.form(weights)
+    basis = orthonormal(form, *known)
+    model = modelled(form, *basis)
+    directions = form.solve(ahead)
+    first = model(directions)
+    fit, pair = task.envelope.fit(first, weights), (directions, first)
+    for _ in range(REHEARSED):
+        before = task.envelope.bound(fit)
+        fit, first, (*_, pair) = _ascended(task, model, fit, first, [pair], 1)
+        if abs(task.envelope.bound(fit) - before) <= SETTLED * before:
             break
-        reached = form.bound * float(found.values[-1])  # what a longer run would prove
-        stalled, least = reached > (1 - task.rtol) * least, min(least, reached)
-        count = min(MENDED, int(np.sum(found.values >= NEAR * found.values[-1])))
-        near = _rows(found.images, -count)
-        fits = [task.envelope.fit(single(g)) for g in unstack(near)]
-        everything = _together([(found.ritz, found.images), span])
-        weights = recombine(task.envelope, [weights, *fits], *everything)
-        span = _together([(_rows(found.ritz, -count), near), span])
-    return upper, known[-1][1]
+    return fit, first, basis
 
 
 def _ahead(ahead: Blocks, known: list[tuple[Blocks, Blocks]]) -> Blocks:

@@ -64,11 +64,16 @@ class Flat:
         return {n: xp.reshape(x[..., a:b], (*lead, *shape)) for (n, shape), (a, b) in named}
 
 
+def of(oracle: Oracle) -> Flat | None:
+    """The flat view of an oracle's blocks, where it is the cheaper way."""
+    return Flat(oracle.shapes) if oracle.space.size <= LIMIT else None
+
+
 def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
     """The oracle and the norm on one vector, where that is the cheaper way."""
-    if oracle.space.size > LIMIT:
+    flat = of(oracle)
+    if flat is None:
         return oracle, norm, None
-    flat = Flat(oracle.shapes)
     return _FlatOracle(oracle, flat), _flat_norm(norm, flat), flat
 
 

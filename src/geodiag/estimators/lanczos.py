@@ -67,7 +67,6 @@ class Lanczos(SharpnessEstimator):
         # An eigenvalue that has overtaken the tracked one shows at the next cold check.
         young = options.age is not None and options.age + 1 < CHECK
         tracked = start is not None and options.rtol is not None and young
-        start = None if start is None else m.unit(start)
         krylov = Krylov(m.oracle, norm, m.rng, kept, start, 0.0 if tracked else NOISE)
         leaping = 0 if free or size < 4 * LEAPING else min(kept, LEAPING)
         history: list[float] = []
@@ -77,7 +76,7 @@ class Lanczos(SharpnessEstimator):
             if len(krylov) + steps > leaping:
                 leaping = 0  # from here on one by one: a leap follows on a leap
             residual = krylov.leap(steps) if leaping else krylov.extend()
-            if krylov.lost:
+            if krylov.lost and m.left(budget) > 0:
                 krylov.forget()
                 leaping = 0
                 continue
@@ -88,10 +87,9 @@ class Lanczos(SharpnessEstimator):
             # A small residual certifies an eigenvalue; that none is larger takes a few steps.
             sure = tracked or len(krylov) >= LEAST
             done = krylov.invariant or (residual <= enough and sure)
-        image = krylov.image if len(krylov) == 1 else None
         age = options.age + 1 if tracked and options.age is not None else 0
         result = m.finish(
-            krylov.ritz(), Status.BUDGET, history=tuple(history), image=image, age=age
+            krylov.ritz(), Status.BUDGET, history=tuple(history), image=krylov.image(), age=age
         )
         assert result.residual is not None
         if not done:

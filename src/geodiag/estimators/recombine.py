@@ -1,4 +1,6 @@
-"""A better form from products already made: a small convex problem, and no product.
+"""A better form from products already made, and no further product.
+
+H is modelled from its products on a subspace. And a small convex problem mends the form:
 
 On the span of known directions Z, with HZ known, the top eigenvalue of H against Σ c_j P_j is a
 convex function of c once Σ c_j t(P_j) = 1. Its minimiser, found by multiplicative updates, mends
@@ -11,15 +13,45 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from geodiag.blocks import Blocks
-from geodiag.envelopes import Envelope, Weights
+from geodiag.blocks import Blocks, epsilon
+from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
-from geodiag.estimators.stacked import Matrix, gram
+from geodiag.estimators.eigenbound import Products
+from geodiag.estimators.stacked import Matrix, gram, joined, mix
 
 STEPS = 300
 TOP = 8  # how many eigenvectors share in a step
 SOFT = 0.005  # eigenvalues this far (relative) below the top count e times less
 KEPT = 0.8  # the share of the present form to begin from
+DEPENDENT = 1e3  # machine epsilons: what is this near to linear dependence is left out
+
+
+def orthonormal(form: Form, directions: Blocks, images: Blocks) -> tuple[Blocks, Blocks]:
+    """A P-orthonormal basis of the directions, and H times it by their ``images``."""
+    K = gram(directions, form.apply(directions))
+    lengths = np.sqrt(np.maximum(np.diag(K), 0.0))
+    lengths[lengths == 0] = 1.0
+    K = K / lengths / lengths[:, None]
+    values, vectors = np.linalg.eigh((K + K.T) / 2)
+    kept = values > DEPENDENT * epsilon(directions) * values[-1]
+    T = (vectors[:, kept] / np.sqrt(values[kept])).T / lengths
+    return mix(T, directions), mix(T, images)
+
+
+def modelled(form: Form, basis: Blocks, images: Blocks) -> Products:
+    """H as far as its products with a P-orthonormal basis tell, zero beyond: symmetric.
+
+    With G = HQ, this is GQᵀP + PQGᵀ − PQ(QᵀG)QᵀP, whose product with Q is G.
+    """
+    lifted = form.apply(basis)
+    M = gram(basis, images)
+    both = joined(images, lifted)
+
+    def products(ds: Blocks) -> Blocks:
+        inside = gram(lifted, ds)
+        return mix(np.concatenate([inside, gram(images, ds) - M @ inside]).T, both)
+
+    return products
 
 
 def recombine(
