@@ -130,7 +130,7 @@ class Ascent(SharpnessEstimator):
         else:
             mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
             candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
-        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
+        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=size <= HUGE)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))
