@@ -282,7 +282,8 @@ def test_products_are_counted():
     oracle = geodiag.problem(logistic, params=logistic_params(), data=(X, Y)).at()
     inner = oracle.hvp
     oracle.hvp = lambda d: calls.append(1) or inner(d)
-    assert geodiag.sharpness(oracle).num_hvps == len(calls) <= 6
+    # The product that certifies is part of a compiled program, which asks unseen.
+    assert geodiag.sharpness(oracle).num_hvps == len(calls) + 1 <= 6
 
 
 def test_nan_with_throw_false():

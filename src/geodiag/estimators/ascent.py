@@ -37,7 +37,7 @@ from geodiag.results import SharpnessResult, Status
 RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 60
-HUGE_BUDGET = 16
+HUGE_BUDGET = 14
 FREE_STARTS = 40
 FREE_STEPS = 1000
 KRYLOV = 8
@@ -50,7 +50,7 @@ CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
 PROBES = 8
 FREE_PROBES = 64
-HUGE = 2**24  # entries: beyond it few vectors are kept, and fewer products taken by default
+HUGE = 2**24  # entries: beyond it one start, fewer products by default, and few vectors kept
 NEGATIVE_STARTS = 8
 SPHERE_STEPS = 3  # one of each kind
 
@@ -63,7 +63,8 @@ class Ascent(SharpnessEstimator):
     instead, the gradient's and random ones. Warm, from an earlier result: three products, and every
     20th measurement a cold check of 20.
 
-    Memory: about 30 parameter-sized vectors, 15 from 16 million parameters on.
+    Memory: about 60 parameter-sized vectors; about 12 from 16 million parameters on, where the
+    gradient's start climbs alone, with 14 products by default.
     """
 
     def __init__(self, starts: int | None = None) -> None:
@@ -112,7 +113,7 @@ class Ascent(SharpnessEstimator):
         known = [] if start is None else [m.unit(start)]
         count = FREE_STARTS if unlimited(m) else self.starts
         ample = m.left(budget) > PROBES + 2
-        if count is None and m.left(budget) < KRYLOV:
+        if count is None and (m.left(budget) < KRYLOV or m.oracle.space.size > HUGE):
             count = 1
         if ample and len(known) < (count or FREE_STARTS) and _moves_single_entries(m):
             known.append(_steep_entries(m))
@@ -125,16 +126,13 @@ class Ascent(SharpnessEstimator):
 
     def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
         size, rtol = m.oracle.space.size, _rtol(m)
-        if size > HUGE:
-            mixtures, rehearsal, candidates, krylov = 1, 1, 1, 4
-        else:
-            mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
-            candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
-        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=size <= HUGE)
+        mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
+        candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
+        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))
-        plan = replace(plan, climb=climb if size > HUGE else min(CLIMB, climb))
+        plan = replace(plan, climb=min(CLIMB, climb))
         outcome = m.oracle.run(
             Cold(m.norm, plan),
             stack(known) if known else None,

@@ -67,7 +67,11 @@ def run(
     state = Run(population, zero, unset)
     if not limit:
         return state
-    most = xp.full((), limit, dtype=zero.dtype, device=device(value)) if room is None else room
+    most = (
+        xp.full((), limit, dtype=zero.dtype, device=device(value))
+        if room is None
+        else xp.astype(room, zero.dtype)
+    )
     places = xp.arange(limit, dtype=zero.dtype, device=device(value))
 
     def go_on(s: Run) -> Array:

@@ -53,7 +53,6 @@ class Plan:
     race: int = 2  # steps of every start before the worse half is left behind
     climb: int = 2  # steps of the last
     rtol: float = 1e-4
-    explored: bool = True  # whether rounds may follow, for which the products are kept
 
     def spent(self, known: int) -> int:
         """The products spent at most, with ``known`` starts given."""
@@ -122,17 +121,12 @@ class Cold:
             value = population.value
             xp = array_namespace(value)
             population = population._replace(value=xp.where(finite, value, value + float("nan")))
-            products = self._kept(products, population)
+            products = add(
+                spare(products, SPARE), population.direction, population.image, plan.krylov
+            )
         run, values, history, spent = _race(oracle, norm, population, plan, room)
         spent = spent + plan.krylov
         return Outcome(_full(run, view), values, history, products, spent)
-
-    def _kept(self, products: Products, population: Population) -> Products | None:
-        """The products for rounds of Explore, with room for theirs."""
-        if not self.plan.explored:
-            return None
-        roomy = spare(products, SPARE)
-        return add(roomy, population.direction, population.image, self.plan.krylov)
 
 
 @dataclass(frozen=True)
