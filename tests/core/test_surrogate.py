@@ -155,3 +155,25 @@ def test_proposals_are_distinct_local_maxima(xp, with_known):
     assert np.all(np.diff(values) <= 0)
     assert np.all(np.abs(found) == 1.0)
     assert np.all((found @ H) * found > 0)  # fixed points of d ↦ sign(Hd)
+
+
+def test_empty_rows_do_no_harm_in_single_precision():
+    """To matrices such as these LAPACK's float32 eigensolver answers NaN, or gives up."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    rows = [*range(8), 30, 31]
+    for _ in range(100):
+        small = np.zeros((10, 10))
+        small[:8, :8] = np.diag(rng.uniform(2, 12, 8)) + np.diag(rng.uniform(1, 5, 7), 1)
+        small[8:, :8], small[8:, 8:] = rng.standard_normal((2, 8)), np.diag(rng.uniform(4, 6, 2))
+        inner = np.zeros((32, 32), np.float32)
+        inner[np.ix_(rows, rows)] = (small + small.T) / 2
+        images = np.zeros((32, 40), np.float32)
+        images[rows] = rng.standard_normal((10, 40))
+        surrogate = fit(Products({"x": torch.asarray(images)}, torch.asarray(inner)))
+        found = surrogate.images({"x": torch.eye(40)})["x"].numpy()
+        part = images[rows].astype(float)
+        expected = part.T @ np.linalg.inv((small + small.T) / 2) @ part
+        if np.linalg.cond((small + small.T) / 2) < 1e2:  # all of the rank is kept
+            np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+        assert np.all(np.isfinite(found))

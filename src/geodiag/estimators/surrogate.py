@@ -98,6 +98,14 @@ def fit(products: Products) -> Surrogate:
     """The Nyström approximation from ``products``."""
     inner = (products.inner + products.inner.T) / 2
     xp = array_namespace(inner)
+    # LAPACK's float32 solver can answer NaN to a matrix with many zero rows. Empty rows have no
+    # images either, so that any eigenvalue will do for them.
+    sizes = xp.abs(inner)
+    places = xp.arange(inner.shape[0], dtype=inner.dtype, device=device(inner))
+    filling = xp.max(sizes) * (0.5 + 0.01 * places)
+    empty = xp.max(sizes, axis=1) == 0
+    fill = xp.where(empty, filling, xp.zeros_like(filling))
+    inner = inner + xp.eye(inner.shape[0], dtype=inner.dtype, device=device(inner)) * fill
     values, vectors = xp.linalg.eigh(inner)
     size = xp.abs(values)
     used = (size > RANK * xp.max(size)) & (size > 0)
