@@ -42,7 +42,7 @@ AS = {"result": lambda r: r, "state": lambda r: r.state, "json": through_json}
 
 @pytest.mark.parametrize("how", AS)
 @pytest.mark.parametrize("norm", ["linf", "spectral"])
-def test_a_warm_measurement_takes_three_products(how, norm):
+def test_a_warm_measurement_takes_two_or_three_products(how, norm):
     shapes = {"W": (4, 5), "b": (4,)}
     result = geodiag.sharpness(drifting(0, shapes), norm)
     assert result.state["age"] == 0
@@ -58,8 +58,11 @@ def test_a_warm_measurement_takes_three_products(how, norm):
         )
         assert result.value == pytest.approx(attained, rel=1e-12)
         assert result.bound is Bound.LOWER
-    assert max(counts) <= 4
-    assert sorted(counts)[len(counts) // 2] == 3
+    # Every fifth tries the gradient's LMO too; one more where the witness lies inside a segment.
+    assert max(counts) <= 7
+    assert max(c for i, c in enumerate(counts, 1) if i % 5) <= 4
+    assert sorted(counts)[len(counts) // 2] in (2, 3)
+    assert sum(counts) <= 3.5 * len(counts)
     check = geodiag.sharpness(oracle := drifting(20, shapes), norm, start=AS[how](result))
     assert check.state["age"] == 0
     assert 4 < oracle.asked <= 20

@@ -53,11 +53,12 @@ def run(
     population: Population,
     limit: int,
     rtol: float,
+    calm: int = CALM,
     room: Array | None = None,
 ) -> Run:
-    """At most ``limit`` steps, until no member gains ``rtol`` twice in a row, or one is not finite.
+    """At most ``limit`` steps, until no member gains ``rtol`` in ``calm`` successive ones.
 
-    Members that have converged go along: a population steps as one. ``room``: fewer steps, 0-d, for
+    Or until one is not finite. Members that have converged go along: a population steps as one. ``room``: fewer steps, 0-d, for
     a program that is compiled once and run with several budgets.
     """
     value, limit = population.value, max(limit, 0)
@@ -76,15 +77,15 @@ def run(
 
     def go_on(s: Run) -> Array:
         p = s.population
-        busy = xp.any(p.calm < CALM) & xp.all(xp.isfinite(p.value))
+        busy = xp.any(p.calm < calm) & xp.all(xp.isfinite(p.value))
         return (s.iterations < most) & busy
 
     def body(s: Run) -> Run:
         old, new = s.population, step(s.population)
         gained = new.value - old.value > rtol * xp.abs(new.value)
-        calm = xp.where(gained, xp.zeros_like(old.calm), old.calm + 1)
+        quiet = xp.where(gained, xp.zeros_like(old.calm), old.calm + 1)
         history = xp.where(places == s.iterations, xp.max(new.value), s.history)
-        return Run(new._replace(calm=calm), s.iterations + 1, history)
+        return Run(new._replace(calm=quiet), s.iterations + 1, history)
 
     return oracle.loop(go_on, body, state)
 

@@ -53,6 +53,7 @@ class Plan:
     race: int = 2  # steps of every start before the worse half is left behind
     climb: int = 2  # steps of the last
     rtol: float = 1e-4
+    calm: int = driver.CALM  # steps in a row that gain less than rtol, and the ascent is over
 
     def spent(self, known: int) -> int:
         """The products spent at most, with ``known`` starts given."""
@@ -162,12 +163,16 @@ class Explore:
         )  # fmt: skip
         known = join(norm.lmos(randoms), proposed)
         population = driver.begin(known, oracle.hvps(known))
-        raced = driver.run(oracle, _step(oracle, norm, plan), population, plan.race, plan.rtol)
+        raced = driver.run(
+            oracle, _step(oracle, norm, plan), population, plan.race, plan.rtol, plan.calm
+        )
         for each in (population, raced.population):
             products = add(products, each.direction, each.image, plan.krylov)
         leaders = driver.together(best, driver.best(raced.population))
         top = driver.best(leaders)
-        climbed = driver.run(oracle, _step(oracle, norm, plan), top, plan.climb, plan.rtol)
+        climbed = driver.run(
+            oracle, _step(oracle, norm, plan), top, plan.climb, plan.rtol, plan.calm
+        )
         members = population.value.shape[0]
         spent = members * (1 + raced.iterations) + climbed.iterations
         return Outcome(
@@ -199,14 +204,14 @@ def _race(
     spent = xp.full((), members, dtype=xp.int32, device=device(population.value))
     histories, values = [], population.value
     while members > 1:
-        run = driver.run(oracle, step, population, plan.race, plan.rtol)
+        run = driver.run(oracle, step, population, plan.race, plan.rtol, plan.calm)
         spent = spent + members * run.iterations
         histories.append(run.history)
         if not histories[1:]:
             values = run.population.value
         members = (members + 1) // 2
         population = driver.best(run.population, members)
-    run = driver.run(oracle, step, population, plan.climb, plan.rtol, room)
+    run = driver.run(oracle, step, population, plan.climb, plan.rtol, plan.calm, room)
     history = xp.concat([*histories, run.history])
     return run.population, values, history, spent + run.iterations
 
