@@ -58,8 +58,8 @@ def run(
 ) -> Run:
     """At most ``limit`` steps, until no member gains ``rtol`` in ``calm`` successive ones.
 
-    Or until one is not finite. Members that have converged go along: a population steps as one. ``room``: fewer steps, 0-d, for
-    a program that is compiled once and run with several budgets.
+    Or until one is not finite. Members that have converged go along: a population steps as one.
+    ``room``: fewer steps, 0-d, for a program that is compiled once and run with several budgets.
     """
     value, limit = population.value, max(limit, 0)
     xp = array_namespace(value)
