@@ -3,8 +3,6 @@ product at the witness that certifies the value."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from geodiag.blocks import (
@@ -12,7 +10,6 @@ from geodiag.blocks import (
     Blocks,
     all_finite,
     check_like,
-    device,
     dot,
     map_blocks,
     namespace,
@@ -22,6 +19,7 @@ from geodiag.blocks import (
     zeros_like,
 )
 from geodiag.errors import NormError
+from geodiag.estimators.program import NormProgram, spent
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 
@@ -48,15 +46,8 @@ class Closing(NamedTuple):
     num_hvps: Array
 
 
-@dataclass(frozen=True)
-class Open:
+class Open(NormProgram):
     """The program that a measurement begins with."""
-
-    norm: Norm
-
-    @property
-    def key(self) -> Hashable | None:
-        return _key(self)
 
     def __call__(self, oracle: Oracle, gradient: Blocks) -> Opening:
         finite = all_finite(gradient)
@@ -70,18 +61,11 @@ class Open:
                 got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
                 do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
             )
-        return Opening(steepest, length, all_finite(steepest), finite, _spent(gradient, 0))
+        return Opening(steepest, length, all_finite(steepest), finite, spent(gradient, 0))
 
 
-@dataclass(frozen=True)
-class Close:
+class Close(NormProgram):
     """The program that a measurement ends with: a fresh product at the witness."""
-
-    norm: Norm
-
-    @property
-    def key(self) -> Hashable | None:
-        return _key(self)
 
     def __call__(
         self,
@@ -101,18 +85,8 @@ class Close:
             off = subtract(self.norm.inverse_metric(image), scale(direction, value))
             residual = safe_value(self.norm, off)
         dual_norm, finite = dot(gradient, steepest), all_finite(image)
-        spent = _spent(direction, int(asked))
-        return Closing(direction, image, value, residual, dual_norm, finite, spent)
-
-
-def _spent(like: Blocks, count: int) -> Array:
-    xp = namespace(like)
-    return xp.full((), count, dtype=xp.int32, device=device(next(iter(like.values()))))
-
-
-def _key(program: Open | Close) -> Hashable | None:
-    norm = program.norm.key
-    return None if norm is None else (type(program), norm)
+        asks = spent(direction, int(asked))
+        return Closing(direction, image, value, residual, dual_norm, finite, asks)
 
 
 def safe_value(norm: Norm, d: Blocks) -> Array:

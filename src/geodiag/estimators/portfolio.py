@@ -11,9 +11,8 @@ Both are programs (see :class:`geodiag.oracles.base.Program`): pure functions of
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from geodiag.blocks import (
     Array,
@@ -29,6 +28,7 @@ from geodiag.blocks import (
 )
 from geodiag.estimators import driver, flat
 from geodiag.estimators.driver import Population
+from geodiag.estimators.program import NormProgram
 from geodiag.estimators.segment import positive, segment
 from geodiag.estimators.stacks import join
 from geodiag.estimators.surrogate import Products, add, fit, krylov, propose, spare
@@ -76,15 +76,10 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cold:
+class Cold(NormProgram):
     """The search from nothing, or from known starts alone (``plan.krylov`` zero)."""
 
-    norm: Norm
     plan: Plan
-
-    @property
-    def key(self) -> Hashable | None:
-        return _key(self)
 
     def __call__(
         self,
@@ -131,15 +126,10 @@ class Cold:
 
 
 @dataclass(frozen=True)
-class Explore:
+class Explore(NormProgram):
     """A round: random starts and proposals of the surrogate, against the best so far."""
 
-    norm: Norm
     plan: Plan
-
-    @property
-    def key(self) -> Hashable | None:
-        return _key(self)
 
     def __call__(
         self,
@@ -226,8 +216,3 @@ def _full(population: Population, view: flat.Flat | None) -> Population:
     return population._replace(
         direction=view.full(population.direction), image=view.full(population.image)
     )
-
-
-def _key(program: Any) -> Hashable | None:
-    norm = program.norm.key
-    return None if norm is None else (type(program), norm, program.plan)

@@ -9,8 +9,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from geodiag.blocks import Array, Blocks, array_namespace, axpy, device, dot, scale, subtract
+from geodiag.blocks import Array, Blocks, axpy, dot, scale, subtract
 from geodiag.estimators import flat
+from geodiag.estimators.program import NormProgram, spent
 from geodiag.estimators.segment import positive
 from geodiag.estimators.stacks import combine, cross, one, only
 from geodiag.norms.base import QuadraticNorm
@@ -48,16 +49,11 @@ class Direction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Begin:
+class Begin(NormProgram):
     """Unit vectors to start from, on the flat view if there is one."""
 
     norm: QuadraticNorm
     noise: float
-
-    @property
-    def key(self) -> Hashable | None:
-        norm = self.norm.key
-        return None if norm is None else (type(self), norm, self.noise)
 
     def __call__(self, oracle: Oracle, start: Blocks | None, draw: Blocks | None) -> Beginning:
         """``start``: blocks. ``draw``: a random direction, on the flat view."""
@@ -68,20 +64,15 @@ class Begin:
             first = start if first is None else unit(norm, axpy(self.noise, first, start))
         assert first is not None
         before = scale(first, 0)
-        return Beginning(first, before, dot(before, before), _count_of(first, 0))
+        return Beginning(first, before, dot(before, before), spent(first, 0))
 
 
 @dataclass(frozen=True)
-class Recurrence:
+class Recurrence(NormProgram):
     """``steps`` of the three-term recurrence, on the flat view if there is one."""
 
     norm: QuadraticNorm
     steps: int
-
-    @property
-    def key(self) -> Hashable | None:
-        norm = self.norm.key
-        return None if norm is None else (type(self), norm, self.steps)
 
     def __call__(self, oracle: Oracle, first: Blocks, before: Blocks, beta: Array) -> Leap:
         oracle, norm, _ = flat.quadratic(oracle, self.norm)
@@ -103,7 +94,7 @@ class Recurrence:
         w = unit(norm, subtract(w, only(combine(slip, basis))))
         return Leap(
             basis, rows["alpha"], rows["beta"], last, image, beta, w, slip[0, ...],
-            _count_of(w, self.steps),
+            spent(w, self.steps),
         )  # fmt: skip
 
 
@@ -122,15 +113,9 @@ class Combination:
         for other in others:
             total = axpy(1.0, other, total)
         view = flat.of(oracle)
-        return Direction(view.full(total) if view else total, _count_of(total, 0))
+        return Direction(view.full(total) if view else total, spent(total, 0))
 
 
 def unit(norm: QuadraticNorm, d: Blocks) -> Blocks:
     """d/‖d‖, and zero for zero."""
     return scale(d, 1 / positive(norm.value(d)))
-
-
-def _count_of(like: Blocks, count: int) -> Array:
-    x = next(iter(like.values()))
-    xp = array_namespace(x)
-    return xp.full((), count, dtype=xp.int32, device=device(x))
