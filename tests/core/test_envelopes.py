@@ -11,7 +11,8 @@ import pytest
 
 from geodiag.blocks import stack
 from geodiag.envelopes import euclidean
-from geodiag.estimators.stacked import gram, single
+from geodiag.estimators.stacked import gram
+from geodiag.estimators.stacks import one
 from geodiag.norms import (
     L1,
     L2,
@@ -90,13 +91,13 @@ def test_solve_and_root_belong_to_apply(name, xp):
 def test_best_forms_of_one_image():
     g = blocks(3)
     space = Space.of(g)
-    p = Linf().envelope(space).fit(single(g))
+    p = Linf().envelope(space).fit(one(g))
     for weights, x in zip(p, g.values(), strict=True):
         np.testing.assert_allclose(weights, np.abs(x))
     own = space.select(["c.W"])
     norm = Spectral().bind(own)
     envelope = norm.envelope(own)
-    left, right = envelope.fit(single({"c.W": g["c.W"]}))
+    left, right = envelope.fit(one({"c.W": g["c.W"]}))
     # ⟨D, G⟩ at D = UVᵀ is tr L + tr R, and L D + D R = G.
     np.testing.assert_allclose(np.trace(left) + np.trace(right), norm.dual({"c.W": g["c.W"]}))
     d = norm.lmo({"c.W": g["c.W"]})["c.W"]

@@ -33,7 +33,8 @@ from geodiag.envelopes.base import combine
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
 from geodiag.estimators.eigenbound import Products, TopBound, bound_top
 from geodiag.estimators.recombine import modelled, orthonormal, recombine
-from geodiag.estimators.stacked import gram, joined, mix, single
+from geodiag.estimators.stacked import gram, mix
+from geodiag.estimators.stacks import join, one
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
 from geodiag.oracles.wrappers import CountingOracle
@@ -175,7 +176,7 @@ def _lifted(
         if upper <= task.target:
             return upper, ahead
         count = min(MENDED, int(np.sum(found.values >= NEAR * found.values[-1])))
-        fits = [task.envelope.fit(single(g)) for g in unstack(_rows(found.images, -count))]
+        fits = [task.envelope.fit(one(g)) for g in unstack(_rows(found.images, -count))]
         everything = _together([everything, (found.ritz, found.images)])
         again, ahead, everything = _rehearsed(task, weights, ahead, everything)
         form = task.form(recombine(task.envelope, [again, weights, *fits], *everything))
@@ -297,7 +298,7 @@ def _rounded(norm: Norm, images: Blocks, rng: np.random.Generator) -> list[Block
 
 
 def _together(known: list[tuple[Blocks, Blocks]]) -> tuple[Blocks, Blocks]:
-    return joined(*(d for d, _ in known)), joined(*(g for _, g in known))
+    return join(*(d for d, _ in known)), join(*(g for _, g in known))
 
 
 def _rows(x: Blocks, start: int) -> Blocks:

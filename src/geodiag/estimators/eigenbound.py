@@ -20,7 +20,8 @@ from geodiag.blocks import Blocks, epsilon, scale
 from geodiag.blocks import size as size_of
 from geodiag.envelopes import Form
 from geodiag.errors import NonFiniteError
-from geodiag.estimators.stacked import Matrix, gram, joined, mix, single
+from geodiag.estimators.stacked import Matrix, gram, mix
+from geodiag.estimators.stacks import join, one
 
 Products = Callable[[Blocks], Blocks]  # stacked directions d ↦ H d
 
@@ -55,12 +56,12 @@ def bound_top(
         NonFiniteError: a product is NaN or infinite.
     """
     if form.root is not None:
-        first, component = form.root(single(noise)), delta * math.sqrt(math.pi / 2)
+        first, component = form.root(one(noise)), delta * math.sqrt(math.pi / 2)
     else:
         # The component of z along the eigenvector y, ⟨z, Py⟩, has variance ‖Py‖² ≥ λ_min(P).
         plain = Form(1.0, lambda x: x, lambda x: x, lambda x: x)
         inverse = bound_top(form.solve, plain, noise, delta / 2, limit + 50, rtol)
-        first = single(noise)
+        first = one(noise)
         component = delta / 2 * math.sqrt(math.pi / 2 / inverse.upper)
     length = math.sqrt(_number(gram(first, form.apply(first))))
     basis = scale(first, 1 / length)
@@ -94,7 +95,7 @@ def bound_top(
         if beta <= rounding:  # mostly rounding, which need not be orthogonal to the basis
             w = _orthogonal(form, w, basis)
             w = scale(w, 1 / math.sqrt(_number(gram(w, form.apply(w)))))
-        basis = joined(basis, w)
+        basis = join(basis, w)
     ritz = mix(vectors.T, basis)
     # H q_i = P (A q_i), and A's image of the basis leaves it along w alone.
     rest = mix(vectors[-1:, :].T, metric)
@@ -106,7 +107,7 @@ def bound_top(
 def _orthogonal(form: Form, w: Blocks, basis: Blocks) -> Blocks:
     """``w``, a stack of one, less its P-orthogonal projection on the basis."""
     c = gram(basis, form.apply(w))
-    return mix(np.concatenate([np.ones((1, 1)), -c.T], axis=1), joined(w, basis))
+    return mix(np.concatenate([np.ones((1, 1)), -c.T], axis=1), join(w, basis))
 
 
 def _row(x: Blocks, i: int) -> Blocks:

@@ -40,7 +40,6 @@ from geodiag.oracles.base import Oracle
 NOISE = 0.3
 # Rows kept for the products of Explore.
 SPARE = 24
-EXPLORED = 2  # starts of a round that the surrogate proposes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from geodiag.blocks import Blocks, epsilon
 from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
 from geodiag.estimators.eigenbound import Products
-from geodiag.estimators.stacked import Matrix, gram, joined, mix
+from geodiag.estimators.stacked import Matrix, gram, mix
+from geodiag.estimators.stacks import join
 
 STEPS = 300
 TOP = 8  # how many eigenvectors share in a step
@@ -45,7 +46,7 @@ def modelled(form: Form, basis: Blocks, images: Blocks) -> Products:
     """
     lifted = form.apply(basis)
     M = gram(basis, images)
-    both = joined(images, lifted)
+    both = join(images, lifted)
 
     def products(ds: Blocks) -> Blocks:
         inside = gram(lifted, ds)

@@ -25,20 +25,9 @@ def mix(coefficients: Matrix, x: Blocks) -> Blocks:
     """Σ_j c_ij x_j, stacked over i."""
     xp = namespace(x)
 
-    def one(rows: Array) -> Array:
+    def mixed(rows: Array) -> Array:
         c = xp.asarray(coefficients, dtype=rows.dtype, device=device(rows))
         flat = c @ xp.reshape(rows, (rows.shape[0], -1))
         return xp.reshape(flat, (flat.shape[0], *rows.shape[1:]))
 
-    return map_blocks(one, x)
-
-
-def joined(*xs: Blocks) -> Blocks:
-    """One stack after another."""
-    xp = namespace(xs[0])
-    return map_blocks(lambda *rows: xp.concat(list(rows), axis=0), *xs)
-
-
-def single(d: Blocks) -> Blocks:
-    """A stack of one."""
-    return map_blocks(lambda x: x[None, ...], d)
+    return map_blocks(mixed, x)
