@@ -18,7 +18,7 @@ from benchmarks.timing import seconds, timed
 from geodiag.estimators import Ascent
 from geodiag_torch import NonEuclideanGD
 
-EVERY, COMPARED = 10, 6
+EVERY, COMPARED = 10, 8
 
 
 def run(quick: bool) -> None:

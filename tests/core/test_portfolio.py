@@ -29,7 +29,7 @@ SPECTRA = {
 }
 # Long enough for every ascent to end at a maximum: which start led there goes by rounding, since
 # several lead to the same.
-PLAN = Plan(krylov=5, candidates=2, rehearsal=100, climb=400, rtol=1e-14)
+PLAN = Plan(krylov=5, candidates=2, rehearsal=100, climb=400, rtol=1e-14, explored=True)
 
 
 def oracle_of(spectrum, xp=np, seed=0):

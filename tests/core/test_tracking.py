@@ -58,18 +58,19 @@ def test_a_warm_measurement_takes_two_or_three_products(how, norm):
         )
         assert result.value == pytest.approx(attained, rel=1e-12)
         assert result.bound is Bound.LOWER
-    # Every fifth tries the gradient's LMO too; one more where the witness lies inside a segment.
-    assert max(counts) <= 7
+    # Every fifth tries another start too; one more where the witness lies inside a segment.
+    assert max(counts) <= 9
     assert max(c for i, c in enumerate(counts, 1) if i % 5) <= 4
+    assert all(4 < c for i, c in enumerate(counts, 1) if i % 5 == 0)
     assert sorted(counts)[len(counts) // 2] in (2, 3)
-    assert sum(counts) <= 3.5 * len(counts)
+    assert sum(counts) <= 4 * len(counts)
     check = geodiag.sharpness(oracle := drifting(20, shapes), norm, start=AS[how](result))
     assert check.state["age"] == 0
     assert 4 < oracle.asked <= 20
 
 
 @pytest.mark.parametrize("how", AS)
-def test_an_overtaken_maximum_is_found_at_the_check(how):
+def test_an_overtaken_maximum_is_found_at_the_next_glance(how):
     """Two blocks of rank one, uncoupled, in the sum of their ℓ∞ norms: S is the larger block's."""
     u, v = np.random.default_rng(2).uniform(0.5, 1.5, (2, 12))
     norm = norms.SumOver(norms.Linf())
@@ -84,7 +85,7 @@ def test_an_overtaken_maximum_is_found_at_the_check(how):
     assert second < first
     result = geodiag.sharpness(oracle, norm, estimator="ascent")
     assert result.value == pytest.approx(first, rel=1e-9)
-    for _ in range(19):
+    for _ in range(4):
         oracle, (first, second) = blocks(2.0)
         result = geodiag.sharpness(oracle, norm, start=AS[how](result), estimator="ascent")
         # A local maximum stays one: a few products do not see the other block.
@@ -93,6 +94,29 @@ def test_an_overtaken_maximum_is_found_at_the_check(how):
     result = geodiag.sharpness(oracle, norm, start=AS[how](result), estimator="ascent")
     assert result.value == pytest.approx(second, rel=1e-9)
     assert second > 1.3 * first
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("norm", ["linf", "spectral"])
+def test_warm_witnesses_stay_on_the_sphere(norm, seed):
+    """Of indefinite matrices that change at once, where a step may end inside the ball."""
+    shapes = {"W": (3, 4), "b": (4,)}
+    spectrum = np.random.default_rng(seed).uniform(-2.0, 1.5, 16)
+    result = geodiag.sharpness(Quadratic(truth.symmetric(16, seed, spectrum), shapes), norm)
+    for step in range(1, 5):
+        H = truth.symmetric(16, 100 * seed + step, spectrum)
+        before = result.direction
+        oracle = Quadratic(H, shapes)
+        result = geodiag.sharpness(oracle, norm, start=result)
+        d = np.concatenate([x.ravel() for x in result.direction.values()])
+        sizes = {
+            "linf": np.abs(d).max(),
+            "spectral": max(np.linalg.norm(result.direction["W"], 2), np.linalg.norm(d[12:])),
+        }
+        assert sizes[norm] == pytest.approx(1.0, abs=1e-12)
+        assert result.value == pytest.approx(d @ H @ d, rel=1e-9, abs=1e-12)
+        old = np.concatenate([x.ravel() for x in before.values()])
+        assert result.value >= old @ H @ old - 1e-12
 
 
 def test_a_budget_of_ones_own_replaces_the_three():

@@ -30,6 +30,7 @@ from geodiag.estimators.portfolio import Cold, Explore, Outcome, Plan
 from geodiag.estimators.segment import segment, sphere
 from geodiag.estimators.stacks import one, only
 from geodiag.estimators.surrogate import Products
+from geodiag.estimators.track import Track
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status
@@ -41,12 +42,13 @@ HUGE_BUDGET = 14
 FREE_STARTS = 40
 FREE_STEPS = 1000
 KRYLOV = 8
+REHEARSAL = 3  # steps on a surrogate, where an LMO is a decomposition
 CLIMB = 12  # of the best cold start, before others are looked for
 EXPLORE = 3  # steps of a round's starts, and of the best after it
 STEPS = 64  # a climb's length is compiled in multiples of this
-TRACK = 2  # steps of a warm measurement at most ...
-TRACK_RTOL = 0.01  # ... the second only if the first gained so much
-CHALLENGE = 5  # every so many of them, lmo(gradient) is tried too
+TRACK_RTOL = 0.01  # a warm measurement's second step is taken if the first gained so much
+GLANCE = 5  # every so many of them, a start from a small surrogate is tried too ...
+GLANCE_KRYLOV = 3  # ... of so many products: 9 in all
 CHECK = 20  # measurements from one cold check to the next ...
 CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
@@ -63,7 +65,7 @@ class Ascent(SharpnessEstimator):
     Cold, a short Lanczos run finds promising starts, of which the best climbs; what is left of the
     budget (60 products, or ``max_hvps``) goes to rounds of new starts. ``starts``: so many starts
     instead, the gradient's and random ones. Warm, from an earlier result: two or three products,
-    six where the gradient's LMO is tried beside, and every 20th measurement a cold check of 20.
+    every fifth time up to nine, some for a start found anew, and every 20th a cold check of 20.
 
     Memory: about 60 parameter-sized vectors; about 12 from 16 million parameters on, where the
     gradient's start climbs alone, with 14 products by default.
@@ -89,16 +91,30 @@ class Ascent(SharpnessEstimator):
         if options.max_hvps is not None:
             return self.climb(m, [m.unit(start)], options.max_hvps).finish(m, age=age + 1)
         if age + 1 < CHECK:
-            return self._track(m, start, age + 1).finish(m, age=age + 1, fresh=True)
+            found = self._track(m, start) if (age + 1) % GLANCE else self._glance(m, start)
+            return found.finish(m, age=age + 1, fresh=True)
         return self._cold(m, start, CHECK_BUDGET).finish(m)
 
-    def _track(self, m: Measurement, start: Blocks, age: int) -> Found:
-        """A step or two from the last witness; now and then against the gradient's LMO."""
-        starts = [m.unit(start)]
-        if age % CHALLENGE == 0 and float(dot(m.gradient, m.steepest)) > 0:
-            starts.append(m.unit(m.steepest))
-        plan = Plan(race=1, climb=TRACK, rtol=TRACK_RTOL, calm=1)
-        return _settle(m, m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient))
+    def _track(self, m: Measurement, start: Blocks) -> Found:
+        """A step or two from the last witness."""
+        rehearsal = 0 if m.oracle.space.size > HUGE else REHEARSAL
+        track = Track(m.norm, TRACK_RTOL, rehearsal)
+        return _settle(m, m.oracle.run(track, one(m.unit(start))))
+
+    def _glance(self, m: Measurement, start: Blocks) -> Found:
+        """The last witness against the best start of a small surrogate made anew."""
+        size = m.oracle.space.size
+        mixtures, rehearsal = (2, REHEARSAL) if size <= HUGE else (0, 0)
+        krylov = min(GLANCE_KRYLOV, size)
+        plan = Plan(krylov, 1, rehearsal, race=1, climb=1, calm=1)
+        outcome = m.oracle.run(
+            Cold(m.norm, plan),
+            one(m.unit(start)),
+            m.gradient,
+            m.oracle.space.random(m.rng),
+            _normal(m, mixtures, krylov),
+        )
+        return _settle(m, outcome)
 
     def climb(self, m: Measurement, starts: list[Blocks], budget: int) -> Found:
         """The best that ``starts`` reach within the budget, by successive halving."""
@@ -135,9 +151,9 @@ class Ascent(SharpnessEstimator):
 
     def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
         size, rtol = m.oracle.space.size, _rtol(m)
-        mixtures, rehearsal = (2, 3) if m.norm.decomposes else (14, 8)
+        mixtures, rehearsal = (2, REHEARSAL) if m.norm.decomposes else (14, 8)
         candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
-        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0)
+        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=True)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))

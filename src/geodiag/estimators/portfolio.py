@@ -53,6 +53,7 @@ class Plan:
     climb: int = 2  # steps of the last
     rtol: float = 1e-4
     calm: int = driver.CALM  # steps in a row that gain less than rtol, and the ascent is over
+    explored: bool = False  # whether Explore follows, and needs the products
 
     def spent(self, known: int) -> int:
         """The products spent at most, with ``known`` starts given."""
@@ -116,9 +117,12 @@ class Cold(NormProgram):
             value = population.value
             xp = array_namespace(value)
             population = population._replace(value=xp.where(finite, value, value + float("nan")))
-            products = add(
-                spare(products, SPARE), population.direction, population.image, plan.krylov
-            )
+            if plan.explored:
+                products = add(
+                    spare(products, SPARE), population.direction, population.image, plan.krylov
+                )
+            else:
+                products = None
         run, values, history, spent = _race(oracle, norm, population, plan, room)
         spent = spent + plan.krylov
         return Outcome(_full(run, view), values, history, products, spent)

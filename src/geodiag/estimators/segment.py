@@ -21,20 +21,27 @@ from geodiag.oracles.base import Oracle
 def segment(norm: Norm, hvps: Callable[[Blocks], Blocks], p: Population) -> Population:
     """Each member to the best point between it and lmo(Hd), if that is better."""
     target = norm.lmos(p.image)
-    image = hvps(target)
+    return toward(p, target, hvps(target))
+
+
+def toward(p: Population, target: Blocks, image: Blocks) -> Population:
+    """Each member to the best point between it and its target or the opposite of that, if that is
+    better."""
+    xp = array_namespace(p.value)
     a, b, c = p.value, dots(target, p.image), dots(target, image)
-    xp = array_namespace(a)
-    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend, with q'(0) = 2(b − a) ≥ 0
+    side = xp.where(b < 0, -xp.ones_like(b), xp.ones_like(b))
+    b = side * b
+    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend
     inside = (b - a) / xp.where(bend < 0, -bend, xp.ones_like(bend))
-    whole = ~((bend < 0) & (inside < 1))
+    whole = ~((bend < 0) & (inside > 0) & (inside < 1))
     value = xp.where(whole, c, a + inside * (2 * (b - a) + inside * bend))
     better = value > a
     t = xp.where(better, xp.where(whole, xp.ones_like(a), inside), xp.zeros_like(a))
     # NaN must reach the driver, which stops at it; it never compares as better.
     value = xp.where(better | ~xp.isfinite(c), value, a)
     return p._replace(
-        direction=blend(p.direction, target, t),
-        image=blend(p.image, image, t),
+        direction=blend(p.direction, target, t, side),
+        image=blend(p.image, image, t, side),
         value=value,
         fresh=xp.where(better, whole, p.fresh),
     )

@@ -44,9 +44,9 @@ def rescale(a: Blocks, factors: Array) -> Blocks:
     )
 
 
-def blend(a: Blocks, b: Blocks, t: Array) -> Blocks:
-    """(1 − t[k])·a_k + t[k]·b_k: exactly b_k at t = 1."""
-    return axpy(1, rescale(b, t), rescale(a, 1 - t))
+def blend(a: Blocks, b: Blocks, t: Array, side: Array) -> Blocks:
+    """(1 − t[k])·a_k + t[k]·side[k]·b_k: exactly ±b_k at t = 1, for sides of ±1."""
+    return axpy(1, rescale(b, t * side), rescale(a, 1 - t))
 
 
 def join(*stacks: Blocks) -> Blocks:
