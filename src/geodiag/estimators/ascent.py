@@ -15,19 +15,17 @@ from geodiag.blocks import (
     Array,
     Blocks,
     dot,
-    map_blocks,
-    namespace,
     stack,
     to_numpy,
     unstack,
-    zeros_like,
 )
 from geodiag.errors import ArgumentError, NonFiniteError
 from geodiag.estimators import driver
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.driver import Population
+from geodiag.estimators.entries import PROBES, moves_single_entries, steep_entries
+from geodiag.estimators.negative import on_the_sphere
 from geodiag.estimators.portfolio import Cold, Explore, Outcome, Plan
-from geodiag.estimators.segment import segment, sphere
 from geodiag.estimators.stacks import one, only
 from geodiag.estimators.surrogate import Products
 from geodiag.estimators.track import Track
@@ -52,11 +50,7 @@ GLANCE_KRYLOV = 3  # ... of so many products: 9 in all
 CHECK = 20  # measurements from one cold check to the next ...
 CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
-PROBES = 8
-FREE_PROBES = 64
 HUGE = 2**24  # entries: beyond it one start, fewer products by default, and few vectors kept
-NEGATIVE_STARTS = 8
-SPHERE_STEPS = 3  # one of each kind
 
 
 class Ascent(SharpnessEstimator):
@@ -85,7 +79,7 @@ class Ascent(SharpnessEstimator):
     ) -> SharpnessResult:
         m = Measurement(oracle, norm, self, options)
         age = options.age
-        if start is None or age is None or unlimited(m):
+        if start is None or age is None or m.unlimited:
             found = self._cold(m, start, budget_from_here(m))
             return found.finish(m)
         if options.max_hvps is not None:
@@ -120,7 +114,7 @@ class Ascent(SharpnessEstimator):
         """The best that ``starts`` reach within the budget, by successive halving."""
         starts = starts[: max(1, m.left(budget))]
         rtol = _rtol(m)
-        if unlimited(m):
+        if m.unlimited:
             plan = Plan(race=FREE_STEPS, climb=FREE_STEPS, rtol=rtol)
         else:
             race = next(
@@ -128,7 +122,7 @@ class Ascent(SharpnessEstimator):
             )
             plan = Plan(race=race, rtol=rtol, climb=0)
         room = max(0, m.left(budget) - plan.spent(len(starts)))
-        if not unlimited(m):  # one program for many budgets
+        if not m.unlimited:  # one program for many budgets
             plan = replace(plan, climb=-(-room // STEPS) * STEPS)
         steps = m.oracle.space.asarray(np.asarray(min(room, plan.climb)))
         outcome = m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient, None, None, steps)
@@ -136,12 +130,12 @@ class Ascent(SharpnessEstimator):
 
     def _cold(self, m: Measurement, start: Blocks | None, budget: int) -> Found:
         known = [] if start is None else [m.unit(start)]
-        count = FREE_STARTS if unlimited(m) else self.starts
+        count = FREE_STARTS if m.unlimited else self.starts
         ample = m.left(budget) > PROBES + 2
         if count is None and (m.left(budget) < KRYLOV or m.oracle.space.size > HUGE):
             count = 1
-        if ample and len(known) < (count or FREE_STARTS) and _moves_single_entries(m):
-            known.append(_steep_entries(m))
+        if ample and len(known) < (count or FREE_STARTS) and moves_single_entries(m):
+            known.append(steep_entries(m))
         if count is None:
             return self._portfolio(m, known, budget)
         if len(known) < count and float(dot(m.gradient, m.steepest)) > 0:
@@ -227,14 +221,9 @@ class Found:
         )
 
 
-def unlimited(m: Measurement) -> bool:
-    """Whether products cost nothing and the user set no budget."""
-    return m.oracle.free_hvps and m.options.max_hvps is None
-
-
 def budget_from_here(m: Measurement) -> int:
     """How many products the measurement may have taken when an ascent from here is over."""
-    if m.options.max_hvps or unlimited(m):
+    if m.options.max_hvps or m.unlimited:
         return m.options.max_hvps or 10**9
     return m.oracle.num_hvps + (HUGE_BUDGET if m.oracle.space.size > HUGE else BUDGET)
 
@@ -274,7 +263,7 @@ def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
         else:
             value, best = 0.0, best._replace(direction=one(m.random()))
     if value <= 0 and m.left(budget) > 1:
-        best = _negative(m, best, budget)
+        best = on_the_sphere(m, best, budget, _rtol(m))
         value = float(best.value[0])
     m.report(value)
     history = tuple(float(v) for v in to_numpy(outcome.history) if not math.isnan(v))
@@ -287,48 +276,3 @@ def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
         history=history,
         products=outcome.products,
     )
-
-
-def _negative(m: Measurement, best: Population, budget: int) -> Population:
-    """Sphere steps from the best point and, where products are free, from others; and, from a
-    positive value on, segments again."""
-    others = NEGATIVE_STARTS - 1 if unlimited(m) else 0
-    starts = [m.unit(only(best.direction)), *(m.random() for _ in range(others))]
-    return driver.best(driver.together(*(_around(m, start, budget) for start in starts)))
-
-
-def _around(m: Measurement, direction: Blocks, budget: int) -> Population:
-    start = driver.begin(one(direction), one(m.oracle.hvp(direction)))
-    limit = min(FREE_STEPS, m.left(budget)) // SPHERE_STEPS
-    p = driver.run(m.oracle, lambda p: _round(m, p), start, limit, _rtol(m)).population
-    if float(p.value[0]) <= 0:
-        return p
-    limit, p = min(FREE_STEPS, m.left(budget)), p._replace(calm=p.calm * 0)
-    return driver.run(
-        m.oracle, lambda p: segment(m.norm, m.oracle.hvps, p), p, limit, _rtol(m)
-    ).population
-
-
-def _round(m: Measurement, p: Population) -> Population:
-    for turn in range(SPHERE_STEPS):
-        p = sphere(m.oracle, m.norm, turn, p)
-    return p
-
-
-def _moves_single_entries(m: Measurement) -> bool:
-    """Whether the norm's LMO has one entry, as in ℓ1: random starts then say little."""
-    example = m.norm.lmo(m.oracle.space.random(np.random.default_rng(0)))
-    xp = namespace(example)
-    return sum(int(xp.sum(xp.astype(x != 0, xp.int32))) for x in example.values()) == 1
-
-
-def _steep_entries(m: Measurement) -> Blocks:
-    """Where the Hessian's diagonal is largest, by the mean of z ⊙ Hz over random signs z."""
-    total = zeros_like(m.gradient)
-    for _ in range(FREE_PROBES if unlimited(m) else PROBES):
-        signs = map_blocks(namespace(total).sign, m.oracle.space.random(m.rng))
-        total = map_blocks(lambda t, z, h: t + z * h, total, signs, m.oracle.hvp(signs))
-    xp = namespace(total)
-    positive = map_blocks(lambda x: xp.where(x > 0, x, xp.zeros_like(x)), total)
-    steep = m.norm.lmo(positive)
-    return m.unit(steep) if float(m.norm.value(steep)) > 0 else m.random()

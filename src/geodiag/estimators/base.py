@@ -135,6 +135,11 @@ class Measurement:
         _check_finite("Hessian-vector product", images)
         return images
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether products cost nothing and the user set no budget."""
+        return self.oracle.free_hvps and self.options.max_hvps is None
+
     def left(self, budget: int) -> int:
         """Products that may still be spent, with one kept back to certify the answer."""
         return budget - self.oracle.num_hvps - 1
