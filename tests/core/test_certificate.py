@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator
 
+import geodiag
 from geodiag.envelopes import Form
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
+from geodiag.estimators import certificate
 from geodiag.estimators.certificate import certify
 from geodiag.estimators.eigenbound import bound_top
 from geodiag.estimators.stacked import gram
@@ -106,6 +109,53 @@ def test_every_namespace_gives_the_same(xp):
     shapes = {"W": (2, 3), "b": (2,)}
     ours = certified(H, Spectral(), shapes, max_hvps=14).upper
     assert ours == pytest.approx(certified(host, Spectral(), shapes, max_hvps=14).upper, rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", [4, 8, 12, 20, 40])
+def test_few_products_still_bound(budget):
+    """Nothing has converged by then: neither t(P) alone nor a Ritz value would be a bound."""
+    h = np.r_[np.geomspace(0.01, 1, 39), 5.0]
+    H = np.diag(h)
+    for seed in range(5):
+        assert certified(H, L2(), max_hvps=budget, seed=seed).upper >= 5.0
+        assert certified(H, Linf(), max_hvps=budget, seed=seed).upper >= h.sum() * (1 - 1e-12)
+        # One matrix parameter and ⟨D, D A⟩: the sum of A's largest eigenvalues, as many as rows.
+        A = np.diag(h[-8:])
+        found = certified(np.kron(np.eye(5), A), Spectral(), {"W": (5, 8)}, max_hvps=budget)
+        assert found.upper >= h[-5:].sum() * (1 - 1e-12)
+
+
+def test_little_memory_still_bounds(monkeypatch):
+    monkeypatch.setattr(certificate, "MEMORY", 0)
+    H = symmetric(40, 5, np.linspace(0.1, 5, 40))
+    found = certified(H, L2(), max_hvps=100)
+    assert found.upper >= 5.0
+    oracle = CountingOracle(MatrixProblem(np.diag(np.linspace(0.1, 5, 40))).at())
+    bound = Linf().bind(oracle.space)
+    assert certify(oracle, bound, {"x": np.ones(40)}, max_hvps=100).upper >= 102.0 * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("after", [25, 60, 90])
+def test_a_late_nan_says_what_it_is(after):
+    """Early and late in the lift, and in Lanczos."""
+    H, count = symmetric(40, 5), 0
+
+    def product(v):
+        nonlocal count
+        count += 1
+        return H @ v * (np.nan if count > after else 1.0)
+
+    def measured(throw):
+        nonlocal count
+        count = 0
+        operator = LinearOperator((40, 40), matvec=product, dtype=np.float64)
+        return geodiag.sharpness(
+            operator, "spectral", shapes={"W": (5, 8)}, certificate=True, max_hvps=150, throw=throw
+        )
+
+    with pytest.raises(NonFiniteError, match=r"Hessian-vector product is not finite.*diverged"):
+        measured(True)
+    assert measured(False).status is geodiag.Status.NON_FINITE
 
 
 def test_starts_are_unit_directions():

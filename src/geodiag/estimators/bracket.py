@@ -14,8 +14,8 @@ from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import SharpnessResult, Status
 
 TOTAL = 250  # products, unless max_hvps says otherwise: for the witness ...
-WITNESS = 24
-AGAIN = 12  # ... to climb from the starts that the certificate found, and the rest for itself
+WITNESS = 10
+AGAIN = 8  # ... to climb from the starts that the certificate found, and the rest for itself
 LEAST = 12
 
 

@@ -1,11 +1,10 @@
 """Upper bounds on S, which pair with the witness's lower bound.
 
 If ⟨d, Pd⟩ ≤ t·‖d‖² for every d and P ≻ 0, then S ≤ t·max(0, λ_max(P^{-1/2} H P^{-1/2})). The norm's
-envelope says which P there are. A good one comes from the low-rank lift: k stacked copies V in
-place of d, and V ← P⁻¹G with G = HV and P the envelope's best form for G (for ℓ∞: the rows of HV
-normalised, p their lengths). The copies are ascended with momentum, then on a model of H made of
-all products so far, which costs none. Lanczos bounds the eigenvalue and shows where P is too small;
-the ascent goes on with its products in the model, P is mended, and bounded again.
+envelope says which P there are. A good one comes from the low-rank lift, whose copies ascend by
+products of their own. Then products go where H leads the top eigenvectors of what is known, as P
+is too small there if anywhere; after each such block the lift goes on with a model of H made of all
+products, which costs none. P is mended on what is known, and Lanczos bounds the eigenvalue.
 """
 
 from __future__ import annotations
@@ -18,23 +17,32 @@ import numpy as np
 from geodiag.blocks import (
     Array,
     Blocks,
+    all_finite,
     device,
     dot,
-    epsilon,
-    map_blocks,
     namespace,
     norm2,
     scale,
     stack,
     unstack,
 )
-from geodiag.envelopes import Envelope, Form, Weights, euclidean
-from geodiag.envelopes.base import combine
+from geodiag.envelopes import Form, Weights, euclidean
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
-from geodiag.estimators.eigenbound import Products, TopBound, bound_top
-from geodiag.estimators.recombine import modelled, orthonormal, recombine
+from geodiag.estimators.driver import begin, best
+from geodiag.estimators.eigenbound import Known, bound_top
+from geodiag.estimators.lift import Task, ascended, begun, rehearsed
+from geodiag.estimators.recombine import (
+    beyond,
+    count_of,
+    modelled,
+    newest,
+    orthonormal,
+    recombine,
+    together,
+)
+from geodiag.estimators.segment import segment
 from geodiag.estimators.stacked import gram, mix
-from geodiag.estimators.stacks import join, one
+from geodiag.estimators.stacks import one
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
 from geodiag.oracles.wrappers import CountingOracle
@@ -43,16 +51,13 @@ from geodiag.spaces import Space
 BUDGET = 224
 RTOL = 2e-3
 COPIES = 8
-MOMENTUM = 0.9  # less where H is negative: a multiple of P is then added instead
-SHIFT = 0.4  # times the most negative curvature met, relative to the largest
-FLOOR = 1e-4  # the share of a well-conditioned form in every P ...
-COARSE = 30.0  # ... and not below this times √ε: dividing by less would amplify rounding
-LIFT, FIRST = 0.45, 0.15  # shares of the budget: the lift, the first Lanczos
-REHEARSED, SETTLED = 40, 1e-8  # steps of the lift on the model, or until t(P) changes by less
+LIFT, SHARPEN = 0.4, 0.24  # shares of the budget: the lift, and then along top eigenvectors
+SHORT, LONG = 20, 40  # steps on the model of H: between products, and after the last
 MENDED = 16  # Ritz vectors at most by which a form is mended
 NEAR = 0.85  # ... of those whose value is at least this share of the top one
-LEAST = 60  # products that the last Lanczos needs, or there is but one
-STARTS = 4
+LEAST = 20  # products that the last Lanczos needs, or there is but one
+ROUNDED, ROUNDS, STARTS = 16, 20, 2  # ascents on the model of H, their steps, those handed on
+MEMORY, LEAST_KEPT = 2**31, 48  # entries of everything kept at a time; vectors, whatever their size
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ def certify(
             "geodiag.envelopes.euclidean(space, t)",
         )
     before, rng = oracle.num_hvps, np.random.default_rng(seed)
-    copies = min(COPIES * max(1, budget // 500), oracle.space.size + 1, budget // 2)
+    kept = max(LEAST_KEPT, MEMORY // max(1, oracle.space.size)) // 6
+    wanted = COPIES * max(1, budget // 500)
+    copies = min(wanted, oracle.space.size + 1, budget // 2, kept // 2)
     noise = [oracle.space.random(rng) for _ in range(copies - 1)]
     # The copies share the witness's length, as the unit ball of the lift would have it.
     length = float(norm2(witness)) / math.sqrt(copies)
@@ -111,133 +118,76 @@ def certify(
     unit = _peak(images)  # so that no square under- or overflows
 
     def products(ds: Blocks) -> Blocks:
-        return scale(oracle.hvps(ds), 1 / unit)
+        return scale(_finite(oracle.hvps(ds)), 1 / unit)
 
     images = scale(images, 1 / unit)
     value = float(dot(witness, unstack(images)[0]))
-    task = _Task(products, oracle.space, envelope, rng, rtol, max(value, 0.0) * (1 + rtol))
+    target = max(value, 0.0) * (1 + rtol)
+    task = Task(products, oracle.space, envelope, rng, rtol, target, kept)
     upper, left = math.inf, budget - copies
     if isinstance(norm, SumJoint):
         delta /= 2
         upper = _by_parts(task, norm, delta, left)
         left = budget - (oracle.num_hvps - before)
+    starts: list[Blocks] = []
     if math.isinf(upper) or (upper > task.target and left >= 2):
-        bound, images = _lifted(task, first, images, delta, left)
+        bound, starts = _lifted(task, norm, first, images, delta, left)
         upper = min(upper, bound)
-    starts = _rounded(norm, images, rng)
     return Certificate(upper * unit, oracle.num_hvps - before, (note,), starts)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is bounded: H by its products, in the geometry of an envelope."""
-
-    products: Products
-    space: Space
-    envelope: Envelope
-    rng: np.random.Generator
-    rtol: float
-    target: float  # a bound as low as this is not bettered
-
-    def form(self, weights: Weights) -> Form:
-        """The form of ``weights``, raised so that it is well conditioned."""
-        inside = self.envelope.interior()
-        t = self.envelope.bound(weights)
-        eps = epsilon({"": inside[0]})
-        share = (
-            max(FLOOR, COARSE * math.sqrt(eps)) * t / self.envelope.bound(inside) if t > 0 else 1.0
-        )
-        return self.envelope.form(combine([weights, inside], [1.0, share]))
-
-    def top(self, form: Form, delta: float, limit: int) -> TopBound:
-        noise, enough = self.space.random(self.rng), self.target / form.bound
-        return bound_top(self.products, form, noise, delta, limit, self.rtol, enough)
-
-
 def _lifted(
-    task: _Task, directions: Blocks, images: Blocks, delta: float, budget: int
-) -> tuple[float, Blocks]:
-    """A bound on S by the lift, begun at these stacked copies; and the last copies' images."""
+    task: Task, norm: Norm | None, directions: Blocks, images: Blocks, delta: float, budget: int
+) -> tuple[float, list[Blocks]]:
+    """A bound on S by the lift, begun at these copies; and starts for an ascent in ``norm``."""
     if task.envelope.rigid:
         form = task.form(task.envelope.interior())
-        return form.bound * max(task.top(form, delta, budget).upper, 0.0), images
-    copies = next(iter(images.values())).shape[0]
-    steps = int(LIFT * budget) // copies
-    weights, ahead, known = _ascended(
-        task, task.products, task.envelope.fit(images), images, [(directions, images)], steps
-    )
-    left, everything = budget - steps * copies, _together(known)
-    weights, ahead, everything = _rehearsed(task, weights, ahead, everything)
-    form, limit, upper = task.form(weights), int(FIRST * budget), math.inf
-    if left - limit >= LEAST:
-        delta /= 2  # either run may fail
-        found = task.top(form, delta, limit)
-        left, upper = left - len(found.values), form.bound * max(found.upper, 0.0)
-        if upper <= task.target:
-            return upper, ahead
-        count = min(MENDED, int(np.sum(found.values >= NEAR * found.values[-1])))
-        fits = [task.envelope.fit(one(g)) for g in unstack(_rows(found.images, -count))]
-        everything = _together([everything, (found.ritz, found.images)])
-        again, ahead, everything = _rehearsed(task, weights, ahead, everything)
-        form = task.form(recombine(task.envelope, [again, weights, *fits], *everything))
-    found = task.top(form, delta, left)
-    return min(upper, form.bound * max(found.upper, 0.0)), ahead
-
-
-def _ascended(
-    task: _Task,
-    products: Products,
-    weights: Weights,
-    ahead: Blocks,
-    known: list[tuple[Blocks, Blocks]],
-    steps: int,
-) -> tuple[Weights, Blocks, list[tuple[Blocks, Blocks]]]:
-    """Steps of the lift; ``known``, what was multiplied, the newest last, grows by them."""
-    for _ in range(steps):
-        directions = task.form(weights).solve(ahead)
-        known = [*known, (directions, products(directions))]
-        ahead = _ahead(ahead, known)
-        weights = task.envelope.fit(ahead, weights)
-    return weights, ahead, known
-
-
-def _rehearsed(
-    task: _Task, weights: Weights, ahead: Blocks, known: tuple[Blocks, Blocks]
-) -> tuple[Weights, Blocks, tuple[Blocks, Blocks]]:
-    """The lift carried on by a model of H; and what is known, on an orthonormal basis."""
-    form = task.form(weights)
-    basis = orthonormal(form, *known)
-    model = modelled(form, *basis)
-    directions = form.solve(ahead)
-    first = model(directions)
-    fit, pair = task.envelope.fit(first, weights), (directions, first)
-    for _ in range(REHEARSED):
-        before = task.envelope.bound(fit)
-        fit, first, (*_, pair) = _ascended(task, model, fit, first, [pair], 1)
-        if abs(task.envelope.bound(fit) - before) <= SETTLED * before:
+        return form.bound * max(task.bounded(form, delta, budget).upper, 0.0), []
+    copies = count_of(images)
+    steps, rounds = int(LIFT * budget) // copies, int(SHARPEN * budget) // copies
+    lift = ascended(task, task.products, begun(task, directions, images), steps)
+    known, left = together(*lift.known), budget - steps * copies
+    for _ in range(rounds):
+        lift = rehearsed(task, lift, known, SHORT)
+        new = beyond(task.form(lift.weights), known, copies)
+        if new is None or left - count_of(new) < LEAST:
             break
-    return fit, first, basis
+        left -= count_of(new)
+        known = newest(together(known, (new, task.products(new))), task.kept)
+    lift = rehearsed(task, lift, known, LONG)
+    form = task.form(_mended(task, lift.weights, known))
+    last = task.bounded(form, delta, left)
+    upper = form.bound * max(last.upper, 0.0)
+    if norm is None:
+        return upper, []
+    known = newest(together(known, (last.ritz, last.images)), task.kept)
+    return upper, _starts(task, norm, form, lift.ahead, known)
 
 
-def _ahead(ahead: Blocks, known: list[tuple[Blocks, Blocks]]) -> Blocks:
-    """The newest images G carried on by momentum, and by PV where H is negative.
-
-    ``ahead`` is PV for the newest copies V. Adding a multiple of P to H changes no maximiser and
-    damps what is negative.
-    """
-    (_, old), (directions, images) = known[-2:]
-    # Copies that nearly coincide make it singular: what float32 cannot tell apart is left out.
-    pencil = np.linalg.pinv(gram(directions, ahead), rcond=1e-3) @ gram(directions, images)
-    values = np.linalg.eigvals(pencil).real
-    least, largest = float(values.min()), float(values.max())
-    shift = SHIFT * min(-least / largest, 1.0) if least < 0 < largest else 0.0
-    ahead_by = MOMENTUM * (1.0 - shift)
-    return map_blocks(
-        lambda g, g_old, pv: g + ahead_by * (g - g_old) + shift * pv, images, old, ahead
-    )
+def _mended(task: Task, weights: Weights, known: Known) -> Weights:
+    """A form raised where what is known of H shows it to be too small."""
+    basis, images = orthonormal(task.form(weights), *known)
+    values, vectors = np.linalg.eigh(gram(basis, images))
+    if values[-1] <= 0:
+        return weights
+    count = min(MENDED, int(np.sum(values >= NEAR * values[-1])))
+    fits = [task.envelope.fit(one(g)) for g in unstack(mix(vectors[:, -count:].T, images))]
+    return recombine(task.envelope, [weights, *fits], basis, images)
 
 
-def _by_parts(task: _Task, norm: SumJoint, delta: float, budget: int) -> float:
+def _starts(task: Task, norm: Norm, form: Form, ahead: Blocks, known: Known) -> list[Blocks]:
+    """Where ascents on the model of H end that begin at the norm's LMO of mixed copies."""
+    model = modelled(form, *orthonormal(form, *known))
+    mixtures = mix(task.rng.standard_normal((ROUNDED, count_of(ahead))), ahead)
+    directions = norm.lmos(mixtures)
+    p = begin(directions, model(directions))
+    for _ in range(ROUNDS):
+        p = segment(norm, model, p)
+    found = unstack(best(p, STARTS).direction)
+    return [scale(d, 1 / norm.value(d)) for d in found if float(norm.value(d)) > 0]
+
+
+def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
     """S ≤ max_b r_b²·S_b(H_bb + cI), c ≥ −λ_min(H): a convex form is largest at one part alone."""
     space = task.space
     share = budget // (len(norm.parts) + 2)
@@ -272,7 +222,7 @@ def _by_parts(task: _Task, norm: SumJoint, delta: float, budget: int) -> float:
         noise = stack([own.random(task.rng) for _ in range(min(COPIES, share // 4 + 1))])
         images = noise if envelope.rigid else products(noise)
         used = 0 if envelope.rigid else next(iter(noise.values())).shape[0]
-        found, _ = _lifted(inner, noise, images, delta, max(1, share - used))
+        found, _ = _lifted(inner, None, noise, images, delta, max(1, share - used))
         upper = max(upper, found * part.radius**2)
     return upper
 
@@ -289,31 +239,18 @@ def _padded(ds: Blocks, space: Space) -> Blocks:
     return {name: ds[name] if name in ds else zeros(name) for name in space.names}
 
 
-def _rounded(norm: Norm, images: Blocks, rng: np.random.Generator) -> list[Blocks]:
-    """Directions of unit norm by the norm's LMO at random mixtures of the copies' images."""
-    count = next(iter(images.values())).shape[0]
-    mixtures = unstack(mix(rng.standard_normal((STARTS, count)), images))
-    found = [norm.lmo(g) for g in mixtures]
-    return [scale(d, 1 / norm.value(d)) for d in found if float(norm.value(d)) > 0]
-
-
-def _together(known: list[tuple[Blocks, Blocks]]) -> tuple[Blocks, Blocks]:
-    return join(*(d for d, _ in known)), join(*(g for _, g in known))
-
-
-def _rows(x: Blocks, start: int) -> Blocks:
-    return {name: rows[start:, ...] for name, rows in x.items()}
-
-
 def _peak(images: Blocks) -> float:
     """The largest absolute entry; 1 if all vanish."""
     xp = namespace(images)
-    peaks = [xp.max(xp.abs(x)) for x in images.values() if 0 not in x.shape]
-    peak = float(xp.max(xp.stack(peaks)))
-    if not math.isfinite(peak):
+    peaks = [xp.max(xp.abs(x)) for x in _finite(images).values() if 0 not in x.shape]
+    return float(xp.max(xp.stack(peaks))) or 1.0
+
+
+def _finite(images: Blocks) -> Blocks:
+    if not bool(all_finite(images)):
         raise NonFiniteError(
             "a Hessian-vector product is not finite",
             got="NaN or infinity",
             do="check the parameters and the data; the training may have diverged",
         )
-    return peak or 1.0
+    return images

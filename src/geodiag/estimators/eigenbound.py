@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from geodiag.estimators.stacked import Matrix, gram, mix
 from geodiag.estimators.stacks import join, one
 
 Products = Callable[[Blocks], Blocks]  # stacked directions d ↦ H d
+Known: TypeAlias = tuple[Blocks, Blocks]  # stacked directions, and H times these
 
 # What rounding may add to an eigenvalue, in units of the machine epsilon times ‖A‖ per step.
 ROUNDING = 10.0
