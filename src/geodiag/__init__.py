@@ -2,16 +2,19 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from geodiag import blocks, estimators, norms, testing
+from geodiag import blocks, estimators, norms, sinks, testing
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.edge import Threshold, threshold
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.measure import sharpness
+from geodiag.monitor import Monitor, Update
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle, Problem
+from geodiag.plotting import plot
 from geodiag.plugins import hookimpl, registry
 from geodiag.problems import problem
+from geodiag.records import Record, read_records
 from geodiag.results import Bound, SharpnessResult, Status
 
 try:
@@ -32,24 +35,30 @@ __all__ = [
     "Bound",
     "DirectionalSmoothness",
     "GeodiagError",
+    "Monitor",
     "Norm",
     "Oracle",
     "Problem",
     "QuadraticNorm",
+    "Record",
     "SharpnessEstimator",
     "SharpnessResult",
     "Status",
     "Threshold",
+    "Update",
     "available_norms",
     "blocks",
     "directional_smoothness",
     "estimators",
     "hookimpl",
     "norms",
+    "plot",
     "problem",
+    "read_records",
     "register",
     "register_norm",
     "sharpness",
+    "sinks",
     "testing",
     "threshold",
 ]

@@ -12,10 +12,16 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 # What only these files of the core may import; their users have the extras installed.
-EXTRAS = {"demo": {"matplotlib", "rich", "sklearn"}, "plotting": {"matplotlib"}}
+EXTRAS = {
+    "demo": {"matplotlib", "rich", "sklearn"},
+    "plotting": {"matplotlib"},
+    "sinks": {"mlflow", "tensorboard", "wandb"},
+    "watch": {"rich"},
+}
 TORCH = {"torch", "geodiag_torch", "lightning", "transformers", "torchvision"}
 JAX = {"jax", "jaxlib", "geodiag_jax", "optax", "flax", "equinox", "chex"}
 FRAMEWORKS = TORCH | JAX
+OPTIONAL = set().union(*EXTRAS.values()) | {"scipy", "pytest"}
 
 
 def sources(package: str) -> list[Path]:
@@ -87,7 +93,7 @@ def loaded(python, code: str) -> set[str]:
 def test_core_runs_without_a_framework(python, code):
     modules = loaded(python, code)
     assert "geodiag" in modules
-    assert not modules & (FRAMEWORKS | {"scipy", "sklearn", "matplotlib", "rich", "pytest"})
+    assert not modules & (FRAMEWORKS | OPTIONAL)
 
 
 @pytest.mark.parametrize(

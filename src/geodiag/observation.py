@@ -1,0 +1,244 @@
+"""One measurement of a run, in two halves around a step; every failure becomes a note.
+
+The point is copied: the optimizer may write into the parameters between the halves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from geodiag.blocks import (
+    Blocks,
+    all_finite,
+    array_namespace,
+    dot,
+    epsilon,
+    map_blocks,
+    scale,
+    subtract,
+)
+from geodiag.checks import is_number
+from geodiag.edge import Threshold, threshold
+from geodiag.errors import ArgumentError, StaleOracle
+from geodiag.measure import sharpness
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.oracles import CountingOracle, Problem
+from geodiag.records import Record
+from geodiag.results import SharpnessResult
+
+# Of the residual in a quadratic norm. The value's error is of the order of its square, where the
+# eigenvalue stands apart from the others.
+RTOL = 0.02
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update rule in force at one step, as the optimizer states it.
+
+    The other fields are those of :func:`geodiag.threshold`. ``unknown``: why no threshold applies
+    (the measured norm is not the optimizer's geometry, say); threshold and ratio are then NaN, with
+    this as the record's note.
+    """
+
+    lr: float
+    normalized: bool = False
+    momentum: float = 0.0
+    ema: bool = False
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    unknown: str = ""
+
+    def threshold(self, dual_norm: float | None) -> Threshold:
+        """:func:`geodiag.threshold` of this rule, on S where ‖g‖* is given.
+
+        Raises:
+            ArgumentError: a value out of its range.
+        """
+        return threshold(
+            self.lr,
+            normalized=self.normalized,
+            dual_norm=dual_norm if self.normalized else None,
+            momentum=self.momentum,
+            ema=self.ema,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            decoupled=self.decoupled,
+        )
+
+
+@dataclass
+class Observation:
+    """A measurement in progress: its frozen point, and what is known so far."""
+
+    step: int
+    problem: Problem
+    known: dict[str, Any] = field(default_factory=dict)  # fields of the Record
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    norm: Norm | None = None  # bound to the parameters
+    here: Blocks | None = None  # a copy of w
+    oracle: CountingOracle | None = None  # at w
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Put an exception into the notes, and go on behind the block."""
+        try:
+            yield
+        except Exception as e:
+            self.note(f"{what}: {said(e)}")
+
+    def note(self, text: str) -> None:
+        """Add to the record's note, once."""
+        text = " ".join(text.split())
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+    def record(self) -> Record:
+        """What is known."""
+        hvps = 0 if self.oracle is None else self.oracle.num_hvps
+        note = "; ".join(self.notes)
+        return Record(self.step, **self.known, num_hvps=hvps, seconds=self.seconds, note=note)
+
+    def freeze(self, params: Any, norm: Norm) -> None:
+        """Copy the point, and ask for the loss there."""
+        oracle = self.problem.at(params)
+        self.here = _copy(oracle.point())
+        whole = isinstance(params, Mapping) and set(params) == set(oracle.names)
+        if params is None or whole:  # else tensors that are not measured would be lost
+            oracle = self.problem.at(self.here)
+        self.oracle, self.norm = CountingOracle(oracle), norm.bind(oracle.space)
+        with self.noting("the loss"):
+            self.known["loss"] = float(oracle.loss())
+
+    def measure(self, asked: Norm, start: Any, options: dict[str, Any]) -> SharpnessResult | None:
+        """S and ‖g‖*; the result, where there is one to go on from."""
+        assert self.oracle is not None
+        assert self.norm is not None
+        rtol = options["rtol"]
+        if rtol is None and isinstance(self.norm, QuadraticNorm):
+            rtol = RTOL
+        result = None
+        with self.noting("the sharpness"):
+            given = options | {"rtol": rtol}
+            result = sharpness(self.oracle, asked, start=start, throw=False, **given)
+        if result is None or result.status.failed:
+            self.note("" if result is None else "; ".join(result.notes))
+            with self.noting("the dual norm"):
+                self._dual_norm()
+            return None
+        self.known |= {
+            "sharpness": result.value,
+            "bound": result.bound.name,
+            "dual_norm": result.dual_norm,
+        }
+        if result.upper is not None:
+            self.known["upper"] = float(result.upper)
+        return result
+
+    def compare(self, update: Update | None) -> None:
+        """The threshold that applies, and S in units of it."""
+        if update is None:
+            self.note("no threshold: neither lr= nor update= was given")
+            return
+        self.known["lr"] = float(update.lr)
+        reason = self._no_threshold(update)
+        if reason:
+            self.note(f"no threshold: {reason}")
+            return
+        edge = update.threshold(self.known.get("dual_norm"))
+        if edge != edge or edge <= 0:
+            why = edge.provenance if edge != edge else f"it would be {float(edge):.3g}, not above 0"
+            self.note(f"no threshold: {why}")
+            return
+        self.known["threshold"] = float(edge)
+        self.known["ratio"] = self.known.get("sharpness", math.nan) / edge
+
+    def measure_step(self, params: Any) -> None:
+        """D and the curvature along the step, from the frozen point to ``params``."""
+        if self.here is None or self.oracle is None or self.norm is None:
+            return
+        there = self.problem.at(params).point()
+        step = subtract(there, self.here)
+        if not bool(all_finite(step)):
+            self.note("the step is not finite")
+            return
+        length = float(self.norm.value(step))
+        if not length > 0:
+            self.note("the step was zero")
+            return
+        try:
+            self._along(step, length, there)
+        except StaleOracle:
+            # A buffer, the mode, or a tensor that is not measured has changed with the step.
+            self.note("D is with buffers and unmeasured tensors as they were after the step")
+            self.oracle.inner = self.problem.at(self.here)
+            self._along(step, length, there)
+
+    def _along(self, step: Blocks, length: float, there: Blocks) -> None:
+        assert self.oracle is not None
+        before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
+        slope = float(dot(self.oracle.gradient(), step))
+        smoothness = 2 * (after - before - slope) / length**2
+        if math.isfinite(smoothness):
+            self.known["directional_smoothness"] = smoothness
+            terms = abs(before) + abs(after) + abs(slope)
+            if abs(smoothness) < (error := 2 * epsilon(step) * terms / length**2):
+                self.note(f"D is below its rounding error, {error:.1g}")
+        else:
+            self.note("the loss or the gradient at one end of the step is not finite")
+        unit = scale(step, 1 / length)
+        curvature = float(dot(unit, self.oracle.hvp(unit)))
+        if math.isfinite(curvature):
+            self.known["curvature"] = curvature
+        else:
+            self.note("the product along the step is not finite")
+
+    def _dual_norm(self) -> None:
+        assert self.oracle is not None
+        assert self.norm is not None
+        gradient = self.oracle.gradient()
+        if bool(all_finite(gradient)):
+            self.known["dual_norm"] = float(self.norm.dual(gradient))
+
+    def _no_threshold(self, update: Update) -> str:
+        """Why none applies, as far as :func:`geodiag.threshold` cannot know."""
+        if update.unknown:
+            return update.unknown
+        if update.normalized:
+            known = math.isfinite(self.known.get("dual_norm", math.nan))
+            return "" if known else "it needs the dual norm of the gradient, which is not known"
+        if (update.momentum or update.weight_decay) and not isinstance(self.norm, QuadraticNorm):
+            return "with momentum or weight decay one is established in quadratic norms only"
+        return ""
+
+
+def check_rule(lr: Any, update: Any) -> None:
+    """Check ``lr=`` and ``update=`` of a Monitor, as far as one can before they are asked.
+
+    Raises:
+        ArgumentError: both are given, or one of them cannot be used.
+    """
+    if lr is not None and update is not None:
+        raise ArgumentError("lr= and update= both state the rule", do="pass one of them")
+    if lr is not None and not callable(lr):
+        if not is_number(lr):
+            raise ArgumentError("lr= must be a number or a function of the step", got=repr(lr))
+        Update(lr).threshold(None)
+    if isinstance(update, Update):
+        update.threshold(None)
+    elif update is not None and not callable(update):
+        raise ArgumentError("update= must be an Update or a function of the step", got=repr(update))
+
+
+def said(e: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(e).__name__}: {' '.join(str(e).split())}".removesuffix(": ")
+
+
+def _copy(blocks: Blocks) -> Blocks:
+    return map_blocks(lambda x: array_namespace(x).asarray(x, copy=True), blocks)

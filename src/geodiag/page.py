@@ -1,0 +1,51 @@
+"""A picture and a table of runs as one HTML file, without scripts and without a network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from geodiag.records import Record
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }}
+svg {{ width: 100%; height: auto; }}
+div {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 12px; white-space: nowrap; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left; }}
+</style>
+</head>
+<body>
+{svg}
+<h2>Last record</h2>
+<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+</body>
+</html>
+"""
+
+
+def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
+    """One HTML file with an SVG picture and the last record of each run; it fetches nothing."""
+    rows = []
+    for label, run in runs.items():
+        rows.append({"run": label or "run", **{k: _cell(x) for k, x in asdict(run[-1]).items()}})
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row.values()) + "</tr>"
+        for row in rows
+    )
+    title = html.escape(", ".join(label for label in runs if label) or "geodiag")
+    return PAGE.format(title=title, svg=svg[svg.index("<svg") :], head=head, body=body)
+
+
+def _cell(x: Any) -> str:
+    if isinstance(x, float):
+        return f"{x:.6g}" if x == x else ""
+    return str(x)

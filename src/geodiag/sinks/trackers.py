@@ -1,0 +1,153 @@
+"""Experiment trackers. Each package is imported only when its sink is built.
+
+Numbers that are not known are left out of the charts; a record's note goes along as text.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib import import_module
+from typing import Any
+
+from geodiag.errors import MissingDependency
+from geodiag.records import Record
+from geodiag.sinks.base import PREFIX, Sink, metrics
+
+
+class TensorBoard(Sink):
+    """Event files for TensorBoard (the package ``tensorboard``; neither torch nor TensorFlow).
+
+    Args:
+        folder: where the event file is made.
+        prefix: put before each metric's name.
+
+    Raises:
+        MissingDependency: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, prefix: str = PREFIX) -> None:
+        writers = _package("tensorboard.summary.writer.event_file_writer", "tensorboard")
+        self._proto = _package("tensorboard.compat.proto.event_pb2", "tensorboard")
+        self._summary = _package("tensorboard.compat.proto.summary_pb2", "tensorboard")
+        self._tensor = _package("tensorboard.compat.proto.tensor_pb2", "tensorboard")
+        self._types = _package("tensorboard.compat.proto.types_pb2", "tensorboard")
+        self._writer = writers.EventFileWriter(os.fspath(folder))
+        self._folder, self._prefix = folder, prefix
+
+    def write(self, record: Record) -> None:
+        values = [
+            self._summary.Summary.Value(tag=name, simple_value=x)
+            for name, x in metrics(record, self._prefix).items()
+        ]
+        if record.note:
+            values.append(self._text("note", record.note))
+        summary = self._summary.Summary(value=values)
+        event = self._proto.Event(wall_time=time.time(), step=record.step, summary=summary)
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _text(self, name: str, text: str) -> Any:
+        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
+        tensor = self._tensor.TensorProto(
+            dtype=self._types.DT_STRING, string_val=[text.encode()], tensor_shape=None
+        )
+        return self._summary.Summary.Value(
+            tag=self._prefix + name,
+            metadata=self._summary.SummaryMetadata(plugin_data=plugin),
+            tensor=tensor,
+        )
+
+    def __repr__(self) -> str:
+        return f"TensorBoard({os.fspath(self._folder)!r})"
+
+
+class WandB(Sink):
+    """A run of Weights & Biases.
+
+    The metrics have an axis of their own, ``geodiag/step``, so that they may be logged beside the
+    training's own, whose steps must not go back.
+
+    Args:
+        run: a run of ``wandb.init``; None: the run in progress or, without one, a new one, which is
+            then finished by :meth:`close`.
+        prefix: put before each metric's name.
+        init: further keywords for ``wandb.init`` where a run is made, e.g. ``mode="offline"``.
+
+    Raises:
+        MissingDependency: wandb is not installed.
+    """
+
+    def __init__(self, run: Any = None, *, prefix: str = PREFIX, **init: Any) -> None:
+        package = _package("wandb", "wandb")
+        found = run if run is not None else package.run
+        self._own = found is None
+        self._run = package.init(**init) if found is None else found
+        self._prefix = prefix
+        self._run.define_metric(prefix + "step")
+        self._run.define_metric(prefix + "*", step_metric=prefix + "step")
+
+    def write(self, record: Record) -> None:
+        values: dict[str, Any] = {self._prefix + "step": record.step}
+        values |= metrics(record, self._prefix)
+        if record.note:
+            values[self._prefix + "note"] = record.note
+        self._run.log(values)
+
+    def close(self) -> None:
+        if self._own:
+            self._own = False
+            self._run.finish()
+
+
+class MLflow(Sink):
+    """A run of MLflow, at the tracking address that MLflow is set to.
+
+    Args:
+        run_id: the run; None: the active one or, without one, a new one, which is then ended by
+            :meth:`close`.
+        prefix: put before each metric's name.
+
+    Raises:
+        MissingDependency: mlflow is not installed.
+    """
+
+    def __init__(self, run_id: str | None = None, *, prefix: str = PREFIX) -> None:
+        package = _package("mlflow", "mlflow-skinny")
+        entities = _package("mlflow.entities", "mlflow-skinny")
+        self._metric, self._client = entities.Metric, package.MlflowClient()
+        active = package.active_run()
+        self._own = run_id is None and active is None
+        if run_id is None:
+            run_id = (active or package.start_run()).info.run_id
+        self._run_id, self._prefix, self._package = run_id, prefix, package
+
+    def write(self, record: Record) -> None:
+        now = int(1000 * time.time())
+        found = metrics(record, self._prefix).items()
+        points = [self._metric(name, x, now, record.step) for name, x in found]
+        self._client.log_batch(self._run_id, metrics=points)
+        if record.note:  # a tag holds the last one
+            text = f"step {record.step}: {record.note}"
+            self._client.set_tag(self._run_id, self._prefix + "note", text[:5000])
+
+    def close(self) -> None:
+        if self._own:
+            self._own = False
+            active = self._package.active_run()
+            if active is not None and active.info.run_id == self._run_id:
+                self._package.end_run()
+
+
+def _package(module: str, distribution: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as e:
+        raise MissingDependency(
+            f"this sink needs the package {distribution}",
+            got=str(e),
+            do='pip install "geodiag[sinks]"',
+        ) from e

@@ -1,0 +1,181 @@
+"""Records: a line says all of a record, and a file gives back every whole line of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import geodiag
+from geodiag.errors import ArgumentError
+from geodiag.records import HEADER, Record, from_csv, from_json, read_records, to_csv, to_json
+
+FULL = Record(
+    step=30,
+    loss=0.1 + 0.2,  # not a short decimal
+    lr=1e-300,
+    sharpness=-5.0,
+    bound="EXACT",
+    upper=math.inf,
+    dual_norm=-math.inf,
+    directional_smoothness=1e22,
+    curvature=0.0,
+    threshold=20.0,
+    ratio=0.25,
+    num_hvps=12,
+    seconds=0.5,
+    note='a "quoted", spaced ℓ∞ note',
+)
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+records = st.builds(
+    Record,
+    step=st.integers(),
+    loss=numbers,
+    sharpness=numbers,
+    bound=st.sampled_from(["EXACT", "LOWER", ""]),
+    ratio=numbers,
+    num_hvps=st.integers(min_value=0),
+    note=text,
+)
+
+
+def same(a: Record, b: Record) -> bool:
+    """Equality in which NaN equals NaN."""
+    pairs = zip(asdict(a).values(), asdict(b).values(), strict=True)
+    return all(x == y or (x != x and y != y) for x, y in pairs)
+
+
+# The promised fields, written down apart from the code.
+PROMISED = (
+    "step, loss, lr, sharpness, bound, upper, dual_norm, directional_smoothness, curvature, "
+    "threshold, ratio, num_hvps, seconds, note"
+)
+
+
+def test_fields_are_the_promised_ones():
+    assert ", ".join(f.name for f in fields(geodiag.Record)) == PROMISED
+    assert {f.type for f in fields(Record)} == {"int", "float", "str"}
+
+
+@given(records)
+def test_a_line_of_json_is_strict_and_gives_the_record_back(record):
+    line = to_json(record)
+    assert "\n" not in line
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    assert same(from_json(line), record)
+
+
+@given(records)
+def test_a_row_of_csv_gives_the_record_back(record):
+    line = to_csv(record)
+    assert "\n" not in line
+    assert "\r" not in line
+    assert same(from_csv(line), replace(record, note=" ".join(record.note.split())))
+
+
+def test_what_is_written():
+    nothing = Record(step=3)
+    assert json.loads(to_json(nothing))["sharpness"] is None
+    assert json.loads(to_json(FULL))["upper"] == "Infinity"
+    assert to_csv(nothing) == "3,,,,,,,,,,,0,,"
+    assert HEADER.split(",") == [f.name for f in fields(Record)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+class TestFiles:
+    def lines(self, suffix):
+        if suffix == ".csv":
+            return [HEADER, to_csv(FULL), to_csv(Record(step=40, note="x"))]
+        return [to_json(FULL), to_json(Record(step=40, note="x"))]
+
+    def test_a_log_is_read(self, tmp_path, suffix):
+        path = tmp_path / f"run{suffix}"
+        path.write_text("\n".join(self.lines(suffix)) + "\n", "utf-8")
+        first, second = geodiag.read_records(str(path))
+        assert same(first, FULL)
+        assert (second.step, second.note) == (40, "x")
+        assert math.isnan(second.loss)
+
+    def test_every_torn_end_is_left_out_with_a_warning(self, tmp_path, suffix):
+        """Whatever byte the crash came at, the whole lines are there, and no half record is."""
+        path = tmp_path / f"run{suffix}"
+        whole = ("\n".join(self.lines(suffix)) + "\n").encode()
+        last = len(whole) - len(whole.rstrip(b"\n").rpartition(b"\n")[2]) - 1
+        for cut in range(last + 1, len(whole) - 1):
+            path.write_bytes(whole[:cut])
+            with pytest.warns(RuntimeWarning, match="is left out"):
+                (only,) = read_records(path)
+            assert same(only, FULL)
+
+    def test_a_line_torn_long_ago_is_left_out_too(self, tmp_path, suffix):
+        path = tmp_path / f"run{suffix}"
+        *head, last = self.lines(suffix)
+        path.write_text("\n".join([*head, last[:5], last]) + "\n", "utf-8")
+        with pytest.warns(RuntimeWarning, match=f"line {len(head) + 1} is left out"):
+            assert [r.step for r in read_records(path)] == [30, 40]
+
+    def test_an_empty_log_is_no_error(self, tmp_path, suffix):
+        path = tmp_path / f"run{suffix}"
+        path.write_text("")
+        assert read_records(path) == []
+
+    @pytest.mark.parametrize("content", [b"hello\n", b"\xff\xfe\n", b"[1]\n", b"{}\n", b"1,2\n"])
+    def test_another_file_is_refused(self, tmp_path, suffix, content):
+        path = tmp_path / f"run{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(ArgumentError, match="not a log"):
+            read_records(path)
+
+
+def test_line_ends_of_windows_and_repeated_headers_do_no_harm(tmp_path):
+    path = tmp_path / "run.csv"
+    row = to_csv(FULL)
+    path.write_bytes("\r\n".join([HEADER, row, HEADER, "", row, ""]).encode())
+    assert [r.step for r in read_records(path)] == [30, 30]
+
+
+def test_a_whole_last_line_needs_no_end(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text(to_json(FULL), "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (only,) = read_records(path)
+    assert same(only, FULL)
+
+
+def test_unknown_keys_are_left_out_and_missing_ones_unknown():
+    record = from_json('{"step": 7, "sharpness": 2, "method": "spectral descent"}')
+    assert same(record, Record(step=7, sharpness=2.0))
+    assert isinstance(record.sharpness, float)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"loss": 1.0}',
+        '{"step": 1.5}',
+        '{"step": true}',
+        '{"step": null}',
+        '{"step": 1, "loss": true}',
+        '{"step": 1, "loss": [1]}',
+        '{"step": 1, "note": 3}',
+        '{"step": 1, "bound": "UPPER"}',
+        '{"step": 1, "loss": "__import__(\'os\')"}',
+        "[" * 100_000,
+    ],
+)
+def test_values_of_another_type_are_refused(line):
+    with pytest.raises(ArgumentError):
+        from_json(line)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "."], ids=["missing", "folder"])
+def test_a_path_that_cannot_be_read_says_so(tmp_path, path):
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read_records(tmp_path / path)
