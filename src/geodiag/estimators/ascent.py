@@ -92,8 +92,8 @@ class Ascent(SharpnessEstimator):
     def _track(self, m: Measurement, start: Blocks) -> Found:
         """A step or two from the last witness."""
         rehearsal = 0 if m.oracle.space.size > HUGE else REHEARSAL
-        track = Track(m.norm, TRACK_RTOL, rehearsal)
-        return _settle(m, m.oracle.run(track, one(m.unit(start))))
+        outcome = m.oracle.run(Track(m.norm, TRACK_RTOL, rehearsal), one(m.unit(start)))
+        return _settle(m, outcome, CHECK_BUDGET, start)
 
     def _glance(self, m: Measurement, start: Blocks) -> Found:
         """The last witness against the best start of a small surrogate made anew."""
@@ -108,7 +108,7 @@ class Ascent(SharpnessEstimator):
             m.oracle.space.random(m.rng),
             _normal(m, mixtures, krylov),
         )
-        return _settle(m, outcome)
+        return _settle(m, outcome, CHECK_BUDGET, start)
 
     def climb(self, m: Measurement, starts: list[Blocks], budget: int) -> Found:
         """The best that ``starts`` reach within the budget, by successive halving."""
@@ -240,8 +240,11 @@ def _normal(m: Measurement, *shape: int) -> Array:
     return m.oracle.space.asarray(m.rng.standard_normal(shape))
 
 
-def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
-    """An outcome on the host; where it ends at no positive value, the search on the sphere.
+def _settle(
+    m: Measurement, outcome: Outcome, budget: int = 0, start: Blocks | None = None
+) -> Found:
+    """An outcome on the host; where it ends at no positive value, the search on the sphere, from
+    ``start`` if it ended at the origin.
 
     Raises:
         NonFiniteError: a product was not finite.
@@ -261,7 +264,8 @@ def _settle(m: Measurement, outcome: Outcome, budget: int = 0) -> Found:
         if length > 0:
             value = min(value, float(dot(direction, only(best.image))) / length**2)
         else:
-            value, best = 0.0, best._replace(direction=one(m.random()))
+            other = one(m.random() if start is None else m.unit(start))
+            value, best = 0.0, best._replace(direction=other, fresh=best.calm < 0)
     if value <= 0 and m.left(budget) > 1:
         best = on_the_sphere(m, best, budget, _rtol(m))
         value = float(best.value[0])
