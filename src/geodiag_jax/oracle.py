@@ -97,36 +97,47 @@ class JaxOracle(Oracle):
 
         One that cannot be traced (it calls ``float`` on an array) runs as it is, here and later.
         """
-        question = self._question(program)
-        if question is None:
-            return super().run(program, *arguments, asks=asks)
-        with suppress(Exception):  # what is not of the tracing is raised by the run as it is
-            return programs.run(*question, arguments)  # type: ignore[no-any-return]
+        sources = (self._fresh, self._held) if getattr(program, "alone", False) else (self._held,)
+        tried = []
+        for source in sources:
+            found = None if program.key is None else source()
+            if found is None:
+                continue
+            job = programs.Job.of(program, found[0], self.space, self._form.dtype)
+            if programs.refused(job):
+                continue
+            with suppress(Exception):  # what is not of the tracing is raised by the run as it is
+                return programs.run(job, found[1], arguments)  # type: ignore[no-any-return]
+            tried.append(job)
         answer = super().run(program, *arguments, asks=asks)
-        programs.refused(question[0])[:] = [True]
+        for job in tried:
+            programs.refused(job)[:] = [True]
         return answer
 
-    def _question(self, program: Program[Any]) -> tuple[programs.Job, Any] | None:
-        """What the program is compiled for, and the arrays that its products take.
-
-        None if it is not compiled.
-        """
-        if program.key is None or self._engine == "finite-difference":
+    def _fresh(self) -> tuple[programs.Source, Any] | None:
+        """The source of a program that linearizes for itself, where nothing has been asked yet."""
+        unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
+        if not unasked or not self._feed.single or (self._auto and _blocked(self._form)):
             return None
-        self._freeze()
-        source: programs.Kept | programs.Recomputed
-        operands: Any
+        ((_, batch, arrays),) = self._feed
+        return programs.Fresh(self._form, batch), (self._point, self._fixed, arrays)
+
+    def _held(self) -> tuple[programs.Source, Any] | None:
+        """The source of a program from what this oracle keeps, and its operands.
+
+        None if there is none to compile for.
+        """
+        if self._engine == "finite-difference":
+            return None
+        frozen = self._freeze()
         if self._kept is not None and len(self._kept) <= UNROLLED:
-            source, operands = programs.Kept(), self._feed.shares(self._kept)
-        elif self._kept is None and self._feed.single:
+            return programs.Kept(), (frozen, self._feed.shares(self._kept))
+        if self._kept is None and self._feed.single:
             ((_, batch, arrays),) = self._feed
             forward = self._engine == "recompute" and not (self._auto and _blocked(self._form))
-            source = programs.Recomputed(self._form, batch, forward)
-            operands = (self._point, self._fixed, arrays)
-        else:
-            return None
-        job = programs.Job.of(program, source, self.space, self._form.dtype)
-        return None if programs.refused(job) else (job, operands)
+            where = (self._point, self._fixed, arrays)
+            return programs.Recomputed(self._form, batch, forward), (frozen, where)
+        return None
 
     def _arrays(self, blocks: Blocks) -> Arrays:
         """Blocks as the compiled functions take them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,15 @@ from geodiag_jax.pytree import as_blocks, in_dtype
 
 S = TypeVar("S")
 Product = Callable[[Arrays], Arrays]
+Frozen = tuple[Array, Arrays]  # loss and gradient
 
 
 class TracedOracle(Oracle):
     """Hessian-vector products while JAX traces: loops become XLA's."""
 
-    def __init__(self, space: Space, product: Product) -> None:
-        self.space, self._product = space, product
+    def __init__(self, space: Space, product: Product, frozen: Frozen | None = None) -> None:
+        """``frozen``: the loss and the gradient, if a program may ask for them."""
+        self.space, self._product, self._frozen = space, product, frozen
 
     def hvp(self, d: Blocks) -> Blocks:
         return as_blocks(self.names, self._product(self._arrays(d)))
@@ -63,6 +65,29 @@ class TracedOracle(Oracle):
         start = _settled(lambda s: step(self._in_order(s))[0], state)
         return self._in_order(jax.lax.scan(body, start, length=length))
 
+    def grow(
+        self,
+        go_on: Callable[[S], Any],
+        step: Callable[[S, Blocks], tuple[S, Blocks]],
+        state: S,
+        rows: Blocks,
+    ) -> tuple[S, Blocks]:
+        """See :class:`geodiag.estimators.whole.Growing`; rows are written in place."""
+        (most, *_), *_ = (x.shape for x in rows.values())
+
+        def body(s: tuple[Array, S, Blocks]) -> tuple[Array, S, Blocks]:
+            count, inner, held = s
+            inner, row = step(inner, held)
+            held = {
+                name: jax.lax.dynamic_update_index_in_dim(x, row[name], count, 0)
+                for name, x in held.items()
+            }
+            return count + 1, inner, held
+
+        start = (jnp.zeros((), jnp.int32), state, rows)
+        _, state, rows = self.loop(lambda s: (s[0] < most) & go_on(s[1]), body, start)
+        return state, rows
+
     def _in_order(self, tree: S) -> S:
         """Blocks within ``tree`` in the order of the names again: JAX sorts the keys of dicts."""
         return in_order(self.names, tree)
@@ -71,10 +96,12 @@ class TracedOracle(Oracle):
         return _refuse("point()")
 
     def loss(self) -> Array:
-        return _refuse("loss()")
+        return self._frozen[0] if self._frozen else _refuse("loss()")
 
     def gradient(self) -> Blocks:
-        return _refuse("gradient()")
+        if self._frozen is None:
+            return _refuse("gradient()")
+        return as_blocks(self.names, self._frozen[1])
 
     def loss_at(self, params: Blocks) -> Array:
         return _refuse("loss_at(w)")
@@ -85,7 +112,7 @@ class TracedOracle(Oracle):
 
 def _refuse(question: str) -> NoReturn:
     raise EngineError(
-        "a compiled program asks its oracle for Hessian-vector products alone",
+        "a compiled program asks its oracle for products, the loss and the gradient alone",
         got=question,
         do="pass what else it needs as an argument of oracle.run",
     )
@@ -149,28 +176,56 @@ class _Held:
         return hash(self._key)
 
 
+class Source(Protocol):
+    """How a program's questions are answered from the operands that it is called with; hashable."""
+
+    def open(self, operands: Any) -> tuple[Frozen, Product]:
+        """What is frozen, and d ↦ ∇²L d, in the trace at hand."""
+
+
 @dataclass(frozen=True)
 class Kept:
-    """Products by kept linearizations; operands: (coefficient, linearization) of each batch."""
+    """By kept linearizations; operands: what is frozen, and (coefficient, linearization) of each
+    batch."""
 
-    def product(self, operands: Any, d: Arrays) -> Arrays:
-        if len(operands) == 1:
-            return compiled.apply(operands[0][1], d)  # type: ignore[no-any-return]
-        parts = [_scaled(c, compiled.apply(linear, d)) for c, linear in operands]
+    def open(self, operands: Any) -> tuple[Frozen, Product]:
+        frozen, kept = operands
+        return frozen, functools.partial(self._product, kept)
+
+    def _product(self, kept: Any, d: Arrays) -> Arrays:
+        if len(kept) == 1:
+            return compiled.apply(kept[0][1], d)  # type: ignore[no-any-return]
+        parts = [_scaled(c, compiled.apply(linear, d)) for c, linear in kept]
         return tuple(functools.reduce(jnp.add, each) for each in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Products computed anew on one batch; operands: the point, the fixed arrays, the batch's."""
+    """Anew on one batch; operands: what is frozen, and the point, the fixed arrays, the batch's."""
 
     form: Form
     batch: BatchForm
     forward: bool
 
-    def product(self, operands: Any, d: Arrays) -> Arrays:
+    def open(self, operands: Any) -> tuple[Frozen, Product]:
+        frozen, where = operands
         compute = compiled.forward if self.forward else compiled.reverse
-        return compute(self.form, self.batch, *operands, d)[1]  # type: ignore[no-any-return]
+        return frozen, lambda d: compute(self.form, self.batch, *where, d)[1]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """By a linearization within the program; operands: the point, the fixed arrays, the batch's.
+
+    One call of XLA fewer, where the oracle has not been asked anything yet.
+    """
+
+    form: Form
+    batch: BatchForm
+
+    def open(self, operands: Any) -> tuple[Frozen, Product]:
+        loss, gradient, linear = compiled.linearized(self.form, self.batch, *operands)
+        return (loss, gradient), functools.partial(compiled.apply, linear)
 
 
 def _scaled(c: Array, arrays: Arrays) -> Arrays:
@@ -182,13 +237,13 @@ class Job:
     """What the compilation of a program depends on, apart from the shapes of its arguments."""
 
     program: _Held
-    source: Kept | Recomputed
+    source: Source
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     views: tuple[tuple[str, MatrixView], ...]
     dtype: Any  # of the measurement
 
     @classmethod
-    def of(cls, program: Program[Any], source: Kept | Recomputed, space: Space, dtype: Any) -> Job:
+    def of(cls, program: Program[Any], source: Source, space: Space, dtype: Any) -> Job:
         shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
         return cls(_Held(program), source, shapes, views, dtype)
 
@@ -201,7 +256,8 @@ def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
     space = Space(dict(job.shapes), dict(job.views), in_dtype(job.dtype))
-    oracle = TracedOracle(space, functools.partial(job.source.product, operands))
+    frozen, product = job.source.open(operands)
+    oracle = TracedOracle(space, product, frozen)
     return job.program.program(oracle, *in_order(oracle.names, arguments))
 
 

@@ -162,9 +162,9 @@ def test_a_program_that_asks_for_more_than_products():
     np.testing.assert_allclose(got, truth.loss + truth.gradient[1:] @ np.asarray(d["w"]))
     traced = programs.TracedOracle(oracle.space, lambda d: d)
     for ask in (traced.loss_at, traced.gradient_at):
-        with pytest.raises(errors.EngineError, match=r"products alone. Got: \w+_at\(w\)"):
+        with pytest.raises(errors.EngineError, match=r"gradient alone. Got: \w+_at\(w\)"):
             ask(d)
-    with pytest.raises(errors.EngineError, match=r"products alone. Got: point\(\)"):
+    with pytest.raises(errors.EngineError, match=r"gradient alone. Got: point\(\)"):
         traced.point()
 
 

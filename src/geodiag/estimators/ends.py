@@ -79,14 +79,21 @@ class Close(NormProgram):
         direction = scale(direction, 1 / length)
         asked = image is None
         image = oracle.hvp(direction) if image is None else scale(image, 1 / length)
-        value = dot(direction, image)
-        residual = None
-        if isinstance(self.norm, QuadraticNorm):  # ‖P⁻¹Hd − S·d‖_P
-            off = subtract(self.norm.inverse_metric(image), scale(direction, value))
-            residual = safe_value(self.norm, off)
-        dual_norm, finite = dot(gradient, steepest), all_finite(image)
         asks = spent(direction, int(asked))
-        return Closing(direction, image, value, residual, dual_norm, finite, asks)
+        return closing(self.norm, direction, image, gradient, steepest, asks)
+
+
+def closing(
+    norm: Norm, direction: Blocks, image: Blocks, gradient: Blocks, steepest: Blocks, asks: Array
+) -> Closing:
+    """What is said of a witness of unit norm; ``image``: the product at it."""
+    value = dot(direction, image)
+    residual = None
+    if isinstance(norm, QuadraticNorm):  # ‖P⁻¹Hd − S·d‖_P
+        off = subtract(norm.inverse_metric(image), scale(direction, value))
+        residual = safe_value(norm, off)
+    dual_norm, finite = dot(gradient, steepest), all_finite(image)
+    return Closing(direction, image, value, residual, dual_norm, finite, asks)
 
 
 def safe_value(norm: Norm, d: Blocks) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -51,9 +51,12 @@ class Flat:
 
     def random(self, space: Space, rng: np.random.Generator) -> Blocks:
         """The flat view of ``space.random(rng)``, moved to the device in one piece."""
+        return {NAME: space.asarray(self.draw(rng))}
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """The same, still on the host."""
         drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
-        joined = np.concatenate([drawn[name].ravel() for name in self.shapes])
-        return {NAME: space.asarray(joined)}
+        return np.concatenate([drawn[name].ravel() for name in self.shapes])
 
     def full(self, flat: Blocks) -> Blocks:
         """Inverse of :meth:`flat` and :meth:`flat_stack`."""

@@ -26,38 +26,27 @@ from geodiag.estimators import flat
 from geodiag.estimators.ends import safe_value
 from geodiag.estimators.recurrence import Begin, Combination, Direction, Leap, Recurrence, unit
 from geodiag.estimators.stacks import combine, cross, join, one, only
+from geodiag.estimators.whole import INVARIANT, LOST, TILTED, Numbers, Searched
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 
 # For small matrices rows are kept in stacks of so many. Elsewhere they stay as they came: arrays of
 # ever new shapes would be compiled for, again and again.
 CHUNK = 16
-TILTED = 10.0
-LOST = 0.01
 Matrix = np.ndarray[Any, Any]
 
 
 class Krylov:
     """A P-orthonormal basis Q and T = Qᵀ P (P⁻¹H) Q."""
 
-    def __init__(
-        self,
-        oracle: Oracle,
-        norm: QuadraticNorm,
-        rng: np.random.Generator,
-        limit: int,
-        start: Blocks | None = None,
-        noise: float = 0.0,
-    ) -> None:
-        """The space of a random direction or, of unit norm, of ``start`` with some ``noise``."""
+    next: Blocks  # not yet of the basis
+    _last: tuple[Blocks, Array]  # the last row, and its coupling to the next
+
+    def __init__(self, oracle: Oracle, norm: QuadraticNorm, limit: int) -> None:
+        """``limit``: directions kept at most."""
         self._asked, self._run = norm, oracle.run
         self.oracle, self.norm, self.view = flat.quadratic(oracle, norm)
         self.limit, self.size = limit, oracle.space.size
-        draw = None
-        if start is None or noise:
-            draw = self.view.random(oracle.space, rng) if self.view else oracle.space.random(rng)
-        begun = self._run(Begin(norm, noise), start, draw)
-        self.next, self._last = begun.first, (begun.before, begun.beta)
         self.T = np.zeros((0, 0))
         self.theta = self.scale = float("nan")
         self.weights = np.zeros((0, 0))  # eigenvectors of T, the top one last
@@ -70,6 +59,28 @@ class Krylov:
     def __len__(self) -> int:
         return len(self.T)
 
+    def begin(self, start: Blocks, draw: Blocks | None, noise: float) -> None:
+        """With ``start`` of unit norm and ``noise`` times a random direction of unit norm.
+
+        ``draw``: the latter, on the flat view if there is one.
+        """
+        begun = self._run(Begin(self._asked, noise), start, draw)
+        self.next, self._last = begun.first, (begun.before, begun.beta)
+
+    def resume(self, found: Searched, tridiagonal: Matrix, numbers: Numbers) -> None:
+        """Go on where a :class:`~geodiag.estimators.whole.Whole` ended, with these (alphas, betas).
+
+        Raises:
+            NonFiniteError: one of its products was not finite.
+        """
+        alphas, betas = tridiagonal
+        _check(alphas, betas, np.asarray(numbers.value))
+        self.lost = bool(numbers.lost)
+        steps = len(alphas)
+        self._append({name: x[:steps, ...] for name, x in found.rows.items()})
+        self._last, self._image = (found.last, found.beta), found.image
+        self._settle(_tridiagonal(alphas, betas), found.following, float(betas[-1]))
+
     def leap(self, steps: int) -> float:
         """Take in ``steps`` directions; returns the absolute residual of the top Ritz pair."""
         j = len(self)
@@ -79,7 +90,7 @@ class Krylov:
         _check(alphas, betas)
         rows = leap.basis
         # Where a coupling vanishes the space is invariant, and what follows is noise, or zero.
-        least = 10 * epsilon(rows) * max(np.abs(alphas).max(), betas.max())
+        least = INVARIANT * epsilon(rows) * max(np.abs(alphas).max(), betas.max())
         ends = np.flatnonzero(betas <= least)
         if ends.size:
             steps = int(ends[0]) + 1
@@ -87,7 +98,7 @@ class Krylov:
             rows = {name: x[:steps, ...] for name, x in rows.items()}
         T = np.zeros((j + steps, j + steps))
         T[:j, :j] = self.T
-        T[j:, j:] = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+        T[j:, j:] = _tridiagonal(alphas, betas)
         if j:
             T[j - 1, j] = T[j, j - 1] = float(beta)
         self._append(rows)
@@ -152,7 +163,7 @@ class Krylov:
         values, self.weights = np.linalg.eigh(T)
         self.theta, self.scale = float(values[-1]), float(np.abs(values).max())
         eps = epsilon(following)
-        self.invariant = len(T) == self.size or beta <= 10 * eps * max(self.scale, beta)
+        self.invariant = len(T) == self.size or beta <= INVARIANT * eps * max(self.scale, beta)
         residuals = beta * np.abs(self.weights[-1, :])
         tilted = residuals.min() < TILTED * math.sqrt(eps) * self.scale
         return float(residuals[-1]), bool(tilted)
@@ -194,6 +205,11 @@ class Krylov:
 
 def _count(rows: Blocks) -> int:
     return int(next(iter(rows.values())).shape[0])
+
+
+def _tridiagonal(alphas: Matrix, betas: Matrix) -> Matrix:
+    T: Matrix = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+    return T
 
 
 def _check(*numbers: Matrix) -> None:

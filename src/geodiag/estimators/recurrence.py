@@ -79,11 +79,7 @@ class Recurrence(NormProgram):
 
         def step(state: tuple[Blocks, Blocks, Array, Blocks]) -> Any:
             q, previous, coupling, _ = state
-            image = oracle.hvp(q)
-            alpha = dot(q, image)
-            w = norm.inverse_metric(image)
-            w = subtract(w, axpy(alpha, q, scale(previous, coupling)))
-            w = axpy(-dot(norm.metric(q), w), q, w)  # once more against the last: rounding
+            image, alpha, w = three_terms(oracle, norm, q, previous, coupling)
             length = norm.value(w)
             row = {"alpha": alpha, "beta": length}
             return (scale(w, 1 / positive(length)), q, length, image), (q, row)
@@ -114,6 +110,16 @@ class Combination:
             total = axpy(1.0, other, total)
         view = flat.of(oracle)
         return Direction(view.full(total) if view else total, spent(total, 0))
+
+
+def three_terms(
+    oracle: Oracle, norm: QuadraticNorm, q: Blocks, before: Blocks, beta: Array
+) -> tuple[Blocks, Array, Blocks]:
+    """Hq, ⟨q, Hq⟩, and P⁻¹Hq less its components along q and the one before."""
+    image = oracle.hvp(q)
+    alpha = dot(q, image)
+    w = subtract(norm.inverse_metric(image), axpy(alpha, q, scale(before, beta)))
+    return image, alpha, axpy(-dot(norm.metric(q), w), q, w)  # once more against the last: rounding
 
 
 def unit(norm: QuadraticNorm, d: Blocks) -> Blocks:
