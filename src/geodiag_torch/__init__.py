@@ -1,6 +1,8 @@
 """geodiag's PyTorch adapter: measure any ``torch.nn.Module``, and descend in any norm."""
 
+from geodiag_torch import callbacks
+from geodiag_torch.attach import OptimizerMonitor, attach
 from geodiag_torch.problem import TorchProblem
 from geodiag_torch.steepest import NonEuclideanGD
 
-__all__ = ["NonEuclideanGD", "TorchProblem"]
+__all__ = ["NonEuclideanGD", "OptimizerMonitor", "TorchProblem", "attach", "callbacks"]

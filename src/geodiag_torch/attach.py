@@ -1,0 +1,206 @@
+"""A monitor on an optimizer: it measures around the optimizer's own steps, through their hooks."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from geodiag.errors import ArgumentError, ParameterError
+from geodiag.estimators import SharpnessEstimator
+from geodiag.monitor import Monitor, Update
+from geodiag.norms import Norm
+from geodiag.problems import as_norm
+from geodiag.selection import Where
+from geodiag.sinks import Log
+from geodiag_torch.optimizers import Geometry
+from geodiag_torch.problem import TorchProblem
+
+NormLike = Norm | str | Callable[[], Norm] | None
+
+
+def attach(
+    optimizer: Optimizer,
+    model: nn.Module,
+    norm: NormLike = None,
+    *,
+    criterion: Callable[[Any, Any], Tensor] | None = None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    data: Any = None,
+    where: Where = None,
+    every: int | Callable[[int], bool] = 10,
+    budget: float | None = None,
+    log: Log = None,
+    update: Update | Callable[[int], Update] | None = None,
+    estimator: SharpnessEstimator | str = "auto",
+    max_hvps: int | None = None,
+    rtol: float | None = None,
+    certificate: bool = False,
+    seed: int = 0,
+    **problem_arguments: Any,
+) -> OptimizerMonitor:
+    """Measure a run from inside ``optimizer.step()``; the training loop stays as it is.
+
+    The monitor lives as long as the optimizer, which owns it through its hooks. Training is
+    bit-identical with and without it. Learning rates, momentum and weight decay are read from the
+    optimizer's groups, and preconditioners from its state, at each measurement. Further keywords
+    (``weight``, ``reduction``, ``engine``, ``memory``) are those of :func:`geodiag.problem`.
+
+    Args:
+        optimizer: any torch optimizer, with or without closures; wrappers that keep theirs as
+            ``.optimizer`` (Accelerate, Lightning) are looked through.
+        model: the module whose parameters it holds. Those are measured that the optimizer holds.
+        norm: None or "auto": the optimizer's own, see :mod:`geodiag_torch.optimizers`. Else a
+            registered name, a Norm, or a function that returns one at each measurement; where that
+            is not the optimizer's norm, there is no threshold.
+        criterion: and ``loss_fn``, ``data``: the loss to measure and the probe data, one batch or
+            a loader; as in :func:`geodiag.problem`.
+        where: measure only these of the optimizer's parameters.
+        every: and ``budget``, ``log``: as in :class:`geodiag.Monitor`; steps are the optimizer's.
+        update: the update rule, where the optimizer's options do not tell it.
+        estimator: and the rest: as in :func:`geodiag.sharpness`.
+
+    Returns:
+        A :class:`geodiag.Monitor`, with ``steps`` and ``detach()``.
+
+    Raises:
+        ArgumentError: ``norm`` is left out, and the optimizer's is not known; or an argument that
+            cannot be used.
+        ParameterError: the optimizer holds no parameter of the model.
+        DataError, LossError: the loss cannot be computed from the model and the data.
+        GeodiagError: another subclass for other unusable arguments.
+    """
+    optimizer = _inner(optimizer)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            "attach(optimizer, model) takes a torch module", got=type(model).__name__
+        )
+    problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
+    problem = _problem(optimizer, model, where, problem_arguments)
+    here = problem.at()
+    here.loss_at(here.point())  # one forward pass, so that a loss that cannot work raises here
+    asked = None if norm is None or norm == "auto" else norm
+    live = asked if callable(asked) else None  # a Norm cannot be called
+    named = None if asked is None or live else as_norm(asked)  # type: ignore[arg-type]
+    geometry = Geometry(optimizer, problem.live(), problem.space, named, live)
+    options: dict[str, Any] = {
+        "update": geometry.update if update is None else update,
+        "every": every,
+        "budget": budget,
+        "log": log,
+        "estimator": estimator,
+        "max_hvps": max_hvps,
+        "rtol": rtol,
+        "certificate": certificate,
+        "seed": seed,
+    }
+    return OptimizerMonitor(
+        optimizer, problem, geometry.norm if geometry.changes else geometry.norm(), **options
+    )
+
+
+class OptimizerMonitor(Monitor):
+    """A Monitor that :func:`attach` has put on an optimizer.
+
+    Attributes:
+        steps: the steps of the optimizer that were seen; the next record's ``step``. May be set,
+            before training goes on from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        problem: TorchProblem,
+        norm: Norm | Callable[[], Norm],
+        **options: Any,
+    ) -> None:
+        super().__init__(problem, norm, **options)
+        self.steps = 0
+        self._measured = problem
+        # Only the hooks hold the monitor, and they are the optimizer's: both go at once.
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
+        self._finalizer = weakref.finalize(optimizer, _close, weakref.ref(self))
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizer, and close: pending records are written. ``records``
+        stays. May be called twice."""
+        for hook in self._hooks:
+            hook.remove()
+        self._finalizer.detach()
+        super().close()
+        self._measured.close()
+
+    def close(self) -> None:
+        """The same as :meth:`detach`."""
+        self.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of :class:`geodiag.Monitor`, with the number of steps."""
+        return {"steps": self.steps, "monitor": super().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ArgumentError: ``state`` is of another kind.
+        """
+        try:
+            steps, inner = int(state["steps"]), state["monitor"]
+        except (KeyError, TypeError, ValueError) as e:
+            raise ArgumentError(
+                "this is not the state of an attached monitor",
+                got=type(state).__name__,
+                do="pass what its state_dict() returned",
+            ) from e
+        super().load_state_dict(inner)
+        self.steps = steps
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.due(self.steps):
+            self.before(self.steps)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.after()
+        self.steps += 1
+
+
+def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:
+    found = monitor()
+    if found is not None:
+        found.close()
+
+
+def _inner(optimizer: Any) -> Optimizer:
+    """The optimizer itself, without wrappers."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            "attach(optimizer, model) takes a torch.optim.Optimizer", got=type(optimizer).__name__
+        )
+    return optimizer
+
+
+def _problem(
+    optimizer: Optimizer, model: nn.Module, where: Where, arguments: dict[str, Any]
+) -> TorchProblem:
+    """The problem of those of the model's parameters that the optimizer holds."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    problem = TorchProblem(model, where=where, **arguments)
+    names = {name for name, p in problem.live().items() if id(p) in held}
+    if not names:
+        raise ParameterError(
+            "the optimizer holds none of the parameters to measure",
+            got=", ".join(list(problem.space.names)[:6]),
+            do="pass the model that the optimizer was built for; build the optimizer after the "
+            "model is moved or wrapped",
+        )
+    if len(names) == len(problem.space.names):
+        return problem
+    return TorchProblem(model, where=lambda name, p: name in names, **arguments)

@@ -1,0 +1,132 @@
+"""A Lightning callback: ``Trainer(callbacks=[LightningMonitor(criterion=...)])``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from geodiag.errors import ArgumentError
+from geodiag.records import Record
+from geodiag.sinks import Log, metrics
+from geodiag_torch.attach import NormLike
+from geodiag_torch.callbacks.base import Attachment
+
+
+def _callback() -> Any:
+    """The base class, of the one of the two packages that the user has imported."""
+    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+        return import_module("pytorch_lightning").Callback
+    try:
+        return import_module("lightning.pytorch").Callback
+    except ModuleNotFoundError:
+        return import_module("pytorch_lightning").Callback
+
+
+class LightningMonitor(_callback()):  # type: ignore[misc]
+    """Measures while a Lightning Trainer fits, on rank zero.
+
+    The records' numbers go to every logger of the Trainer, at the optimizer's own steps, and to
+    ``trainer.callback_metrics``, as ``geodiag/sharpness`` and so on. The module is measured in the
+    precision of its parameters, and through its ``forward``: ``training_step``, which may log and
+    update metrics, is not called.
+
+    Args:
+        norm: None: the optimizer's own.
+        criterion: the loss, ``criterion(module(x), y)``.
+        loss_fn: or ``loss_fn(module, batch)``.
+        data: probe data; None: a copy of the first training batch.
+        optimizer: which one of the module's, by its number.
+        every: and ``log``: as for :func:`geodiag_torch.attach`.
+        prefix: put before each metric's name.
+        arguments: the others of :func:`geodiag_torch.attach`.
+
+    Attributes:
+        records: every Record so far.
+
+    Raises:
+        ArgumentError: neither ``criterion`` nor ``loss_fn`` is given.
+    """
+
+    def __init__(
+        self,
+        norm: NormLike = None,
+        *,
+        criterion: Callable[..., Any] | None = None,
+        loss_fn: Callable[..., Any] | None = None,
+        data: Any = None,
+        optimizer: int = 0,
+        every: int | Callable[[int], bool] = 10,
+        log: Log = None,
+        prefix: str = "geodiag/",
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        if (criterion is None) == (loss_fn is None):
+            raise ArgumentError(
+                "LightningMonitor needs the loss to measure",
+                do="pass criterion(module(x), y) or loss_fn(module, batch)",
+            )
+        arguments |= {"norm": norm, "criterion": criterion, "loss_fn": loss_fn, "every": every}
+        self._attachment = Attachment(data, log, **arguments)
+        self._optimizer, self._prefix = optimizer, prefix
+        self._key = self._generate_state_key(norm=repr(norm), optimizer=optimizer)
+        self._steps: int | None = None  # seen before this fit, where a checkpoint says so
+
+    @property
+    def records(self) -> list[Record]:
+        return self._attachment.records
+
+    @property
+    def state_key(self) -> str:
+        """Of this norm and this optimizer: a Trainer may have several of these callbacks."""
+        return str(self._key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's steps; the search for S begins anew in a resumed run."""
+        monitor = self._attachment.monitor
+        return {"steps": self._steps if monitor is None else monitor.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._attachment.monitor is not None or not trainer.is_global_zero:
+            return
+        count = len(trainer.optimizers)
+        if not 0 <= self._optimizer < count:
+            raise ArgumentError(
+                "the module has no such optimizer", got=f"optimizer={self._optimizer} of {count}"
+            )
+        steps = trainer.global_step // count if self._steps is None else self._steps
+        self._attachment.attach(trainer.optimizers[self._optimizer], pl_module, batch, steps)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for record in self._attachment.fresh():
+            found = metrics(record, self._prefix)
+            self._to_loggers(trainer, record)
+            pl_module.log_dict(
+                found, logger=False, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1
+            )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._end(trainer)
+
+    def _end(self, trainer: Any) -> None:
+        monitor = self._attachment.monitor
+        self._steps = self._steps if monitor is None else monitor.steps
+        self._attachment.detach()
+        for record in self._attachment.fresh():
+            self._to_loggers(trainer, record)
+
+    def _to_loggers(self, trainer: Any, record: Record) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics(record, self._prefix), step=record.step)

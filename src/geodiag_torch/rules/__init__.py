@@ -1,0 +1,17 @@
+"""Families of optimizers: from their groups and their state to a norm and an update rule."""
+
+from geodiag_torch.rules.base import Family, Slot, UnknownRule
+from geodiag_torch.rules.layerwise import MuonDescent, SignDescent, Steepest
+from geodiag_torch.rules.quadratic import Adaptive, Descent, RootMeanSquare
+
+__all__ = [
+    "Adaptive",
+    "Descent",
+    "Family",
+    "MuonDescent",
+    "RootMeanSquare",
+    "SignDescent",
+    "Slot",
+    "Steepest",
+    "UnknownRule",
+]
