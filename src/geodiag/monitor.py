@@ -234,22 +234,14 @@ class Monitor:
         self.close()
 
     def _measure(self, pending: Observation, params: Any) -> None:
+        pending.freeze(params)
         norm = self._norm if self._live is None else as_norm(self._live())
         assert norm is not None
-        pending.freeze(params, norm)
-        self._last = result = pending.measure(norm, self._start(), self._options)
+        self._last = result = pending.measure(norm, self._last, self._options)
         for note in () if result is None else result.notes:
             if note not in self._noted:  # what holds for the whole run is said once
                 self._noted.add(note)
                 pending.note(note)
-
-    def _start(self) -> Any:
-        """The last result or, as one in another norm is no longer its own, the direction alone."""
-        if self._live is None or self._last is None:
-            return self._last
-        if isinstance(self._last, SharpnessResult):
-            return self._last.direction
-        return {name: np.asarray(x) for name, x in self._last["witness"].items()}
 
     def _rule(self, step: int) -> Update | None:
         if self._lr is not None:

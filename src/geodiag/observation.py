@@ -104,21 +104,21 @@ class Observation:
         note = "; ".join(self.notes)
         return Record(self.step, **self.known, num_hvps=hvps, seconds=self.seconds, note=note)
 
-    def freeze(self, params: Any, norm: Norm) -> None:
+    def freeze(self, params: Any) -> None:
         """Copy the point, and ask for the loss there."""
         oracle = self.problem.at(params)
         self.here = _copy(oracle.point())
         whole = isinstance(params, Mapping) and set(params) == set(oracle.names)
         if params is None or whole:  # else tensors that are not measured would be lost
             oracle = self.problem.at(self.here)
-        self.oracle, self.norm = CountingOracle(oracle), norm.bind(oracle.space)
+        self.oracle = CountingOracle(oracle)
         with self.noting("the loss"):
             self.known["loss"] = float(oracle.loss())
 
     def measure(self, asked: Norm, start: Any, options: dict[str, Any]) -> SharpnessResult | None:
         """S and ‖g‖*; the result, where there is one to go on from."""
         assert self.oracle is not None
-        assert self.norm is not None
+        self.norm = asked.bind(self.oracle.space)
         rtol = options["rtol"]
         if rtol is None and isinstance(self.norm, QuadraticNorm):
             rtol = RTOL
@@ -212,7 +212,8 @@ class Observation:
         if update.normalized:
             known = math.isfinite(self.known.get("dual_norm", math.nan))
             return "" if known else "it needs the dual norm of the gradient, which is not known"
-        if (update.momentum or update.weight_decay) and not isinstance(self.norm, QuadraticNorm):
+        plain = self.norm is None or isinstance(self.norm, QuadraticNorm)
+        if (update.momentum or update.weight_decay) and not plain:
             return "with momentum or weight decay one is established in quadratic norms only"
         return ""
 
