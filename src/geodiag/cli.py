@@ -2,6 +2,9 @@
 
 geodiag norms     the registered norms, with the plugin that owns each
 geodiag demo      train on real data and show the edge of stability (needs the demo extras)
+geodiag reproduce run the paper's experiments on small data (needs the demo extras)
+geodiag plot      draw the logs of one or more runs (needs the plot extra)
+geodiag watch     follow the log of a run in the terminal (needs the watch extra)
 
 Exit status: 0; 2 for wrong usage and for any :class:`geodiag.errors.GeodiagError`, whose text goes
 to stderr; 130 when interrupted, 141 when the reader of its output stopped, as shells report both.
@@ -16,11 +19,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import geodiag
-from geodiag import demo
+from geodiag import demo, plotting, watch
 from geodiag.errors import GeodiagError
 from geodiag.plugins import registry
+from geodiag.reproduction import runner
+from geodiag.reproduction.cells import METHODS, MODELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +83,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--seed", type=int, default=0)
     show.set_defaults(run=_demo)
+    _add_reproduce(commands)
+
+    draw = commands.add_parser("plot", help="draw the logs of one or more runs")
+    draw.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a .jsonl or .csv log")
+    draw.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"the picture: {', '.join(plotting.SUFFIXES)} (default: the first log's name, .png)",
+    )
+    draw.set_defaults(run=_plot)
+
+    follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
+    follow.add_argument("log", type=Path, metavar="LOG", help="a .jsonl or .csv log")
+    follow.add_argument("--lines", type=int, default=12, help="records to show")
+    follow.add_argument("--interval", type=float, default=1.0, help="seconds between two looks")
+    follow.add_argument("--once", action="store_true", help="show what is there, and stop")
+    follow.set_defaults(run=_watch)
     return parser
+
+
+def _add_reproduce(commands: Any) -> None:
+    parser = commands.add_parser("reproduce", help="run the paper's experiments on small data")
+    parser.add_argument("--quick", action="store_true", help="the MLP alone: a few minutes")
+    parser.add_argument("--framework", choices=sorted(demo.PACKAGES), default="torch")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)} (default: all)"
+    )
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help=f"of {', '.join(MODELS)} (default: all)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="CIFAR-10 in its binary layout (data_batch_1.bin, ...) instead of digits",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("geodiag-reproduction"),
+        metavar="DIR",
+        help="finished runs are kept here and not run again (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_reproduce)
 
 
 def _norms(arguments: argparse.Namespace) -> int:
@@ -99,6 +151,31 @@ def _demo(arguments: argparse.Namespace) -> int:
         norms=arguments.norm,
         steps=arguments.steps,
         out=arguments.out,
+        seed=arguments.seed,
+    )
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    out = arguments.out or arguments.logs[0].with_suffix(".png")
+    plotting.plot(arguments.logs, out)
+    print(f"picture: {out}")
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    return watch.run(
+        arguments.log, lines=arguments.lines, interval=arguments.interval, once=arguments.once
+    )
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    return runner.run(
+        framework=arguments.framework,
+        methods=arguments.methods,
+        models=arguments.models,
+        data_folder=arguments.data,
+        out=arguments.out,
+        quick=arguments.quick,
         seed=arguments.seed,
     )
 

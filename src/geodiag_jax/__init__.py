@@ -1,10 +1,22 @@
-"""geodiag for JAX: loss callables over any pytree as problems, and non-Euclidean descent in optax.
+"""geodiag for JAX: loss callables over any pytree as problems, a Monitor for training loops, and
+non-Euclidean descent in optax.
 
 Importing ``jax`` and ``geodiag`` is enough to measure; import this package for its own names.
 """
 
+from geodiag_jax.monitor import Monitor
+from geodiag_jax.optimizers import geometry
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.steepest import non_euclidean_gd
 from geodiag_jax.tracking import Sharpness, Tracker, TrackerState, tracker
 
-__all__ = ["JaxProblem", "Sharpness", "Tracker", "TrackerState", "non_euclidean_gd", "tracker"]
+__all__ = [
+    "JaxProblem",
+    "Monitor",
+    "Sharpness",
+    "Tracker",
+    "TrackerState",
+    "geometry",
+    "non_euclidean_gd",
+    "tracker",
+]

@@ -18,6 +18,7 @@ from geodiag.errors import ArgumentError
 from geodiag.estimators.portfolio import Cold, Plan
 from geodiag.estimators.segment import positive
 from geodiag.estimators.stacks import combine, cross, one, only
+from geodiag.estimators.track import Track
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm
@@ -30,7 +31,7 @@ from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
 
 CHECK = 20  # measurements from one cold search to the next
-TRACK = 2  # steps of a warm search: 3 products
+TRACK_RTOL = 0.01  # a warm search's third product is asked for where the second gained so much
 KRYLOV, REHEARSAL, MIXTURES, CLIMB = 6, 8, 8, 11  # of a cold search: 19 products at most
 RITZ_COLD, RITZ_WARM = 19, 3  # steps for quadratic norms; one product more is the answer's
 NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide larger ones
@@ -41,7 +42,9 @@ DEPENDENT = 1e-3  # eigenvalue of the Gram matrix below which a direction adds n
 class Sharpness(NamedTuple):
     """One measurement; all 0-d arrays."""
 
-    value: Array  # ⟨d, Hd⟩ at the witness: a lower bound of S; NaN where a product was not finite
+    # ⟨d, Hd⟩ at the witness: a lower bound of S. NaN where a product was not finite, and where
+    # there is no witness (neither a gradient at the first measurement, nor positive curvature).
+    value: Array
     dual_norm: Array  # ‖∇L‖*
     num_hvps: Array
 
@@ -84,9 +87,10 @@ def tracker(
         sharpness, state = tracker.measure(state, params, x, y)  # also inside jit or scan
 
     The first measurement and every ``check``-th after it search from nothing, with 20
-    Hessian-vector products at most; the others go on from the last witness, with 3 or 4. Values
-    are lower bounds of S. Computes as :func:`geodiag.sharpness` does: blocks have the same names,
-    the dtype is float32 or float64.
+    Hessian-vector products at most. The others go on from the last witness, with 2 to 4: one there,
+    one where it points, a third where that gained more than a hundredth, and one at the end where
+    that is none of these; in quadratic norms always 4. Values are lower bounds of S. Computes as
+    :func:`geodiag.sharpness` does: blocks have the same names, the dtype is float32 or float64.
 
     Args:
         loss: ``loss(params, *batch)``, a real scalar.
@@ -131,18 +135,22 @@ def tracker(
 
         found = jax.lax.cond(state.count % check == 0, lambda: search(True), lambda: search(False))
         direction = in_order(oracle.names, found.direction)
+        # Without positive curvature an ascent in the ball ends at its origin, which is no witness.
+        origin = bound.value(direction) == 0
+        direction, fresh = blocks.where(origin, start, direction), found.fresh & ~origin
         image = jax.lax.cond(
-            found.fresh,
+            fresh,
             lambda: in_order(oracle.names, found.image),
             lambda: oracle.hvp(direction),
         )
-        length = positive(bound.value(direction))
+        size = bound.value(direction)
+        length = positive(size)
         direction, value = scale(direction, 1 / length), dot(direction, image) / length**2
-        finite = jnp.isfinite(value)
+        finite = jnp.isfinite(value) & (size > 0)
         answer = Sharpness(
             jnp.where(finite, value, jnp.nan),
             dot(gradient, steepest),
-            found.num_hvps + ~found.fresh,
+            found.num_hvps + ~fresh,
         )
         count = jnp.where(finite, state.count + 1, 0).astype(jnp.int32)
         return answer, TrackerState(blocks.where(finite, direction, old), count)
@@ -153,9 +161,9 @@ def tracker(
 def _ascend(
     oracle: Oracle, norm: Norm, gradient: Blocks, start: Blocks, key: Array, cold: bool
 ) -> Reached:
-    """The core's ascent: from a portfolio of starts, or two steps from ``start``."""
+    """The core's ascent: from a portfolio of starts, or a step or two from ``start``."""
     if not cold:
-        answer = Cold(norm, Plan(climb=TRACK))(oracle, one(start), gradient)
+        answer = Track(norm, TRACK_RTOL)(oracle, one(start))
     else:
         krylov = min(KRYLOV, oracle.space.size)
         noise, rest = _normal(key, gradient, MIXTURES * krylov)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_readme_shows_each_framework_in_a_few_lines(framework):
     assert shown
     # Lines that say something: ten of them are enough to measure.
     assert min(sum(bool(line.strip()) for line in code.splitlines()) for code in shown) <= 10
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_twenty_lines_make_records_and_a_picture(framework, tmp_path):
+    (code,) = [c for _, c in examples(README) if f"geodiag.plot(\"{framework}.jsonl" in c]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(x) for x in (tmp_path / f"{framework}.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(0, 100, 10))
+    assert all(row["sharpness"] > 0 and row["ratio"] > 0 for row in rows)
+    assert all(row["threshold"] == pytest.approx(10.0) for row in rows)
+    assert (tmp_path / f"{framework}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_page_is_reached_from_the_index():

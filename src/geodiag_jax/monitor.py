@@ -1,0 +1,274 @@
+"""The Monitor for JAX training loops: the parameters come with each measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import geodiag
+from geodiag.errors import ArgumentError, ParameterError
+from geodiag.estimators import SharpnessEstimator
+from geodiag.monitor import Update
+from geodiag.norms import Norm
+from geodiag.observation import check_rule
+from geodiag.problems import as_norm
+from geodiag.records import Record
+from geodiag.selection import Where
+from geodiag.sinks import Log
+from geodiag_jax.optimizers import Geometry, check_hyperparams
+from geodiag_jax.oracle import JaxOracle
+from geodiag_jax.problem import JaxProblem
+from geodiag_jax.pytree import is_array, read
+
+NormLike = Norm | str | Callable[[], Norm] | None
+
+
+class Monitor(geodiag.Monitor):
+    """Measures a run of JAX at chosen steps, and records it.
+
+        with geodiag_jax.Monitor(loss, "spectral", data=(x, y), lr=0.1, log="run.jsonl") as monitor:
+            for step in range(steps):
+                new_params, opt_state = train_step(params, opt_state)
+                monitor.observe(step, params, new_params)
+                params = new_params
+
+    Where ``train_step`` donates the parameters, these are gone after it: measure around it, as
+    :class:`geodiag.Monitor` does, by ``if monitor.due(step): monitor.before(step, params)``, which
+    keeps a copy, and ``monitor.after(params)``. Inside ``jit`` and ``scan`` use
+    :func:`geodiag_jax.tracker`.
+
+    Training is bit-identical with and without it. Compiled functions are used again, whatever the
+    point.
+
+    Args:
+        loss: ``loss(params, *batch)``, a real scalar.
+        norm: None or "auto": the optimizer's own, from the ``opt_state`` that is passed with each
+            step, see :func:`geodiag_jax.geometry`. Else a registered name, a Norm, or a function
+            without arguments that returns a Norm at each measurement.
+        data: the probe data, one batch or a list or loader of batches; as in
+            :func:`geodiag.problem`.
+        lr: the learning rate, or a schedule: a function of the step. With ``opt_state``, the rule
+            is the optimizer's, and a learning rate in the state need not be given. Without one, it
+            is the plain −lr·‖g‖*·lmo(g).
+        update: instead: an :class:`geodiag.Update`, or a function of the step that returns one.
+        hyperparams: of the optimizer, where its state does not hold them: see
+            :func:`geodiag_jax.geometry`.
+        where: measure only these parameters; see :func:`geodiag.selection.select`.
+        every: and ``budget``, ``log``: as in :class:`geodiag.Monitor`.
+        estimator: and the rest: as in :func:`geodiag.sharpness`.
+        problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in
+            :func:`geodiag.problem`.
+
+    Raises:
+        GeodiagError: an argument that cannot be used; what only the parameters can show, from the
+            first ``observe`` or ``before``. Later on nothing is raised, and no numerical failure
+            ever: those are in the records' notes.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        norm: NormLike = None,
+        *,
+        data: Any = None,
+        lr: float | Callable[[int], Any] | None = None,
+        update: Update | Callable[[int], Update] | None = None,
+        hyperparams: Mapping[str, Any] | None = None,
+        where: Where = None,
+        every: int | Callable[[int], bool] = 10,
+        budget: float | None = None,
+        log: Log = None,
+        estimator: SharpnessEstimator | str = "auto",
+        max_hvps: int | None = None,
+        rtol: float | None = None,
+        certificate: bool = False,
+        seed: int = 0,
+        **problem_arguments: Any,
+    ) -> None:
+        check_rule(lr, update)
+        check_hyperparams(hyperparams)
+        automatic = norm is None or norm == "auto"
+        self._asked = norm if automatic or _is_live(norm) else as_norm(norm)  # type: ignore[arg-type]
+        self._automatic, self._hyperparams = automatic, dict(hyperparams or {})
+        self._given_lr, self._given_update = lr, update
+        self._opt_state: Any = None
+        self._points: tuple[Any, Any] | None = None  # both ends of a step that is seen as a whole
+        self._measured: Norm | None = None  # at the last measurement
+        self._deferred = Deferred(loss, where, data=data, **problem_arguments)
+        super().__init__(
+            self._deferred,
+            self._norm_now,
+            update=self._rule_now,  # type: ignore[arg-type]
+            every=every,
+            budget=budget,
+            log=log,
+            estimator=estimator,
+            max_hvps=max_hvps,
+            rtol=rtol,
+            certificate=certificate,
+            seed=seed,
+        )
+
+    def observe(
+        self, step: int, params: Any, new_params: Any, opt_state: Any = None
+    ) -> Record | None:
+        """Measure a step that was taken.
+
+        Args:
+            step: the number of the step; a schedule is asked with it.
+            params: the parameters before it.
+            new_params: the parameters after it.
+            opt_state: the optax state after it, which tells by what P Adam divided it.
+
+        Returns:
+            The record; None where no measurement was due.
+
+        Raises:
+            GeodiagError: from the first call, where an argument cannot be used.
+        """
+        self._open(params, opt_state)
+        if not self.due(step):
+            return None
+        self._opt_state, self._points = opt_state, (params, new_params)
+        try:
+            super().before(step, params)
+            return self.after(new_params)
+        finally:
+            self._opt_state = self._points = None
+
+    def before(self, step: int, params: Any = None, opt_state: Any = None) -> None:
+        """Measure ahead of a step. A copy of the parameters is kept until :meth:`after`, so their
+        buffers may be donated.
+
+        Args:
+            step: the number of the step.
+            params: the parameters.
+            opt_state: the optax state, as the step will find it.
+
+        Raises:
+            GeodiagError: from the first call, where an argument cannot be used.
+        """
+        self._open(params, opt_state)
+        self._opt_state = opt_state
+        try:
+            super().before(step, _copied(params))
+        finally:
+            self._opt_state = None
+
+    def _open(self, params: Any, opt_state: Any) -> None:
+        """At first, check all that the parameters and the state decide."""
+        if self._deferred.opened or self._closed:
+            return
+        _check_usable(params)
+        self._deferred.open(params)
+        try:
+            if self._automatic:
+                self._geometry(opt_state, None)
+            elif isinstance(self._asked, Norm):
+                self._asked.bind(self._deferred.space)
+            oracle = self._deferred.at(params)
+            jax.eval_shape(oracle.loss_at, oracle.point())  # computes nothing
+        except BaseException:
+            self._deferred.opened = False
+            raise
+
+    def _geometry(self, opt_state: Any, lr: float | None) -> Geometry:
+        if opt_state is None:
+            raise ArgumentError(
+                "without norm=, the norm is read from the optimizer's state",
+                got="no opt_state",
+                do="pass observe(step, params, new_params, opt_state), or say norm=",
+            )
+        return Geometry(opt_state, self._deferred.space, lr, self._hyperparams)
+
+    def _norm_now(self) -> Norm:
+        if self._automatic:
+            self._measured = None
+            lr = None if self._given_lr is None else 1.0  # one for all: no matter which
+            self._measured = self._geometry(self._opt_state, lr).norm()
+        elif isinstance(self._asked, Norm):
+            self._measured = self._asked
+        else:
+            self._measured = as_norm(self._asked())  # type: ignore[operator,misc]
+        return self._measured
+
+    def _rule_now(self, step: int) -> Update | None:
+        """The rule as it was stated, or as the optimizer's state tells it."""
+        if self._given_update is not None:
+            return self._given_update(step) if callable(self._given_update) else self._given_update
+        lr = self._given_lr(step) if callable(self._given_lr) else self._given_lr
+        lr = None if lr is None else float(lr)
+        if self._opt_state is None:
+            return None if lr is None else Update(lr)
+        try:
+            found = self._geometry(self._opt_state, lr)
+        except ArgumentError as e:
+            return Update(float("nan") if lr is None else lr, unknown=e.what)
+        update = found.update(None if self._automatic else self._measured)
+        if self._points is None or update.unknown:
+            return update
+        here, there = (self._deferred.at(point).point() for point in self._points)
+        return replace(update, unknown=found.mismatch(here, there))
+
+
+class Deferred(JaxProblem):
+    """The problem of a loss whose parameters come later. It holds none of them."""
+
+    def __init__(self, loss: Callable[..., Any], where: Where, **arguments: Any) -> None:
+        """Check everything but ``where``; the arguments are those of :class:`JaxProblem`."""
+        if not callable(loss):
+            raise ArgumentError(
+                "the loss must be a function: loss(params, *batch)", got=type(loss).__name__
+            )
+        if "params" in arguments:
+            raise ArgumentError(
+                "Monitor(loss) takes no params=",
+                do="pass them to observe(step, params, new_params)",
+            )
+        super().__init__(loss, params=jnp.zeros(()), **arguments)  # nobody's
+        self._where, self.opened = where, False
+
+    def open(self, params: Any) -> None:
+        """Learn the structure of the parameters.
+
+        Raises:
+            ParameterError: they cannot be measured.
+        """
+        self._layout = replace(read(params, self._where), point=(), fixed=())
+        self.opened = True
+
+    def at(self, params: Any = None) -> JaxOracle:
+        """The oracle at ``params``, which there is no default for."""
+        if params is None:
+            raise ParameterError("the parameters are missing", do="pass them to before and after")
+        return super().at(params)
+
+
+def _is_live(norm: Any) -> bool:
+    return callable(norm) and not isinstance(norm, Norm)
+
+
+def _check_usable(params: Any) -> None:
+    for x in jax.tree_util.tree_leaves(params):
+        if isinstance(x, jax.core.Tracer):
+            raise ArgumentError(
+                "the Monitor was called inside jit, grad, scan or vmap",
+                do="call it between compiled steps; inside them use geodiag_jax.tracker",
+            )
+        if isinstance(x, jax.Array) and x.is_deleted():
+            raise ArgumentError(
+                "the parameters are deleted: their buffers were donated to the step",
+                do="call before(step, params) ahead of the step, and after(new_params) behind it",
+            )
+
+
+def _copied(params: Any) -> Any:
+    """A copy of the arrays, or ``params`` where that fails: the measurement will say why."""
+    try:
+        return jax.tree_util.tree_map(lambda x: x.copy() if is_array(x) else x, params)
+    except Exception:
+        return params
