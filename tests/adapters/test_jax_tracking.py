@@ -131,7 +131,7 @@ def test_no_positive_curvature_in_a_norm_that_is_not_quadratic():
         answer, state = tracker.measure(state, point)
         d = np.asarray(state.witness["x"])
         assert np.max(np.abs(d)) == 1
-        assert float(answer.value) == pytest.approx(-d**2 @ [1, 2, 3], rel=1e-12)
+        assert float(answer.value) == pytest.approx(-(d**2) @ [1, 2, 3], rel=1e-12)
         assert float(answer.value) <= -1
     answer, state = tracker.measure(tracker.init(point), jnp.zeros(3))
     assert np.isnan(answer.value)  # no gradient either: there is nothing to begin with

@@ -58,7 +58,7 @@ def test_readme_shows_each_framework_in_a_few_lines(framework):
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_twenty_lines_make_records_and_a_picture(framework, tmp_path):
-    (code,) = [c for _, c in examples(README) if f"geodiag.plot(\"{framework}.jsonl" in c]
+    (code,) = [c for _, c in examples(README) if f'geodiag.plot("{framework}.jsonl' in c]
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ TRAININGS = {
     ("linf-descent", "cnn"): Training(5e-4, 400),
     ("signgd", "cnn"): Training(5e-4, 600),
     ("block-cd", "cnn"): Training(0.3, 1100, 30),
-    ("normalized-block-cd", "cnn"): Training(0.02, 800, 30),
+    ("normalized-block-cd", "cnn"): Training(0.05, 500, 30),
     ("spectral-gd", "cnn"): Training(0.013, 500),
     ("muon", "cnn"): Training(0.005, 600),
     ("gd", "transformer"): Training(0.1, 500),
