@@ -89,7 +89,7 @@ def tracker(
     The first measurement and every ``check``-th after it search from nothing, with 20
     Hessian-vector products at most. The others go on from the last witness, with 2 to 4: one there,
     one where it points, a third where that gained more than a hundredth, and one at the end where
-    that is none of these; in quadratic norms always 4. Values are lower bounds of S. Computes as
+    that is none of these; in quadratic norms with 4. Values are lower bounds of S. Computes as
     :func:`geodiag.sharpness` does: blocks have the same names, the dtype is float32 or float64.
 
     Args:

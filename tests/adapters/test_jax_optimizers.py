@@ -18,52 +18,8 @@ from geodiag import errors
 from geodiag.norms import Muon, Spectral
 from geodiag_jax import geometry
 from geodiag_jax.optimizers import Geometry
-from geodiag_jax.pytree import name_of, read
-
-LR = 0.02
-rng = np.random.default_rng(3)
-SHAPES = {"a": {"kernel": (6, 3), "bias": (3,)}, "b": {"kernel": (2, 5)}}
-PARAMS = jax.tree_util.tree_map(
-    lambda s: jnp.asarray(rng.standard_normal(s)), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
-)
-NAMES = ("a.bias", "a.kernel", "b.kernel")
-
-
-def loss(params):
-    """A quartic, so that every gradient is another one."""
-    return sum(
-        jnp.sum((x - 0.3) ** 4 / 4 * jnp.arange(1.0, x.size + 1).reshape(x.shape))
-        for x in jax.tree_util.tree_leaves(params)
-    )
-
-
-gradient_of = jax.jit(jax.grad(loss))
-
-
-def named(tree):
-    """Blocks of a tree like the parameters."""
-    return {name_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-class Step(NamedTuple):
-    state: object  # after it
-    here: dict
-    there: dict
-    gradient: dict
-
-    @property
-    def move(self):
-        return {name: self.there[name] - self.here[name] for name in self.here}
-
-
-def train(transform, steps=1, params=PARAMS):
-    """The last of so many steps."""
-    state, update = transform.init(params), jax.jit(transform.update)
-    for _ in range(steps):
-        here, gradient = params, gradient_of(params)
-        updates, state = update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    return Step(state, named(here), named(params), named(gradient))
+from geodiag_jax.pytree import read
+from tests.adapters.jax_optimizers import ADAPTIVE, LR, PARAMS, named, rng, train
 
 
 def read_from(state, params=PARAMS, **arguments):
@@ -102,27 +58,6 @@ def test_adam_by_hand(b1):
     assert_close(norm.metric({"w": jnp.asarray(d)}), {"w": p * d})
     assert_close(norm.inverse_metric({"w": jnp.asarray(d)}), {"w": d / p})
     assert float(update.threshold(None)) == pytest.approx(2 * (1 + b1) / (1 - b1) / LR, rel=1e-12)
-
-
-ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
-ADAPTIVE = {
-    "adam": (optax.adam(LR), {}),
-    "adam, its own numbers": (optax.adam(LR, **ADAM, eps_root=1e-4), ADAM | {"eps_root": 1e-4}),
-    "amsgrad": (optax.amsgrad(LR, b1=0.5, b2=0.2), {"b1": 0.5, "b2": 0.2}),
-    "chain": (optax.chain(optax.zero_nans(), optax.chain(optax.adam(LR))), {}),
-    "schedule": (optax.adam(optax.constant_schedule(LR)), {}),
-    "injected": (optax.inject_hyperparams(optax.adam)(LR, **ADAM), {}),
-    "guarded": (optax.apply_if_finite(optax.adam(LR), 3), {}),
-    "named": (optax.named_chain(("adam", optax.scale_by_adam()), ("lr", optax.scale(-LR))), {}),
-    "several steps": (optax.MultiSteps(optax.adam(LR), 1), {}),
-    "partition": (
-        optax.partition(
-            {"one": optax.adam(LR), "two": optax.adam(LR)},
-            {"a": {"kernel": "one", "bias": "two"}, "b": {"kernel": "two"}},
-        ),
-        {},
-    ),
-}
 
 
 def averages(state):
@@ -285,114 +220,3 @@ def test_lion():
     step = train(optax.partition(parts, {"a": "a", "b": "b"}))
     norm, update = read_from(step.state)
     assert_close(step.move, {k: -update.lr * d for k, d in norm.lmo(step.gradient).items()})
-
-
-class TestMismatch:
-    """The step itself says whether the rule is the one that the state suggests."""
-
-    def of(self, transform, steps=3, params=PARAMS, **hyperparams):
-        step = train(transform, steps, params)
-        found = Geometry(step.state, read(params, None).space, LR, hyperparams)
-        return found.mismatch(step.here, step.there)
-
-    @pytest.mark.parametrize("name", ADAPTIVE)
-    def test_none(self, name):
-        transform, hyperparams = ADAPTIVE[name]
-        assert self.of(transform, **hyperparams) == ""
-
-    def test_none_with_decay(self):
-        assert self.of(optax.adamw(LR, weight_decay=1.0), weight_decay=1.0) == ""
-
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-    def test_none_by_rounding(self, dtype):
-        params = jax.tree_util.tree_map(lambda x: x.astype(dtype), PARAMS)
-        assert self.of(optax.adam(LR, eps=1e-4), params=params, eps=1e-4) == ""
-
-    def test_what_does_not_tell(self):
-        assert self.of(optax.rmsprop(1.0)) == ""
-        assert self.of(optax.nadam(LR), nesterov=True) == ""
-        assert self.of(optax.MultiSteps(optax.adam(LR), 2), steps=3) == ""  # it did not move
-
-    @pytest.mark.parametrize(
-        "transform",
-        [
-            optax.lamb(LR),
-            optax.adam(1.2 * LR),
-            optax.adam(LR, b1=0.5),
-            optax.adamw(LR, weight_decay=1.0),
-            optax.chain(optax.adam(LR), optax.clip_by_global_norm(1e-3)),
-        ],
-    )
-    def test_some(self, transform):
-        assert "the step is another one than the state" in self.of(transform)
-
-    def test_the_state_before(self):
-        transform = optax.adam(1.0)  # from side to side
-        before, after = train(transform, 1), train(transform, 2)
-        found = Geometry(before.state, read(PARAMS, None).space, 1.0)
-        assert found.mismatch(after.here, after.there)
-
-
-class TestQuestions:
-    @pytest.mark.parametrize(
-        ("transform", "got"),
-        [
-            (optax.sgd(LR), "a state without statistics"),
-            (optax.sgd(LR, momentum=0.9), "TraceState"),
-            (optax.adafactor(LR), "FactoredState"),
-            (optax.adabelief(LR), "ScaleByBeliefState"),
-            (optax.contrib.schedule_free_adamw(LR), "ScheduleFreeState"),
-            (
-                optax.chain(optax.trace(0.9), optax.scale_by_adam()),
-                "ScaleByAdamState with TraceState",
-            ),
-            (optax.chain(optax.scale_by_adam(), optax.scale_by_adam()), "two states for 'a.bias'"),
-        ],
-    )
-    def test_not_known(self, transform, got):
-        with pytest.raises(errors.ArgumentError, match="is not known") as e:
-            geometry(transform.init(PARAMS), PARAMS)
-        assert e.value.got == got
-        assert 'norm="l2"' in str(e.value)
-
-    def test_of_other_parameters(self):
-        state = optax.adam(LR).init({"a": PARAMS["a"], "b": {"kernel": jnp.ones((5, 2))}})
-        with pytest.raises(
-            errors.ArgumentError, match=r"not that of 'b.kernel', of shape \(2, 5\)"
-        ):
-            geometry(state, PARAMS)
-        masked = optax.masked(optax.adam(LR), {"a": True, "b": False}).init(PARAMS)
-        with pytest.raises(errors.ArgumentError, match="nothing of this name"):
-            geometry(masked, PARAMS)
-
-    def test_before_the_first_step(self):
-        with pytest.raises(errors.NormError, match=r"not known yet at .a\.bias."):
-            geometry(optax.adam(LR).init(PARAMS), PARAMS)
-
-    def test_without_a_gradient(self):
-        transform, zero = optax.scale_by_adam(eps=0.0), {"w": jnp.zeros(2)}
-        _, state = transform.update(zero, transform.init(zero))
-        with pytest.raises(errors.NormError, match="not positive and finite at 'w'"):
-            geometry(state, zero, hyperparams={"eps": 0})
-
-    def test_kernels(self):
-        params = {"k": jnp.ones((2, 2, 3))}
-        dims = {"k": optax.contrib.MuonDimensionNumbers((0, 1), 2)}
-        state = optax.contrib.muon(LR, muon_weight_dimension_numbers=dims).init(params)
-        with pytest.raises(errors.ArgumentError, match="Muon's update of 'k' is not known"):
-            geometry(state, params)
-
-    @pytest.mark.parametrize(
-        ("hyperparams", "match"),
-        [
-            ({"beta1": 0.9}, "names that mean nothing here"),
-            ({"learning_rate": 0.1}, "the learning rate is lr="),
-            ({"b1": "0.9"}, "must be a number"),
-            ({"b1": None}, "must be a number"),
-            ([0.9], "must be a dict"),
-        ],
-    )
-    def test_hyperparams(self, hyperparams, match):
-        state = train(optax.adam(LR)).state
-        with pytest.raises(errors.ArgumentError, match=match):
-            geometry(state, PARAMS, hyperparams=hyperparams)

@@ -15,6 +15,7 @@ CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 EXTRAS = {
     "demo": {"matplotlib", "rich", "sklearn"},
     "plotting": {"matplotlib"},
+    "reproduction": {"matplotlib", "rich"},
     "sinks": {"mlflow", "tensorboard", "wandb"},
     "watch": {"rich"},
 }
