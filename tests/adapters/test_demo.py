@@ -12,7 +12,7 @@ import pytest
 from geodiag.demo import METHODS
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_every_method_sharpens_and_then_hovers_at_two_over_lr(framework, tmp_path):
     # In a process of its own, so that JAX runs in float32, as for a user.
     command = [sys.executable, "-m", "geodiag", "demo", "--framework", framework]

@@ -206,6 +206,7 @@ def test_a_product_that_is_not_finite_is_raised():
         geodiag.sharpness(curved, params=point())
 
 
+@pytest.mark.slow
 def test_lost_orthogonality_is_noticed():
     """Products rounded to 16 bits: the value is still that of a product at the direction."""
 
@@ -231,6 +232,7 @@ def test_where_forward_mode_is_blocked():
         assert result.bound is Bound.EXACT
 
 
+@pytest.mark.slow
 def test_other_quadratic_norms():
     H = matrix("outliers")
     scaled = geodiag.sharpness(problem(H), norms.Scaled(norms.L2(), 2.0))
@@ -243,6 +245,7 @@ def test_other_quadratic_norms():
     assert held.bound is Bound.EXACT
 
 
+@pytest.mark.slow
 def test_options_leave_the_answer_the_same():
     plain = geodiag.sharpness(problem(matrix("outliers")))
     seen = []

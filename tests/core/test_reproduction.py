@@ -198,6 +198,7 @@ def short(monkeypatch):
     monkeypatch.setattr(quadratics, "NAMES", ("l2",))
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept_and_unfinished_ones_run_again(short, tmp_path, capsys):
     pytest.importorskip("torch")
     asked = {"methods": ["gd", "signgd"], "models": ["mlp"], "out": tmp_path}
@@ -221,6 +222,7 @@ def test_finished_cells_are_kept_and_unfinished_ones_run_again(short, tmp_path, 
     assert again == [json.loads(line)["sharpness"] for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_is_told_and_not_kept(short, monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch")
     monkeypatch.setitem(cells.TRAININGS, ("gd", "mlp"), cells.Training(1e200, 9, 9))
