@@ -4,6 +4,7 @@
     paper    default S against the paper's Frank–Wolfe
     peers    λ_max against other libraries, cold and after a training step
     warm     S tracked along a training run
+    overhead what a monitor costs a training run
     gpt2     joint spectral S of a model of GPT-2 small's size
     growth   how the cost grows with parameters, layers and data
 
@@ -23,6 +24,7 @@ PARTS = {
     "paper": "paper",
     "peers": "peers",
     "warm": "warm",
+    "overhead": "overhead",
     "gpt2": "gpt2",
     "growth": "growth",
 }
