@@ -25,7 +25,7 @@ def run(quick: bool) -> None:
         for norm in ("l2", "linf", "spectral")
         for label, options, longer in (
             ("every=10", {"every": 10}, 1),
-            (f"budget={BUDGET}", {"every": 1, "budget": BUDGET}, 5),
+            (f"budget={BUDGET}", {"every": 1, "budget": BUDGET}, 20),
         )
     ]
     heads = ["norm", "monitor", "ms a step", "overhead, in steps", "records", "HVPs a record"]
