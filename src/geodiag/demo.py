@@ -71,7 +71,7 @@ def run(
         MissingDependency: the framework, scikit-learn, rich or matplotlib is not installed.
     """
     methods = _methods(norms, steps)
-    _check_installed(framework)
+    check_installed(framework, "the demo")
     trainer = import_module(f"geodiag_{framework}.demo").Trainer
     rich, plotting = import_module("rich.progress"), import_module("geodiag.plotting")
     x, y = digits()
@@ -148,7 +148,8 @@ def _methods(norms: list[str] | None, steps: int | None) -> list[Method]:
     return [Method(m.title, m.norm, m.lr, steps or m.steps) for m in chosen]
 
 
-def _check_installed(framework: str) -> None:
+def check_installed(framework: str, what: str) -> None:
+    """Raise unless ``framework`` is known, and all that ``what`` draws on is there."""
     if framework not in PACKAGES:
         raise ArgumentError(
             "unknown framework", got=repr(framework), do=f"use one of {[*PACKAGES]}"
@@ -156,7 +157,7 @@ def _check_installed(framework: str) -> None:
     missing = [name for name in PACKAGES[framework] if util.find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            "the demo needs packages that are not installed",
+            f"{what} needs packages that are not installed",
             got=f"no {', '.join(missing)}",
             do=f'pip install "geodiag[{framework},plot,demo]"',
         )

@@ -20,18 +20,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from geodiag.blocks import Array, Blocks, epsilon
 from geodiag.checks import is_number
 from geodiag.errors import ArgumentError, NormError
+from geodiag.geometry import UnknownRule, equal
 from geodiag.monitor import Update
 from geodiag.norms import Norm
 from geodiag.selection import Where
 from geodiag.spaces import Space
 from geodiag_jax.pytree import is_array, name_of, read
-from geodiag_jax.rules import DEFAULTS, FAMILIES, Family, RootMeanSquare, Slot, UnknownRule
+from geodiag_jax.rules import DEFAULTS, FAMILIES, Family, RootMeanSquare, Slot
 
 CHOICES = (
     'say in which norm to measure: norm="l2" (gradient descent), "linf" (sign descent), '
@@ -170,17 +170,6 @@ class Geometry:
             return equal(asked, self.norm(), self._space)
         except NormError as e:
             raise UnknownRule(e.what) from e
-
-
-def equal(a: Norm, b: Norm, space: Space) -> bool:
-    """Whether two norms are one, by their duals: these see every tensor, a value may see one."""
-    rng = np.random.default_rng(0)
-    first, second = a.bind(space), b.bind(space)
-    for _ in range(2):
-        g = space.random(rng)
-        if not np.isclose(float(first.dual(g)), float(second.dual(g)), rtol=1e-4):
-            return False
-    return True
 
 
 def check_hyperparams(hyperparams: Any) -> None:

@@ -15,6 +15,7 @@ import optax.contrib
 
 from geodiag.blocks import Array
 from geodiag.errors import ArgumentError, NormError
+from geodiag.geometry import Radii, UnknownRule
 from geodiag.monitor import Update
 from geodiag.norms import Linf, MaxOver, Norm, Preconditioned, Spectral
 
@@ -31,10 +32,6 @@ DEFAULTS: Mapping[str, float | None] = {
     "consistent_rms": None,
     "weight_decay": 0.0,
 }
-
-
-class UnknownRule(Exception):
-    """Why no threshold applies."""
 
 
 @dataclass(frozen=True)
@@ -196,20 +193,6 @@ class MuonDescent(Family):
         return math.sqrt(max(1.0, fan_out / fan_in))
 
 
-@dataclass(frozen=True)
-class Radii:
-    """Radii by exact names."""
-
-    of: tuple[tuple[str, float], ...]
-
-    def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
-        return dict(self.of)[name]
-
-    @property
-    def __name__(self) -> str:
-        return "those of the optimizer"
-
-
 FAMILIES: Mapping[type, Family] = {
     optax.ScaleByAdamState: Adaptive(),
     optax.ScaleByAmsgradState: Adaptive(),
@@ -253,7 +236,7 @@ def steps_of(slot: Slot) -> int:
     """How many steps the state has seen.
 
     Raises:
-        NormError: none.
+        NormError: it has seen none.
     """
     count = int(slot.state.count)
     if not count:

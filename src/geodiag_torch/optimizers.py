@@ -19,11 +19,11 @@ import inspect
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 
-import numpy as np
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from geodiag.errors import ArgumentError
+from geodiag.geometry import UnknownRule, equal
 from geodiag.monitor import Update
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
@@ -37,7 +37,6 @@ from geodiag_torch.rules import (
     SignDescent,
     Slot,
     Steepest,
-    UnknownRule,
 )
 from geodiag_torch.steepest import NonEuclideanGD
 
@@ -149,17 +148,6 @@ class Geometry:
         if known:
             self._same[key] = same
         return same
-
-
-def equal(a: Norm, b: Norm, space: Space) -> bool:
-    """Whether two norms are one, by their duals: these see every tensor, a value may see one."""
-    rng = np.random.default_rng(0)
-    first, second = a.bind(space), b.bind(space)
-    for _ in range(2):
-        g = space.random(rng)
-        if not np.isclose(float(first.dual(g)), float(second.dual(g)), rtol=1e-4):
-            return False
-    return True
 
 
 def family(optimizer: Optimizer, slots: list[Slot]) -> Family | None:

@@ -13,12 +13,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from importlib import import_module, util
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from geodiag.demo import PACKAGES
-from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.demo import check_installed
+from geodiag.errors import ArgumentError
 from geodiag.records import Record, to_json
 from geodiag.reproduction import data, figures
 from geodiag.reproduction.cells import METHODS, MODELS, TRAININGS, Cell, chosen
@@ -66,7 +66,7 @@ def run(
         DataError: the folder does not hold CIFAR-10.
         MissingDependency: the framework, scikit-learn, rich or matplotlib is not installed.
     """
-    _check_installed(framework)
+    check_installed(framework, "the reproduction")
     if quick and models:
         raise ArgumentError("quick means the MLP alone", got=f"models {models}", do="leave one out")
     cells = plan(framework, methods, QUICK if quick else models, data_folder, seed)
@@ -193,15 +193,3 @@ def _report(outcomes: list[Outcome], failed: dict[str, str], shown: list[Quadrat
 
 def _path(cell: Cell, out: Path) -> Path:
     return out / f"{cell.key}.jsonl"
-
-
-def _check_installed(framework: str) -> None:
-    if framework not in PACKAGES:
-        raise ArgumentError("unknown framework", got=repr(framework), do=f"use {[*PACKAGES]}")
-    missing = [name for name in PACKAGES[framework] if util.find_spec(name) is None]
-    if missing:
-        raise MissingDependency(
-            "the reproduction needs packages that are not installed",
-            got=f"no {', '.join(missing)}",
-            do=f'pip install "geodiag[{framework},plot,demo]"',
-        )

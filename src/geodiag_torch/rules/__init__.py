@@ -1,6 +1,6 @@
 """Families of optimizers: from their groups and their state to a norm and an update rule."""
 
-from geodiag_torch.rules.base import Family, Slot, UnknownRule
+from geodiag_torch.rules.base import Family, Slot
 from geodiag_torch.rules.layerwise import MuonDescent, SignDescent, Steepest
 from geodiag_torch.rules.quadratic import Adaptive, Descent, RootMeanSquare
 
@@ -13,5 +13,4 @@ __all__ = [
     "SignDescent",
     "Slot",
     "Steepest",
-    "UnknownRule",
 ]

@@ -9,12 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from geodiag.geometry import UnknownRule
 from geodiag.monitor import Update
 from geodiag.norms import Norm
-
-
-class UnknownRule(Exception):
-    """Why no threshold applies."""
 
 
 @dataclass(frozen=True)

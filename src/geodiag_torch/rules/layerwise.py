@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from geodiag.errors import ArgumentError, NormError
+from geodiag.geometry import Radii, UnknownRule
 from geodiag.monitor import Update
 from geodiag.norms import L2, ByParameter, Linf, MaxOver, Muon, Norm, Spectral
-from geodiag_torch.rules.base import Family, Slot, UnknownRule, minimizing, relative_rates
+from geodiag_torch.rules.base import Family, Slot, minimizing, relative_rates
 from geodiag_torch.rules.quadratic import Descent
 
 
@@ -114,20 +114,6 @@ class MuonDescent(Family):
         if rule is None:
             raise NormError(f"Muon's adjust_lr_fn {slot.group['adjust_lr_fn']!r} is not known")
         return rule(slot.name, (shape[0], shape[1]))
-
-
-@dataclass(frozen=True)
-class Radii:
-    """Radii by exact names."""
-
-    of: tuple[tuple[str, float], ...]
-
-    def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
-        return dict(self.of)[name]
-
-    @property
-    def __name__(self) -> str:
-        return "those of the optimizer"
 
 
 def normalized_rule(slots: list[Slot]) -> Update:

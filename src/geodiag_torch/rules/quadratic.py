@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from geodiag.errors import NormError
+from geodiag.geometry import UnknownRule
 from geodiag.monitor import Update
 from geodiag.norms import L2, Norm, Preconditioned
-from geodiag_torch.rules.base import Family, Slot, UnknownRule, minimizing, one, relative_rates
+from geodiag_torch.rules.base import Family, Slot, minimizing, one, relative_rates
 
 # Groups may differ in weight decay where that moves the threshold by no more than this.
 IMMATERIAL = 0.01
