@@ -68,10 +68,11 @@ class Loss(nn.Module):
     def forward(self, run: Callable[[], T]) -> T:
         return run()
 
-    def lend(self, leaves: Leaves, run: Callable[[], T]) -> T:
+    def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
         """``run()`` with ``leaves`` (named as in the model) and clones of all buffers lent.
 
-        Attention runs on the math kernel: the fused ones cannot be differentiated twice.
+        ``poison``: with buffers of NaN. Attention runs on the math kernel: the fused ones cannot be
+        differentiated twice.
 
         Raises:
             EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
@@ -82,7 +83,7 @@ class Loss(nn.Module):
                 do="measure outside of that context",
             )
         lent = {f"model.{name}": leaf for name, leaf in leaves.items()}
-        lent |= {name: b.detach().clone() for name, b in self.named_buffers()}
+        lent |= {name: _clone(b, poison) for name, b in self.named_buffers()}
         with _attributes_kept(self), sdpa_kernel([SDPBackend.MATH]):
             return functional_call(self, lent, (run,))  # type: ignore[no-any-return]
 
@@ -174,6 +175,11 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
 
 def _tensors(m: nn.Module) -> dict[str, Tensor]:
     return {name: x for name, x in vars(m).items() if isinstance(x, Tensor)}
+
+
+def _clone(buffer: Tensor, poison: bool) -> Tensor:
+    clone = buffer.detach().clone()
+    return clone.fill_(torch.nan) if poison and clone.is_floating_point() else clone
 
 
 def move(batch: Any, device: torch.device) -> Any:

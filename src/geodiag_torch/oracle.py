@@ -57,8 +57,7 @@ class TorchOracle(Oracle):
             self._leaves = problem.leaves(params)
         self._eps = max(torch.finfo(p.dtype).eps for p in self._leaves.values())
         self._at_model = params is None
-        # The tensors are kept alive, so that no id is used again.
-        self._watched, self._fingerprint = problem.watch(self._at_model)
+        self._watch = problem.watch(self._at_model)
         self._notes: list[str] = []
         self._engine = problem.engine
         if self._engine == "auto":
@@ -181,12 +180,8 @@ class TorchOracle(Oracle):
         self._check_same_data(loss, seen)
         return product
 
-    def _backward(self, run: Callable[[], T]) -> T:
-        """A backward pass, with the leaves lent only where it recomputes activations.
-
-        At the model's own parameters it is enough that the first product ran no module; elsewhere
-        a checkpointed function may read the parameters without one.
-        """
+    def _backward(self, run: Callable[[], Leaves]) -> Leaves:
+        """A backward pass, with the leaves lent where it recomputes activations."""
         if self._plain_backward:
             with torch.inference_mode(False):
                 return run()
@@ -196,9 +191,22 @@ class TorchOracle(Oracle):
             answer = self._passes.inside(self._leaves, run, backward=True)
         finally:
             handle.remove()
-        own = [m for m in calls if m is not self._problem.loss]
-        self._plain_backward = self._at_model and not own
+        if all(m is self._problem.loss for m in calls):
+            self._plain_backward = self._passed("plain", self._recomputes_nothing(run, answer))
         return answer
+
+    def _recomputes_nothing(self, run: Callable[[], Leaves], answer: Leaves) -> bool:
+        """Whether a pass is the same one while all that it could read is NaN.
+
+        A checkpointed function may read parameters and buffers without running a module.
+        """
+        if self._passed("plain"):
+            return True
+        try:
+            poisoned = self._passes.poisoned(self._leaves, run)
+        except Exception:  # some code ran that does not like NaN
+            return False
+        return all(bool(x.isfinite().all()) for x in poisoned.values()) and agree(poisoned, answer)
 
     def _difference(self, d: Blocks) -> Blocks:
         if self._eps > FLOAT32:
@@ -302,7 +310,7 @@ class TorchOracle(Oracle):
         return x.to(self._problem.dtype)
 
     def _check_fresh(self) -> None:
-        if self._problem.watch(self._at_model)[1] != self._fingerprint:
+        if self._watch.changed():
             raise StaleOracle(
                 "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",

@@ -36,6 +36,12 @@ class Passes:
         with frozen(self._random, self._problem.device, self._problem.data, backward):
             return self._problem.lend(leaves, run)
 
+    def poisoned(self, leaves: Leaves, run: Callable[[], T]) -> T:
+        """A backward pass, as in :meth:`inside`, while every parameter and buffer is NaN."""
+        nothing = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
+        with frozen(self._random, self._problem.device, self._problem.data, backward=True):
+            return self._problem.lend(nothing, run, poison=True)
+
     def sum(self, leaves: Leaves, part: Part) -> tuple[Tensor, Blocks]:
         """The loss, and the sum of ``part(loss, weight)`` over the batches, normalised.
 

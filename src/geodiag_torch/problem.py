@@ -18,6 +18,7 @@ from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.oracle import ENGINES, TorchOracle
+from geodiag_torch.watching import Watch
 
 
 class TorchProblem(Problem):
@@ -107,20 +108,9 @@ class TorchProblem(Problem):
         for oracle in self._oracles:
             oracle.release()
 
-    def watch(self, measured: bool) -> tuple[list[Tensor], list[Any]]:
-        """All tensors that the loss depends on, and what changes whenever one of them does.
-
-        With or without the measured parameters; a module's mode belongs to it too.
-        """
-        skipped = set() if measured else {id(p) for p in self.live().values()}
-        tensors: list[Tensor] = []
-        modes = []
-        for m in self.loss.modules():
-            modes.append(m.training)
-            for t in (*m._parameters.values(), *m._buffers.values()):
-                if t is not None and id(t) not in skipped:
-                    tensors.append(t)
-        return tensors, [*((id(t), t.data_ptr(), t._version) for t in tensors), *modes]
+    def watch(self, measured: bool) -> Watch:
+        """All that the loss depends on, with or without the measured parameters."""
+        return Watch(self.loss, set() if measured else {id(p) for p in self.live().values()})
 
     def live(self) -> dict[str, Tensor]:
         """The measured parameters by their public names, as they are now.
@@ -147,9 +137,10 @@ class TorchProblem(Problem):
             out[name] = at.detach().requires_grad_()
         return out
 
-    def lend(self, leaves: Leaves, run: Callable[[], T]) -> T:
+    def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
         """``run()`` with ``leaves`` in the place of the measured parameters."""
-        return self.loss.lend({self._raw_names[n]: leaf for n, leaf in leaves.items()}, run)
+        raw = {self._raw_names[name]: leaf for name, leaf in leaves.items()}
+        return self.loss.lend(raw, run, poison)
 
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, Mapping):

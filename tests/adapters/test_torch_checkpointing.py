@@ -75,3 +75,46 @@ def test_checkpointing_changes_nothing_here_or_elsewhere(kind, engine):
         assert torch.equal(first[k], second[k])
         torch.testing.assert_close(first[k], at_zero[k], rtol=1e-11, atol=1e-12)
     assert fingerprint(model) == before
+
+
+class Bare(nn.Module):
+    """Checkpoints a function that reads a parameter, or a buffer, and runs no module."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(6, 5).double())
+        self.head = nn.Linear(6, 3).double()
+        self.register_buffer("shift", torch.randn(6).double())
+        self.kind = kind
+
+    def hidden(self, x):
+        return (
+            torch.tanh(x @ self.weight.T)
+            if self.kind == "parameter"
+            else torch.tanh(x * self.shift)
+        )
+
+    def forward(self, x):
+        if self.kind == "buffer":
+            x = x @ self.weight.T
+        return self.head(checkpoint(self.hidden, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_products_of_a_frozen_point_stay_when_the_model_moves_on(kind):
+    """A function that no module runs is recomputed with the oracle's tensors all the same."""
+    model = Bare(kind)
+    x, y = torch.randn(9, 5).double(), torch.randn(9, 3).double()
+    problem = geodiag.problem(model, criterion=nn.MSELoss(), data=(x, y))
+    point = problem.at().point()
+    truth = problem.at(point)
+    d = random_like(truth, 0)
+    expected = {k: v.clone() for k, v in truth.hvp(d).items()}
+    frozen = problem.at(point)
+    frozen.hvp(d)  # whatever it finds out about the graph, it does here
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.5
+    for k, v in frozen.hvp(d).items():
+        torch.testing.assert_close(v, expected[k], rtol=1e-11, atol=1e-12)
