@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from geodiag.blocks import is_array
-from geodiag.errors import ArgumentError, DataError
+from geodiag.errors import ArgumentError, DataError, shown
 
 
 class Batches:
@@ -30,7 +30,7 @@ class Batches:
         if reduction not in ("mean", "sum"):
             raise ArgumentError(
                 "reduction= must say how the loss treats a batch",
-                got=repr(reduction),
+                got=shown(reduction),
                 do='pass "mean" (the loss averages over a batch) or "sum"',
             )
         if weight is not None and not callable(weight):

@@ -21,7 +21,7 @@ import numpy as np
 from geodiag.blocks import Blocks, subtract
 from geodiag.directional import directional_smoothness
 from geodiag.edge import threshold
-from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.errors import ArgumentError, MissingDependency, shown
 from geodiag.measure import sharpness
 from geodiag.problems import as_norm
 
@@ -152,7 +152,7 @@ def check_installed(framework: str, what: str) -> None:
     """Raise unless ``framework`` is known, and all that ``what`` draws on is there."""
     if framework not in PACKAGES:
         raise ArgumentError(
-            "unknown framework", got=repr(framework), do=f"use one of {[*PACKAGES]}"
+            "unknown framework", got=shown(framework), do=f"use one of {[*PACKAGES]}"
         )
     missing = [name for name in PACKAGES[framework] if util.find_spec(name) is None]
     if missing:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from geodiag.blocks import Blocks, add, all_finite, axpy, check_like, dot, epsilon, subtract
-from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolve_oracle
@@ -72,7 +72,7 @@ def directional_smoothness(
     """
     if kind not in _KINDS:
         raise ArgumentError(
-            "unknown kind of directional smoothness", got=repr(kind), do=f"use {sorted(_KINDS)}"
+            "unknown kind of directional smoothness", got=shown(kind), do=f"use {sorted(_KINDS)}"
         )
     oracle, made = resolve_oracle(model, **problem_arguments)
     try:

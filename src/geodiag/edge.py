@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 
 
 class Threshold(float):
@@ -101,7 +101,7 @@ def _number(x: Any, name: str) -> float:
     try:
         return math.nan if isinstance(x, str) else float(x)
     except (TypeError, ValueError) as e:
-        raise ArgumentError(f"{name} must be a number", got=repr(x)) from e
+        raise ArgumentError(f"{name} must be a number", got=shown(x)) from e
 
 
 def _check(
@@ -113,11 +113,11 @@ def _check(
     dual_norm: float | None,
 ) -> None:
     if not 0.0 < lr < math.inf:
-        raise ArgumentError("lr must be positive and finite", got=repr(lr))
+        raise ArgumentError("lr must be positive and finite", got=shown(lr))
     if not 0.0 <= momentum < 1.0:
-        raise ArgumentError("momentum must lie in [0, 1)", got=repr(momentum))
+        raise ArgumentError("momentum must lie in [0, 1)", got=shown(momentum))
     if not 0.0 <= weight_decay < math.inf:
-        raise ArgumentError("weight_decay must be at least 0", got=repr(weight_decay))
+        raise ArgumentError("weight_decay must be at least 0", got=shown(weight_decay))
     if nesterov and momentum == 0.0:
         raise ArgumentError("nesterov=True needs momentum > 0", got=f"momentum={momentum!r}")
     if dual_norm is not None and not normalized:
@@ -125,4 +125,4 @@ def _check(
             "dual_norm= belongs to normalized updates", do="pass normalized=True, or leave it out"
         )
     if dual_norm is not None and not 0.0 <= float(dual_norm) < math.inf:
-        raise ArgumentError("dual_norm must be at least 0", got=repr(dual_norm))
+        raise ArgumentError("dual_norm must be at least 0", got=shown(dual_norm))

@@ -8,6 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST = 300  # characters of a value that an error shows
+
+
+def shown(x: Any) -> str:
+    """``repr(x)`` for an error's text: cut short, and the type's name where there is none."""
+    try:
+        text = repr(x)
+    except Exception:  # lists in lists beyond the stack, or the object's own fault
+        return f"an object of type {type(x).__name__}"
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
 
 class GeodiagError(Exception):
     """Base of all geodiag errors."""

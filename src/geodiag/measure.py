@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from geodiag.blocks import Array, Blocks, device, zeros_like
-from geodiag.errors import ArgumentError, NonFiniteError, PluginError
+from geodiag.errors import ArgumentError, NonFiniteError, PluginError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, bracket, choose
 from geodiag.estimators.base import STATE
 from geodiag.norms.base import Norm
@@ -139,7 +139,7 @@ def _resolve_estimator(
     if not isinstance(estimator, str):
         raise ArgumentError(
             "estimator= must be a name or a SharpnessEstimator object",
-            got=repr(estimator),
+            got=shown(estimator),
             do='pass "auto", or e.g. geodiag.estimators.Ascent()',
         )
     if estimator == "auto":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.observation import Observation, Update, check_rule, said
@@ -287,5 +287,5 @@ def _check_estimator(estimator: Any) -> None:
             registry.estimator(estimator)
     elif not isinstance(estimator, SharpnessEstimator):
         raise ArgumentError(
-            "estimator= must be a name or a SharpnessEstimator object", got=repr(estimator)
+            "estimator= must be a name or a SharpnessEstimator object", got=shown(estimator)
         )

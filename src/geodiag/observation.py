@@ -23,7 +23,7 @@ from geodiag.blocks import (
 )
 from geodiag.checks import is_number
 from geodiag.edge import Threshold, threshold
-from geodiag.errors import ArgumentError, StaleOracle
+from geodiag.errors import ArgumentError, StaleOracle, shown
 from geodiag.measure import sharpness
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle, Problem
@@ -228,12 +228,14 @@ def check_rule(lr: Any, update: Any) -> None:
         raise ArgumentError("lr= and update= both state the rule", do="pass one of them")
     if lr is not None and not callable(lr):
         if not is_number(lr):
-            raise ArgumentError("lr= must be a number or a function of the step", got=repr(lr))
+            raise ArgumentError("lr= must be a number or a function of the step", got=shown(lr))
         Update(lr).threshold(None)
     if isinstance(update, Update):
         update.threshold(None)
     elif update is not None and not callable(update):
-        raise ArgumentError("update= must be an Update or a function of the step", got=repr(update))
+        raise ArgumentError(
+            "update= must be an Update or a function of the step", got=shown(update)
+        )
 
 
 def said(e: BaseException) -> str:

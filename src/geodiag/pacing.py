@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 
 
 class Pace:
@@ -31,11 +31,11 @@ class Pace:
         if not callable(every) and not (whole and every >= 1):
             raise ArgumentError(
                 "every= must be a number of steps, at least 1, or a function of the step",
-                got=repr(every),
+                got=shown(every),
             )
         if budget is not None and not (is_number(budget) and 0 < budget < 1):
             raise ArgumentError(
-                "budget= must lie between 0 and 1, a share of the time", got=repr(budget)
+                "budget= must lie between 0 and 1, a share of the time", got=shown(budget)
             )
         self._every, self._budget = every, budget
         self._began: float | None = None

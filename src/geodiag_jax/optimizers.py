@@ -24,7 +24,7 @@ import optax
 
 from geodiag.blocks import Array, Blocks, epsilon
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError, NormError
+from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.geometry import UnknownRule, equal
 from geodiag.monitor import Update
 from geodiag.norms import Norm
@@ -191,7 +191,7 @@ def check_hyperparams(hyperparams: Any) -> None:
         )
     for name, value in hyperparams.items():
         if not (is_number(value) or (value is None and DEFAULTS[name] is None)):
-            raise ArgumentError(f"hyperparams[{name!r}] must be a number", got=repr(value))
+            raise ArgumentError(f"hyperparams[{name!r}] must be a number", got=shown(value))
 
 
 def _slots(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slot]:

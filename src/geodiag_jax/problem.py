@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 from geodiag.oracles import Problem
 from geodiag.selection import Where
 from geodiag.spaces import Space
@@ -67,13 +67,13 @@ class JaxProblem(Problem):
         if engine not in ENGINES:
             raise ArgumentError(
                 "unknown engine for a JAX loss",
-                got=repr(engine),
+                got=shown(engine),
                 do=f"use one of {', '.join(map(repr, ENGINES))}",
             )
         if memory is not None and not (
             is_number(memory) and not isinstance(memory, bool) and memory >= 0
         ):
-            raise ArgumentError("memory= must be a number of bytes", got=repr(memory))
+            raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
         self._layout = read(params, where)
         self._loss = Loss(loss)
         self._feed = Feed(data, weight, reduction)

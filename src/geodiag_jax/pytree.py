@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, check_like
-from geodiag.errors import ParameterError, ShapeError
+from geodiag.errors import ParameterError, ShapeError, shown
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 
@@ -126,7 +126,7 @@ def read(params: Any, where: Where) -> Layout:
             if name in places:
                 raise ParameterError(
                     "two parameters have the same name once their paths are joined by dots",
-                    got=repr(name),
+                    got=shown(name),
                     do="rename a key that contains a dot",
                 )
             places[name] = place

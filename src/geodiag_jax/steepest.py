@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from geodiag.blocks import Array, Blocks, check_like, dot
-from geodiag.errors import ArgumentError, NormError, ParameterError
+from geodiag.errors import ArgumentError, NormError, ParameterError, shown
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import Space
@@ -122,6 +122,6 @@ def _check_lr(lr: Any) -> None:
     if not 0 < value < math.inf:
         raise ArgumentError(
             "lr= must be a positive number, or an optax schedule",
-            got=repr(lr),
+            got=shown(lr),
             do="pass e.g. lr=0.01",
         )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from geodiag import blocks
 from geodiag.blocks import Array, Blocks, axpy, dot, scale
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 from geodiag.estimators.portfolio import Cold, Plan
 from geodiag.estimators.segment import positive
 from geodiag.estimators.stacks import combine, cross, one, only
@@ -108,7 +108,7 @@ def tracker(
         ParameterError, LossError, NormError: from the two functions, when they are traced.
     """
     if isinstance(check, bool) or not isinstance(check, int) or check < 1:
-        raise ArgumentError("check= must be a positive integer", got=repr(check))
+        raise ArgumentError("check= must be a positive integer", got=shown(check))
     asked, held = as_norm(norm), Loss(loss)
 
     def init(params: Any) -> TrackerState:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
-from geodiag.errors import ArgumentError, DataError, EngineError, LossError
+from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
 
 Leaves = dict[str, Tensor]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Loss(nn.Module):
         for name, f in (("loss_fn", loss_fn), ("criterion", criterion)):
             if f is not None and (not callable(f) or isinstance(f, type)):
                 raise ArgumentError(
-                    f"{name}= must be callable", got=repr(f), do="pass a function or an instance"
+                    f"{name}= must be callable", got=shown(f), do="pass a function or an instance"
                 )
         self.model = model
         # A module among them registers itself, so that its buffers are lent as clones too.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from geodiag.blocks import check_like, to_numpy
 from geodiag.checks import is_number
 from geodiag.data import Batches
-from geodiag.errors import ArgumentError, DataError, ParameterError
+from geodiag.errors import ArgumentError, DataError, ParameterError, shown
 from geodiag.oracles import Problem
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
@@ -57,9 +57,9 @@ class TorchProblem(Problem):
         memory: int | None = None,
     ) -> None:
         if engine not in ENGINES:
-            raise ArgumentError("unknown engine", got=repr(engine), do=f"use one of {ENGINES}")
+            raise ArgumentError("unknown engine", got=shown(engine), do=f"use one of {ENGINES}")
         if memory is not None and not (is_number(memory) and memory >= 0):
-            raise ArgumentError("memory= must be a number of bytes", got=repr(memory))
+            raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
         self.engine, self.memory = engine, memory
         inner = unwrap(model)
         self.loss = Loss(inner, loss_fn, criterion)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from geodiag.blocks import check_like, dot
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError, GeodiagError, NonFiniteError, NormError, ParameterError
+from geodiag.errors import (
+    ArgumentError,
+    GeodiagError,
+    NonFiniteError,
+    NormError,
+    ParameterError,
+    shown,
+)
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import MatrixView, Space
@@ -172,4 +179,4 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
 def _check_lr(lr: Any) -> None:
     if not is_number(lr) or not 0.0 < lr < float("inf"):
-        raise ArgumentError("lr must be a positive, finite number", got=repr(lr))
+        raise ArgumentError("lr must be a positive, finite number", got=shown(lr))

@@ -28,7 +28,7 @@ from geodiag.blocks import (
     to_numpy,
 )
 from geodiag.checks import is_number
-from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError, shown
 from geodiag.estimators.ends import Close, Open, Opening
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -53,15 +53,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
-            raise ArgumentError("rtol= must lie between 0 and 1", got=repr(self.rtol))
+            raise ArgumentError("rtol= must lie between 0 and 1", got=shown(self.rtol))
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ArgumentError("seed= must be an integer of at least 0", got=repr(self.seed))
+            raise ArgumentError("seed= must be an integer of at least 0", got=shown(self.seed))
         if self.max_hvps is not None and not (
             isinstance(self.max_hvps, Integral) and self.max_hvps >= 2
         ):
             raise ArgumentError(
                 "max_hvps= must be an integer of at least 2",
-                got=repr(self.max_hvps),
+                got=shown(self.max_hvps),
                 do="one product asks, one certifies the answer",
             )
 

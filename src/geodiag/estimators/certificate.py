@@ -27,7 +27,7 @@ from geodiag.blocks import (
     unstack,
 )
 from geodiag.envelopes import Form, Weights, euclidean
-from geodiag.errors import ArgumentError, NonFiniteError, NormError
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
 from geodiag.estimators.driver import begin, best
 from geodiag.estimators.eigenbound import Known, bound_top
 from geodiag.estimators.lift import Task, ascended, begun, rehearsed
@@ -97,7 +97,7 @@ def certify(
     if budget < 4:
         raise ArgumentError("a certificate takes at least 4 products", got=f"max_hvps={max_hvps}")
     if not 0 < delta < 1:
-        raise ArgumentError("delta= must lie between 0 and 1", got=repr(delta))
+        raise ArgumentError("delta= must lie between 0 and 1", got=shown(delta))
     note = f"the upper bound holds with probability 1 − {delta:g} over the seed's random vectors"
     envelope = norm.envelope(oracle.space)
     if envelope is None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from geodiag.blocks import Array, Blocks, scale
 from geodiag.checks import is_number
 from geodiag.envelopes import Envelope, Piece, Product
-from geodiag.errors import ArgumentError, NormError
+from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.norms.base import Face, Norm, QuadraticNorm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
 from geodiag.norms.quadratic import FromMaps, scaled_quadratic
@@ -121,12 +121,12 @@ class ByParameter(_Composite):
         if not isinstance(norms, Mapping) or not norms:
             raise ArgumentError(
                 "ByParameter takes a dict of name pattern → norm",
-                got=repr(norms),
+                got=shown(norms),
                 do='pass e.g. {"bias$": L2(), ".*": Spectral()}',
             )
         if over not in (MaxOver, SumOver, L2Over):
             raise ArgumentError(
-                "over= must be MaxOver, SumOver or L2Over", got=repr(over), do="pass the class"
+                "over= must be MaxOver, SumOver or L2Over", got=shown(over), do="pass the class"
             )
         self.norms = {p: require_norm(n, f"ByParameter[{p!r}]") for p, n in norms.items()}
         self.over, self.radii = over, dict(radii or {})
@@ -165,7 +165,7 @@ class Scaled(Norm):
 
     def __init__(self, norm: Norm, c: float) -> None:
         if not (is_number(c) and 0 < c < float("inf")):
-            raise ArgumentError("the factor of Scaled must be positive", got=repr(c))
+            raise ArgumentError("the factor of Scaled must be positive", got=shown(c))
         self.norm, self.c = require_norm(norm, "Scaled"), float(c)
         self.decomposes = self.norm.decomposes
 
@@ -243,7 +243,7 @@ def _check_radii(radii: Radii) -> None:
     values = radii.values() if isinstance(radii, Mapping) else [radii]
     for r in values:
         if not (is_number(r) and 0 < r < float("inf")):
-            raise ArgumentError("radii must be positive numbers", got=repr(r))
+            raise ArgumentError("radii must be positive numbers", got=shown(r))
 
 
 def _radii_by_tensor(radii: Radii, space: Space) -> dict[str, float]:

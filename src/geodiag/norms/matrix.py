@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from geodiag.blocks import Array, Blocks, array_namespace
 from geodiag.envelopes import Envelope, TwoSided, euclidean
-from geodiag.errors import ArgumentError, NormError
+from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import Group, MaxOver, Radii, RadiusFunction, SumOver
 from geodiag.norms.joint import Together
@@ -194,7 +194,7 @@ class Muon(Spectral):
     def __init__(self, adjust: str = "original") -> None:
         if adjust not in self.rules:
             raise ArgumentError(
-                "unknown radius rule for Muon", got=repr(adjust), do=f"use one of {[*self.rules]}"
+                "unknown radius rule for Muon", got=shown(adjust), do=f"use one of {[*self.rules]}"
             )
         super().__init__(self.rules[adjust])
         self.adjust = adjust

@@ -22,7 +22,7 @@ from geodiag.blocks import (
     is_array,
     unflatten,
 )
-from geodiag.errors import MatrixError, ShapeError
+from geodiag.errors import MatrixError, ShapeError, shown
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.spaces import MatrixView, Space
 
@@ -102,7 +102,7 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
         except (AttributeError, TypeError, ValueError) as e:
             raise ShapeError(
                 "shapes= must be a dict of name → shape",
-                got=repr(shapes),
+                got=shown(shapes),
                 do='pass e.g. {"W": (3, 4), "b": (3,)}',
             ) from e
     total = sum(math.prod(s) for s in named.values())

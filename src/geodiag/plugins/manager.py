@@ -17,7 +17,14 @@ from typing import Any
 
 import pluggy
 
-from geodiag.errors import ArgumentError, PluginError, PluginWarning, UnknownEstimator, UnknownNorm
+from geodiag.errors import (
+    ArgumentError,
+    PluginError,
+    PluginWarning,
+    UnknownEstimator,
+    UnknownNorm,
+    shown,
+)
 from geodiag.norms.base import Norm
 from geodiag.plugins import specs
 
@@ -79,11 +86,11 @@ class Registry:
             PluginError: the name is taken.
         """
         if not isinstance(name, str) or not name:
-            raise ArgumentError("a norm's name must be a non-empty string", got=repr(name))
+            raise ArgumentError("a norm's name must be a non-empty string", got=shown(name))
         if not callable(factory):
             raise ArgumentError(
                 "register_norm takes a factory: a Norm class or a function that builds the norm",
-                got=repr(factory),
+                got=shown(factory),
                 do="pass the class itself, or lambda: norm",
             )
         with self._lock:
@@ -144,7 +151,7 @@ class Registry:
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise error(  # type: ignore[call-arg]
             f"no {kind} is registered under this name",
-            got=repr(name),
+            got=shown(name),
             do=f"{hint}registered: {', '.join(sorted(found))}",
         )
 
@@ -172,7 +179,7 @@ class Registry:
             if not isinstance(answer, Mapping) or not all(map(callable, answer.values())):
                 raise PluginError(
                     f"the plugin {owner!r} must return a dict of name → factory from {hook}",
-                    got=repr(answer),
+                    got=shown(answer),
                 )
             for name, factory in answer.items():
                 if name in found:

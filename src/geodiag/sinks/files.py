@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 from geodiag.records import HEADER, Record, to_csv, to_json
 from geodiag.sinks.base import Call, Sink
 
@@ -130,7 +130,7 @@ def as_sinks(log: Log) -> list[Sink]:
         return [Call(log)]
     raise ArgumentError(
         "log= has an unknown form",
-        got=repr(log),
+        got=shown(log),
         do='pass a path such as "run.jsonl", a geodiag.sinks.Sink, a function of a Record, or a '
         "list of these",
     )

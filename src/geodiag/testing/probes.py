@@ -19,7 +19,7 @@ from geodiag.blocks import (
     to_numpy,
     zeros_like,
 )
-from geodiag.errors import GeodiagError, NonFiniteError, ShapeError
+from geodiag.errors import GeodiagError, NonFiniteError, ShapeError, shown
 from geodiag.spaces import Space
 
 
@@ -27,7 +27,7 @@ def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:
     """``example`` as blocks of one real floating dtype of at least 32 bits."""
     do = 'pass a dict of arrays, e.g. {"W": np.ones((3, 4)), "b": np.ones(3)}'
     if not isinstance(example, Mapping) or not example or not all(map(is_array, example.values())):
-        raise error("the example must be blocks (a dict of arrays)", got=repr(example), do=do)
+        raise error("the example must be blocks (a dict of arrays)", got=shown(example), do=do)
     blocks = dict(example)
     dtypes = {x.dtype for x in blocks.values()}
     xp = namespace(blocks)
