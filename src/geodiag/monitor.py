@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,7 @@ from geodiag.plugins import registry
 from geodiag.problems import as_norm, problem
 from geodiag.records import Record
 from geodiag.results import SharpnessResult
-from geodiag.sinks import Log, as_sinks
+from geodiag.sinks import Log, Sink, as_sinks
 
 __all__ = ["Monitor", "Update"]
 
@@ -189,12 +190,10 @@ class Monitor:
             return
         self.abandon()
         self._closed = True
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except Exception as e:
-                self._warn(sink, f"{sink!r} failed to close: {said(e)}")
-        self._close_problem()
+        with ExitStack() as each:  # also where Ctrl-C ends one of them
+            each.callback(self._close_problem)
+            for sink in reversed(self._sinks):
+                each.callback(self._close_sink, sink)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
@@ -272,6 +271,12 @@ class Monitor:
             warnings.warn(f"geodiag.Monitor: {text}", RuntimeWarning, stacklevel=3)
         except RuntimeWarning:
             print(f"geodiag.Monitor: {text}", file=sys.stderr)
+
+    def _close_sink(self, sink: Sink) -> None:
+        try:
+            sink.close()
+        except Exception as e:
+            self._warn(sink, f"{sink!r} failed to close: {said(e)}")
 
     def _close_problem(self) -> None:
         if self._owned:

@@ -133,8 +133,10 @@ class OptimizerMonitor(Monitor):
         for hook in self._hooks:
             hook.remove()
         self._finalizer.detach()
-        super().close()
-        self._measured.close()
+        try:
+            super().close()
+        finally:
+            self._measured.close()
 
     def close(self) -> None:
         """The same as :meth:`detach`."""
@@ -166,8 +168,10 @@ class OptimizerMonitor(Monitor):
             self.before(self.steps)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.after()
-        self.steps += 1
+        try:
+            self.after()
+        finally:  # the step was taken, also where Ctrl-C came now
+            self.steps += 1
 
 
 def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:

@@ -8,14 +8,17 @@ that a loader of the user's own hides cannot be seen.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from geodiag_torch.interrupts import uninterrupted
+
 RandomState = dict[str, Any]
+T = TypeVar("T")
 
 
 def random_state(device: torch.device, data: Any, backward: bool = False) -> RandomState:
@@ -64,8 +67,8 @@ def frozen(
 ) -> Iterator[None]:
     """Run with the random ``state``, gradients on; restore the caller's state in any case."""
     before = random_state(device, data, backward)
-    _restore(state, device, data, backward)
     try:
+        _restore(state, device, data, backward)
         enabled, dtype = state["autocast"]
         with (
             torch.inference_mode(False),
@@ -75,3 +78,15 @@ def frozen(
             yield
     finally:
         _restore(before, device, data, backward)
+
+
+def outside_inference(run: Callable[[], T]) -> T:
+    """``run()`` outside of inference mode, whose tensors autograd cannot use."""
+    if not torch.is_inference_mode_enabled():
+        return run()
+
+    def outside(run: Callable[[], T]) -> T:
+        with torch.inference_mode(False):
+            return run()
+
+    return uninterrupted(outside, run)

@@ -12,7 +12,9 @@ graph in one vectorised pass where that pays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from geodiag.errors import DataError, EngineError, StaleOracle
 from geodiag.oracles import Oracle, finite_difference_hvp
 from geodiag_torch.crosscheck import agree, compare, passed
 from geodiag_torch.forward import Leaves
+from geodiag_torch.frozen import outside_inference
 from geodiag_torch.graph import (
     KeptGraph,
     Structure,
@@ -53,8 +56,7 @@ class TorchOracle(Oracle):
     def __init__(self, problem: TorchProblem, params: Mapping[str, Any] | None) -> None:
         self._problem, self.space = problem, problem.space
         self._passes = Passes(problem)
-        with torch.inference_mode(False):
-            self._leaves = problem.leaves(params)
+        self._leaves = outside_inference(lambda: problem.leaves(params))
         self._eps = max(torch.finfo(p.dtype).eps for p in self._leaves.values())
         self._at_model = params is None
         self._watch = problem.watch(self._at_model)
@@ -183,14 +185,10 @@ class TorchOracle(Oracle):
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
         """A backward pass, with the leaves lent where it recomputes activations."""
         if self._plain_backward:
-            with torch.inference_mode(False):
-                return run()
+            return outside_inference(run)
         calls: list[nn.Module] = []
-        handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
-        try:
-            answer = self._passes.inside(self._leaves, run, backward=True)
-        finally:
-            handle.remove()
+        watched = partial(_watching, calls)
+        answer = self._passes.inside(self._leaves, run, backward=True, within=watched)
         if all(m is self._problem.loss for m in calls):
             self._plain_backward = self._passed("plain", self._recomputes_nothing(run, answer))
         return answer
@@ -285,8 +283,7 @@ class TorchOracle(Oracle):
                 graph.add(weight, gradient)
             return {name: g.detach() for name, g in gradient.items()}
 
-        with graph.counting():
-            self._first = self._passes.sum(self._leaves, part)
+        self._first = self._passes.sum(self._leaves, part, within=graph.counting)
         if graph.full:
             self._notes.append(
                 f"products recompute the graph: it holds {graph.bytes} bytes, memory={allowed}"
@@ -302,8 +299,7 @@ class TorchOracle(Oracle):
         """Loss and summed parts at other parameters."""
         self._check_fresh()
         check_like(params, self.space.shapes, "params")
-        with torch.inference_mode(False):
-            leaves = self._problem.leaves(params)
+        leaves = outside_inference(lambda: self._problem.leaves(params))
         return self._passes.sum(leaves, lambda value, _: part(value, leaves))
 
     def _measured(self, x: Tensor) -> Tensor:
@@ -315,3 +311,13 @@ class TorchOracle(Oracle):
                 "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",
             )
+
+
+@contextmanager
+def _watching(calls: list[nn.Module]) -> Iterator[None]:
+    """Put every module that is called into ``calls``."""
+    handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from geodiag.blocks import Blocks
 from geodiag_torch.forward import Leaves, move
 from geodiag_torch.frozen import frozen, random_state
 from geodiag_torch.graph import weighted
+from geodiag_torch.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
 
 T = TypeVar("T")
 Part = Callable[[Tensor, float], Mapping[str, Tensor]]
+Within = Callable[[], AbstractContextManager[Any]]
+NOTHING: Within = nullcontext
 
 
 class Passes:
@@ -31,23 +35,39 @@ class Passes:
     def autocast(self) -> bool:
         return bool(self._random["autocast"][0])
 
-    def inside(self, leaves: Leaves, run: Callable[[], T], backward: bool = False) -> T:
-        """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters."""
-        with frozen(self._random, self._problem.device, self._problem.data, backward):
-            return self._problem.lend(leaves, run)
+    def inside(
+        self, leaves: Leaves, run: Callable[[], T], backward: bool = False, within: Within = NOTHING
+    ) -> T:
+        """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters.
+
+        Ctrl-C interrupts the run alone, never what is lent or given back, nor ``within``.
+        """
+
+        def lent(run: Callable[[], T]) -> T:
+            with self._frozen(backward), within():
+                return self._problem.lend(leaves, run)
+
+        return uninterrupted(lent, run)
 
     def poisoned(self, leaves: Leaves, run: Callable[[], T]) -> T:
         """A backward pass, as in :meth:`inside`, while every parameter and buffer is NaN."""
         nothing = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
-        with frozen(self._random, self._problem.device, self._problem.data, backward=True):
-            return self._problem.lend(nothing, run, poison=True)
 
-    def sum(self, leaves: Leaves, part: Part) -> tuple[Tensor, Blocks]:
+        def lent(run: Callable[[], T]) -> T:
+            with self._frozen(backward=True):
+                return self._problem.lend(nothing, run, poison=True)
+
+        return uninterrupted(lent, run)
+
+    def sum(self, leaves: Leaves, part: Part, within: Within = NOTHING) -> tuple[Tensor, Blocks]:
         """The loss, and the sum of ``part(loss, weight)`` over the batches, normalised.
 
         One batch's graph exists at a time, unless ``part`` keeps it.
         """
-        return self.inside(leaves, lambda: self._sum(part))
+        return self.inside(leaves, lambda: self._sum(part), within=within)
+
+    def _frozen(self, backward: bool) -> AbstractContextManager[None]:
+        return frozen(self._random, self._problem.device, self._problem.data, backward)
 
     def _sum(self, part: Part) -> tuple[Tensor, Blocks]:
         dtype, batches = self._problem.dtype, self._problem.batches
