@@ -85,7 +85,8 @@ def directional_smoothness(
                 "step= must be finite and not zero: nothing moved",
                 do="pass w⁺ − w of a step that was taken",
             )
-        value, rounding = _KINDS[kind](oracle, bound, s)
+        with oracle.surroundings():
+            value, rounding = _KINDS[kind](oracle, bound, s)
         if value != value or abs(value) == float("inf"):
             raise NonFiniteError(
                 "the loss or the gradient at one end of the step is not finite",
@@ -109,7 +110,8 @@ def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | No
             "step= is lost to rounding when it is added to the parameters",
             do="measure a longer step, or in float64",
         )
-    rounding = 2 * epsilon(s) * (abs(before) + abs(after) + abs(slope)) / length2
+    eps = max(epsilon(s), oracle.precision)
+    rounding = 2 * eps * (abs(before) + abs(after) + abs(slope)) / length2
     return 2 * (after - before - slope) / length2, rounding
 
 

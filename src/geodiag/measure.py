@@ -16,8 +16,11 @@ from geodiag.norms.base import Norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, resolve_oracle
+from geodiag.resolution import resolved
 from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.selection import Where
+
+RTOL = 1e-4  # what a value is to be resolved to, where no tolerance was asked for
 
 
 def sharpness(
@@ -59,7 +62,8 @@ def sharpness(
             latter the measurement is warm: it goes on from the last one with few products.
         rtol: relative tolerance: of the residual for quadratic norms (default 1e-4), of two
             successive improvements otherwise (default 1e-4; 1e-8 for given matrices).
-        max_hvps: budget of Hessian-vector products, the certifying one included.
+        max_hvps: budget of Hessian-vector products, the certifying one included. Where the loss is
+            computed in fewer than 32 bits, one more measures what that leaves of the value.
         certificate: also prove an upper bound, ``result.upper``, for norms that declare a quadratic
             envelope: ``max_hvps`` products in all, by default 250; see docs/certificates.md.
         seed: of the random starts, which are the same in every framework.
@@ -96,12 +100,13 @@ def sharpness(
         first, age = _known(start, oracle, bound_norm) or as_start(start, oracle, bound_norm)
         counted = CountingOracle(oracle)
         try:
-            with _decompositions_checked():
+            with _decompositions_checked(), counted.surroundings():
                 options = replace(options, age=age)
                 if certificate:
                     result = bracket(chosen, counted, bound_norm, first, options)
                 else:
                     result = chosen.estimate(counted, bound_norm, first, options)
+                result = resolved(oracle, result, options.rtol or RTOL)
         except NonFiniteError as e:
             if throw:
                 raise

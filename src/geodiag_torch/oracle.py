@@ -12,17 +12,16 @@ graph in one vectorised pass where that pays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, check_like
-from geodiag.errors import DataError, EngineError, StaleOracle
+from geodiag.errors import EngineError, StaleOracle
 from geodiag.oracles import Oracle, finite_difference_hvp
 from geodiag_torch.crosscheck import agree, compare, passed
 from geodiag_torch.forward import Leaves
@@ -36,7 +35,7 @@ from geodiag_torch.graph import (
     second_derivative,
     second_derivatives,
 )
-from geodiag_torch.passes import Passes
+from geodiag_torch.passes import Passes, check_same_loss, watching
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -57,7 +56,6 @@ class TorchOracle(Oracle):
         self._problem, self.space = problem, problem.space
         self._passes = Passes(problem)
         self._leaves = outside_inference(lambda: problem.leaves(params))
-        self._eps = max(torch.finfo(p.dtype).eps for p in self._leaves.values())
         self._at_model = params is None
         self._watch = problem.watch(self._at_model)
         self._notes: list[str] = []
@@ -75,6 +73,30 @@ class TorchOracle(Oracle):
     @property
     def notes(self) -> tuple[str, ...]:
         return tuple(self._notes)
+
+    @property
+    def precision(self) -> float:
+        self._check_fresh()
+        return self._eps
+
+    @property
+    def _eps(self) -> float:
+        if self._passes.eps is None:
+            self._loss_and_gradient()
+        assert self._passes.eps is not None
+        return self._passes.eps
+
+    def moved(self, params: Blocks) -> TorchOracle:
+        self._check_fresh()
+        check_like(params, self.space.shapes, "params")
+        other = TorchOracle(self._problem, params)
+        other._passes = self._passes
+        if other._engine == "graph":  # kept for few products only, beside this one's own
+            other._engine = "recompute"
+        return other
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._problem.device.type, enabled=False)
 
     def point(self) -> Blocks:
         self._check_fresh()
@@ -179,7 +201,7 @@ class TorchOracle(Oracle):
             return second(gradient)
 
         seen, product = self._passes.sum(self._leaves, part)
-        self._check_same_data(loss, seen)
+        check_same_loss(loss, seen, self._eps)
         return product
 
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
@@ -187,7 +209,7 @@ class TorchOracle(Oracle):
         if self._plain_backward:
             return outside_inference(run)
         calls: list[nn.Module] = []
-        watched = partial(_watching, calls)
+        watched = partial(watching, calls)
         answer = self._passes.inside(self._leaves, run, backward=True, within=watched)
         if all(m is self._problem.loss for m in calls):
             self._plain_backward = self._passed("plain", self._recomputes_nothing(run, answer))
@@ -209,11 +231,11 @@ class TorchOracle(Oracle):
     def _difference(self, d: Blocks) -> Blocks:
         if self._eps > FLOAT32:
             raise EngineError(
-                "finite differences need parameters of at least 32 bits",
-                got=f"a relative precision of {self._eps:.1g}",
-                do="measure model.float()",
+                "finite differences need a loss that is computed in at least 32 bits",
+                got=f"a relative precision of {self._eps:.1g} on the way from parameters to loss",
+                do="measure model.float(), outside of autocast",
             )
-        return finite_difference_hvp(self.gradient_at, self.point(), d)
+        return finite_difference_hvp(self.gradient_at, self.point(), d, self._eps)
 
     def _fall_back(self, error: EngineError) -> None:
         """Go on with finite differences, and note why; unless an engine was asked for by name."""
@@ -249,16 +271,6 @@ class TorchOracle(Oracle):
         if now:
             known.add(key)
         return key in known
-
-    def _check_same_data(self, loss: Tensor, seen: Tensor) -> None:
-        """The loss of every pass is compared with the frozen one: a free determinism probe."""
-        if bool((seen - loss).abs() > 1e3 * self._eps * (loss.abs() + seen.abs())):
-            raise DataError(
-                "the data or the model changed between two passes",
-                got=f"loss {float(loss):.8g}, then {float(seen):.8g}",
-                do="pass a list of batches, or a loader whose batches do not change from pass to "
-                "pass, and a model without randomness of its own",
-            )
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
         if self._first is None and self._engine == "graph":
@@ -311,13 +323,3 @@ class TorchOracle(Oracle):
                 "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",
             )
-
-
-@contextmanager
-def _watching(calls: list[nn.Module]) -> Iterator[None]:
-    """Put every module that is called into ``calls``."""
-    handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
-    try:
-        yield
-    finally:
-        handle.remove()

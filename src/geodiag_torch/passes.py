@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks
+from geodiag.errors import DataError
 from geodiag_torch.forward import Leaves, move
 from geodiag_torch.frozen import frozen, random_state
 from geodiag_torch.graph import weighted
 from geodiag_torch.interrupts import uninterrupted
+from geodiag_torch.precision import coarsest
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -30,6 +33,12 @@ class Passes:
     def __init__(self, problem: TorchProblem) -> None:
         self._problem = problem
         self._random = random_state(problem.device, problem.data)
+        self._eps: float | None = None
+
+    @property
+    def eps(self) -> float | None:
+        """The relative spacing of the coarsest numbers on the way to the loss, once one was run."""
+        return self._eps
 
     @property
     def autocast(self) -> bool:
@@ -78,7 +87,7 @@ class Passes:
             for name, x in part(value, weight).items():
                 x = weighted(x.to(dtype), weight)
                 total[name] = total[name] + x if name in total else x
-            loss += weight * value.detach()
+            loss += weight * value.detach().to(dtype)
             weights += weight
         whole = batches.normalise(weights)
         return loss / whole, {name: x if whole == 1.0 else x / whole for name, x in total.items()}
@@ -87,4 +96,32 @@ class Passes:
         """Each batch's weight and loss."""
         batches, device = self._problem.batches, self._problem.device
         for batch in batches:
-            yield batches.weigh(batch), self._problem.loss.of(move(batch, device))
+            weight, value = batches.weigh(batch), self._problem.loss.of(move(batch, device))
+            if self._eps is None:
+                self._eps = coarsest(value)
+            yield weight, value
+
+
+def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
+    """The loss of every pass is compared with the frozen one: a free determinism probe.
+
+    Raises:
+        DataError: they differ by more than rounding, of a relative ``eps``.
+    """
+    if bool((seen - loss).abs() > 1e3 * eps * (loss.abs() + seen.abs())):
+        raise DataError(
+            "the data or the model changed between two passes",
+            got=f"loss {float(loss):.8g}, then {float(seen):.8g}",
+            do="pass a list of batches, or a loader whose batches do not change from pass to "
+            "pass, and a model without randomness of its own",
+        )
+
+
+@contextmanager
+def watching(calls: list[nn.Module]) -> Iterator[None]:
+    """Put every module that is called into ``calls``."""
+    handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -97,6 +97,10 @@ class _PartOracle(Oracle):
         self.free_hvps = oracle.free_hvps
         self._zeros = zeros_like(oracle.point())
 
+    @property
+    def precision(self) -> float:
+        return self._oracle.precision
+
     def point(self) -> Blocks:
         return self._part.of(self._oracle.point())
 

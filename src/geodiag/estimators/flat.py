@@ -113,6 +113,10 @@ class _FlatOracle(Oracle):
     ) -> tuple[S, tuple[Blocks, ...]]:
         return self._oracle.scan(step, state, length)
 
+    @property
+    def precision(self) -> float:
+        return self._oracle.precision
+
     def point(self) -> Blocks:
         return self._flat.flat(self._oracle.point())
 

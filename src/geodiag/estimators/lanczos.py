@@ -33,6 +33,9 @@ LEAST = 8
 LEAP = 2  # steps between looks at the residual ...
 LEAPING = 32  # ... in a basis of at most so many; then every step is orthogonalised in full
 CHECK = 20  # warm measurements from one cold check to the next
+# Of a relative spacing of fewer than 32 bits: two roundings of the product's length; fifty would be
+# no tolerance at all.
+COARSE, SINGLE = 2.0, float(np.finfo(np.float32).eps)
 # A cold start is the gradient, which training turns to the top of the spectrum, and as much noise.
 # A warm one is mixed with a little: exactly an eigenvector, it would hide larger ones.
 COLD_NOISE, NOISE = 1.0, 0.02
@@ -117,7 +120,7 @@ class Lanczos(SharpnessEstimator):
         tracked = start is not None and options.rtol is not None and young
         return Terms(
             rtol=options.rtol or (FREE_RTOL if free else RTOL),
-            floor=FLOOR * epsilon(oracle.point()),
+            floor=_floor(oracle),
             budget=options.max_hvps or (20 * size + BUDGET if free else BUDGET),
             kept=kept,
             tracked=tracked,
@@ -154,6 +157,12 @@ class Lanczos(SharpnessEstimator):
 
     def __repr__(self) -> str:
         return "Lanczos()" if self.basis == BASIS else f"Lanczos(basis={self.basis})"
+
+
+def _floor(oracle: Oracle) -> float:
+    """The relative residual that rounding leaves."""
+    rounding, own = oracle.precision, FLOOR * epsilon(oracle.point())
+    return max(own, COARSE * rounding if rounding > SINGLE else FLOOR * rounding)
 
 
 @dataclass(frozen=True)

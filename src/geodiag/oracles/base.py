@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -62,6 +63,23 @@ class Oracle(ABC):
     def notes(self) -> tuple[str, ...]:
         """What this oracle does otherwise than asked (an engine that was changed), and why."""
         return ()
+
+    @property
+    def precision(self) -> float:
+        """The relative spacing of the coarsest numbers that the loss is computed in.
+
+        0 means: as fine as the measurement's. Half precision, autocast and casts inside of a model
+        make it coarser.
+        """
+        return 0.0
+
+    def moved(self, params: Blocks) -> Oracle | None:
+        """The same loss, data and randomness at other parameters, or None where it cannot move."""
+        return None
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        """What an estimate must be computed in, where the user's own context would spoil it."""
+        return nullcontext()
 
     @abstractmethod
     def point(self) -> Blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from geodiag.blocks import Array, Blocks, axpy, epsilon, namespace, norm2, scale, subtract
@@ -23,6 +24,16 @@ class CountingOracle(Oracle):
     @property
     def notes(self) -> tuple[str, ...]:
         return self.inner.notes
+
+    @property
+    def precision(self) -> float:
+        return self.inner.precision
+
+    def moved(self, params: Blocks) -> Oracle | None:
+        return self.inner.moved(params)
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        return self.inner.surroundings()
 
     def point(self) -> Blocks:
         return self.inner.point()
@@ -65,9 +76,11 @@ class CountingOracle(Oracle):
 
 
 def finite_difference_hvp(
-    gradient_at: Callable[[Blocks], Blocks], point: Blocks, d: Blocks
+    gradient_at: Callable[[Blocks], Blocks], point: Blocks, d: Blocks, eps: float = 0.0
 ) -> Blocks:
     """∇²L(w) d by a central difference of gradients (two gradient evaluations).
+
+    ``eps``: the relative rounding of the gradients, where it is coarser than the point's.
 
     The step h balances the truncation error, O(h²), against the gradient's rounding, O(ε/h):
     ε^{1/3} relative to the parameters, both in their length and in their largest entry, whichever
@@ -78,7 +91,7 @@ def finite_difference_hvp(
     if length == 0.0:
         return scale(d, 0.0)
     reach = min((1.0 + float(norm2(point))) / length, (1.0 + _peak(point)) / peak)
-    h = epsilon(point) ** (1.0 / 3.0) * reach
+    h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
     return scale(subtract(forward, backward), 0.5 / h)
 

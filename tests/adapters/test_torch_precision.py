@@ -1,0 +1,146 @@
+"""Half precision and autocast: what is computed in what, and what is said about it.
+
+The truth is the same model in float64, by differences of gradients (tests.support) or in closed
+form. A relative spacing is 2⁻⁷ in bfloat16 and 2⁻¹⁰ in float16.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import geodiag
+from geodiag import Status, errors
+from geodiag_torch.precision import coarsest
+from tests.adapters.torch_models import mlp, random_like, regression
+
+BF16, FP16, SINGLE = (torch.finfo(t).eps for t in (torch.bfloat16, torch.float16, torch.float32))
+
+
+def autocast(dtype=torch.bfloat16):
+    return torch.autocast("cpu", dtype=dtype)
+
+
+class Inside(nn.Module):
+    """A float32 model that autocasts in its own forward pass."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        with autocast():
+            return self.inner(x).float()
+
+
+def test_the_coarsest_dtype_of_a_loss_is_seen():
+    model, (x, y) = mlp(torch.float32)
+    loss = nn.functional.mse_loss
+    assert coarsest(loss(model(x), y)) == SINGLE
+    assert coarsest(loss(Inside(model)(x), y)) == BF16
+    with autocast(torch.float16):
+        assert coarsest(loss(model(x), y)) == FP16
+    model, (x, y) = mlp(torch.float64)
+    assert coarsest(loss(model(x), y)) == torch.finfo(torch.float64).eps
+    assert coarsest(loss(model(x).float(), y.float())) == SINGLE
+
+
+def measured(kind):
+    """(model, context of the measurement, data) of one loss in several precisions."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(kind, torch.float32)
+    model, data = mlp(dtype)
+    if kind == "autocast inside":
+        return Inside(model), torch.no_grad, data
+    if kind.startswith("autocast"):
+        return model, lambda: autocast(getattr(torch, kind.split()[1])), data
+    return model, torch.no_grad, data
+
+
+HALF = ["bfloat16", "float16", "autocast bfloat16", "autocast float16", "autocast inside"]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("kind", HALF)
+def test_below_32_bits_the_uncertainty_is_measured_and_noted(kind, norm):
+    exact, _ = mlp(torch.float32)  # drawn in each dtype alike, up to its rounding
+    model, context, batch = measured(kind)
+    names = [name for name, _ in model.named_parameters()]
+    with torch.no_grad():
+        for p, q in zip(exact.parameters(), model.parameters(), strict=True):
+            p.copy_(q)
+    wide = geodiag.problem(
+        exact.double(), criterion=nn.MSELoss(), data=tuple(t.double() for t in batch)
+    ).at()
+    with context():
+        result = geodiag.sharpness(model, norm, criterion=nn.MSELoss(), data=batch, max_hvps=30)
+    (note,) = result.notes
+    assert "fewer than 32 bits" in note
+    assert result.status in (Status.PRECISION, Status.BUDGET)
+    # ⟨d, Hd⟩ at the very same d, at the very same parameters: within three times what is noted.
+    noted = float(note.rpartition(" ")[2].rstrip("%")) / 100
+    d = {q: result.direction[p].double() for p, q in zip(names, wide.names, strict=True)}
+    value = sum(float((x * d[k]).sum()) for k, x in wide.hvp(d).items())
+    assert result.value == pytest.approx(value, rel=3 * noted)
+    assert result.direction[names[0]].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_from_32_bits_on_nothing_is_spent_or_noted(dtype):
+    model, data = mlp(dtype)
+    oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
+    assert oracle.precision == torch.finfo(dtype).eps
+    result = geodiag.sharpness(oracle, criterion=None)
+    assert result.notes == ()
+    assert result.status is Status.CONVERGED
+
+
+def test_the_search_itself_is_not_autocast():
+    """An oracle that was made outside of autocast is measured inside, to the last bit."""
+    model, data, H = regression(outputs=3)
+    model, data = model.float(), tuple(t.float() for t in data)
+    oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
+    with autocast():
+        inside = geodiag.sharpness(oracle)
+    outside = geodiag.sharpness(oracle)
+    assert inside.value == outside.value
+    assert inside.value == pytest.approx(float(torch.linalg.eigvalsh(torch.tensor(H))[-1]), 1e-5)
+
+
+@pytest.mark.parametrize("engine", ["finite-difference", "auto"])
+def test_differences_of_half_precision_are_refused(engine):
+    model, data = mlp(torch.float32)
+    if engine == "auto":
+        model[1] = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))  # needs differences
+    for context in (lambda: autocast(), lambda: autocast(torch.float16)):
+        oracle_of = geodiag.problem(model, criterion=nn.MSELoss(), data=data, engine=engine)
+        with context(), pytest.raises(errors.EngineError, match="at least 32 bits"):
+            geodiag.sharpness(oracle_of)
+    geodiag.sharpness(oracle_of, max_hvps=4)
+
+
+def test_sums_over_batches_are_in_float32():
+    """1 + 2⁻⁷ is a bfloat16 number, and three times it is not: a batch's weight must not round."""
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    data = [torch.full((3,), 1 + 2.0**-7, dtype=torch.bfloat16) for _ in range(64)]
+    ask = {"loss_fn": lambda m, b: (m.weight**2).sum() * b[0], "data": data}
+    for engine in ("graph", "recompute"):
+        oracle = geodiag.problem(model, engine=engine, **ask).at()
+        assert float(oracle.loss()) == pytest.approx(1 + 2.0**-7, rel=1e-6)
+        product = oracle.hvp({"weight": torch.ones(1, 1)})["weight"]
+        assert float(product) == pytest.approx(2 * (1 + 2.0**-7), rel=1e-6)
+
+
+def test_a_moved_oracle_sees_the_same_dropout():
+    torch.manual_seed(0)
+    _, data = mlp(torch.float32)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
+    torch.rand(3)
+    d = random_like(oracle, 0)
+    moved = oracle.moved(oracle.point())
+    assert float(moved.loss()) == float(oracle.loss())
+    for name, x in oracle.hvp(d).items():
+        torch.testing.assert_close(moved.hvp(d)[name], x, rtol=1e-5, atol=1e-6)
