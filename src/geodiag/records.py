@@ -45,6 +45,9 @@ class Record:
 FIELDS = tuple(f.name for f in fields(Record))
 KINDS: dict[str, Any] = {f.name: f.type for f in fields(Record)}  # their names, as annotated
 HEADER = ",".join(FIELDS)
+# Ends a row that was cut short. Within its note it would look like a whole one; with so many commas
+# it has too many columns, or a quotation without an end.
+TORN = "," * len(FIELDS)
 
 
 def to_json(record: Record) -> str:
@@ -144,7 +147,7 @@ def parse(
         lines.append(last)
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
-        if not line.strip():
+        if not line.strip() or line == TORN:
             continue
         try:
             record = read(line)

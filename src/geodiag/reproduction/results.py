@@ -51,7 +51,8 @@ class Outcome:
 
 def read(path: Path) -> list[Row]:
     """The rows of a finished cell; null is NaN."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not by splitlines: what it takes for a line's end may be within a note.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     return [
         {k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines
     ]

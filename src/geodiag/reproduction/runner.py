@@ -1,7 +1,8 @@
 """All cells, two at a time in processes of their own; what is finished is not run again.
 
-A cell writes to ``KEY.part``, which becomes ``KEY.jsonl`` when it is done; the progress shown is
-read from these files.
+A cell writes to ``KEY.part``, which becomes ``KEY.jsonl`` when it is done and on the disk; the
+progress shown is read from these files. A run that is killed takes its processes with it, so that
+none of them goes on writing to the files of the next.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -76,7 +78,9 @@ def run(
     shown = quadratics()
     _draw_all(runs, shown, out)
     report = _report([outcome(c, rows) for c, rows in runs], failed, shown)
-    (out / "results.md").write_text(report, encoding="utf-8")
+    draft = out / "results.md.part"
+    draft.write_text(report, encoding="utf-8")
+    draft.replace(out / "results.md")
     print(f"\n{report}\nrecords and figures: {out}")
     return 1 if failed else 0
 
@@ -104,6 +108,14 @@ def plan(
 def _alone() -> None:
     """Before a worker loads a framework, which reads these."""
     os.environ.update(ALONE)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
@@ -117,6 +129,7 @@ def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
             settings = {"settings": asdict(cell)} if record.step == 0 else {}
             log.write(_line(record, extra, settings) + "\n")
             log.flush()
+        os.fsync(log.fileno())  # or a lost machine could leave the name without what it names
     part.replace(_path(cell, out))
 
 
@@ -172,7 +185,7 @@ def _last_row(part: Path) -> dict[str, Any] | None:
         text = part.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    whole = text[: text.rfind("\n") + 1].splitlines()
+    *whole, _ = text.split("\n")  # what splitlines takes for a line's end may be within a note
     return json.loads(whole[-1]) if whole else None
 
 

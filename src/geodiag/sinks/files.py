@@ -1,8 +1,9 @@
 """Logs in files, which are only ever appended to, by whole lines.
 
 Every line is one ``os.write`` to a file opened with ``O_APPEND``: a run that is killed leaves whole
-lines, and two runs may share a file. Where a crash cut a line short (a full disk, a lost machine),
-the next line begins on a line of its own.
+lines, and two runs may share a file. Where a line was cut short (a full disk, a lost machine), by
+whichever run, the next one ends it, and begins on a line of its own. A file that is deleted while
+it is written to is made anew.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from geodiag.errors import ArgumentError, shown
-from geodiag.records import HEADER, Record, to_csv, to_json
+from geodiag.records import HEADER, TORN, Record, to_csv, to_json
 from geodiag.sinks.base import Call, Sink
 
 Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequence[Any] | None"
@@ -23,17 +24,16 @@ class _Lines(Sink):
     """A file of lines, appended to."""
 
     header = ""
+    torn = ""  # what ends a line that was cut short, so that it does not look like a whole one
 
     def __init__(
         self, path: str | os.PathLike[str], to_line: Callable[[Record], str], fsync: bool
     ) -> None:
         self.path, self._to_line, self._fsync = Path(path), to_line, fsync
         self._file: int | None = None
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, flags, 0o666)
-            self._torn = not _ends_a_line(self._file)
+            self._file = self._open()
+            _size_and_end(self._file)
         except OSError as e:
             self.close()
             raise ArgumentError(
@@ -43,15 +43,20 @@ class _Lines(Sink):
     def write(self, record: Record) -> None:
         if self._file is None:
             raise ArgumentError("the log is closed", got=str(self.path))
+        if os.fstat(self._file).st_nlink == 0:  # deleted: nobody would ever read it
+            anew = self._open()
+            os.close(self._file)
+            self._file = anew
+        size, end = _size_and_end(self._file)
         line = self._to_line(record) + "\n"
-        if self.header and os.fstat(self._file).st_size == 0:
+        if self.header and size <= len(self.header) and end != b"\n":  # nothing, or a part of it
             line = f"{self.header}\n{line}"
-        data = (("\n" if self._torn else "") + line).encode()
-        self._torn = True  # until all of it is there
+        if end not in (b"", b"\n"):
+            line = f"{self.torn}\n{line}"
+        data = line.encode()
         written = os.write(self._file, data)
         if written < len(data):
             raise OSError(f"{written} of {len(data)} bytes were written to {self.path}")
-        self._torn = False
         if self._fsync:
             os.fsync(self._file)
 
@@ -62,6 +67,18 @@ class _Lines(Sink):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, flags, 0o666)
+        if self._fsync and hasattr(os, "O_DIRECTORY"):  # the file's own name must be safe too
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return file
 
 
 class JSONL(_Lines):
@@ -83,6 +100,7 @@ class CSV(_Lines):
     """A log of one row a line, under a header; arguments and errors as for :class:`JSONL`."""
 
     header = HEADER
+    torn = TORN
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
         super().__init__(path, to_csv, fsync)
@@ -136,9 +154,10 @@ def as_sinks(log: Log) -> list[Sink]:
     )
 
 
-def _ends_a_line(file: int) -> bool:
-    """Whether the file is empty, or ends in a line's end."""
-    if os.lseek(file, 0, os.SEEK_END) == 0:
-        return True
-    os.lseek(file, -1, os.SEEK_END)
-    return os.read(file, 1) == b"\n"
+def _size_and_end(file: int) -> tuple[int, bytes]:
+    """The file's size now, whoever wrote to it, and its last byte."""
+    size = os.lseek(file, 0, os.SEEK_END)
+    if size == 0:
+        return 0, b""
+    os.lseek(file, size - 1, os.SEEK_SET)
+    return size, os.read(file, 1)
