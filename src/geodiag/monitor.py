@@ -258,7 +258,7 @@ class Monitor:
             try:
                 sink.write(record)
             except Exception as e:
-                self._warn(sink, f"{sink!r} failed at step {record.step}: {said(e)}")
+                self._warn(sink, f"{shown(sink)} failed at step {record.step}: {said(e)}")
         self._pace.spend(began)
         return record
 
@@ -276,7 +276,7 @@ class Monitor:
         try:
             sink.close()
         except Exception as e:
-            self._warn(sink, f"{sink!r} failed to close: {said(e)}")
+            self._warn(sink, f"{shown(sink)} failed to close: {said(e)}")
 
     def _close_problem(self) -> None:
         if self._owned:

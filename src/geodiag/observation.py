@@ -239,8 +239,12 @@ def check_rule(lr: Any, update: Any) -> None:
 
 
 def said(e: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(e).__name__}: {' '.join(str(e).split())}".removesuffix(": ")
+    """An exception in one line; its type alone where it fails to say more."""
+    try:
+        text = str(e)
+    except Exception:
+        text = ""
+    return f"{type(e).__name__}: {' '.join(text.split())}".removesuffix(": ")
 
 
 def _copy(blocks: Blocks) -> Blocks:

@@ -25,8 +25,9 @@ ON_THE_WAY = {"problem.py", "passes.py", "forward.py", "frozen.py", "interrupts.
               "wrappers.py"}  # fmt: skip
 
 
-class Injected(Exception):
-    """Mixed into what is raised, so that nothing else is taken for it."""
+class Injected:
+    """Mixed into what is raised, so that nothing else is taken for it. No Exception itself: with it
+    Ctrl-C would be one."""
 
 
 class Injector:
@@ -39,9 +40,10 @@ class Injector:
 
     def tick(self, what: str) -> None:
         """One call of ``what``: the place where the fault comes."""
-        if not self._active:
+        caller = _caller() if self._active else None
+        if caller is None:
             return
-        self.calls.append(f"{what} < {_caller()}")
+        self.calls.append(f"{what} < {caller}")
         if len(self.calls) - 1 == self._fatal:
             self.raised += 1
             raise fault(self._error)
@@ -115,9 +117,9 @@ def thinned(calls: list[str], count: int) -> list[int]:
     return later[:: max(1, len(later) // count)] if count else []
 
 
-def _caller() -> str:
-    """The nearest line of geodiag that decides something."""
-    frame, nearest = sys._getframe(2), ""
+def _caller() -> str | None:
+    """The nearest line of geodiag that decides something; None for the user's own calls."""
+    frame, nearest = sys._getframe(2), None
     while frame is not None:
         path = frame.f_code.co_filename
         if "/src/geodiag" in path:
@@ -126,4 +128,4 @@ def _caller() -> str:
             if name not in ON_THE_WAY:
                 return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
-    return nearest or "the user"
+    return nearest
