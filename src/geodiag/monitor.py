@@ -15,17 +15,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
+from geodiag.following import Follower
 from geodiag.norms.base import Norm
 from geodiag.observation import Observation, Update, check_rule, said
 from geodiag.pacing import Pace
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, problem
 from geodiag.records import Record
-from geodiag.results import SharpnessResult
 from geodiag.sinks import Log, Sink, as_sinks
 
 __all__ = ["Monitor", "Update"]
@@ -88,13 +86,15 @@ class Monitor:
         check_rule(lr, update)
         _check_estimator(estimator)
         self._lr, self._update = lr, update
-        self._options: dict[str, Any] = {
-            "estimator": estimator,
-            "max_hvps": max_hvps,
-            "rtol": rtol,
-            "certificate": certificate,
-            "seed": seed,
-        }
+        self._follower = Follower(
+            {
+                "estimator": estimator,
+                "max_hvps": max_hvps,
+                "rtol": rtol,
+                "certificate": certificate,
+                "seed": seed,
+            }
+        )
         self._pace = Pace(every, budget)
         self._live = norm if callable(norm) and not isinstance(norm, Norm) else None
         self._norm = as_norm(norm) if isinstance(norm, (Norm, str)) or not callable(norm) else None
@@ -102,7 +102,6 @@ class Monitor:
         self._owned = self._problem is not model
         self._closed = False
         self._pending: Observation | None = None
-        self._last: Any = None  # a result, or the state of one, to start from
         self._warned: set[object] = set()
         self._noted: set[str] = set()
         self.records: list[Record] = []
@@ -197,11 +196,8 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
-        last = self._last.state if isinstance(self._last, SharpnessResult) else self._last
-        if last is not None:
-            witness = {name: np.asarray(x).tolist() for name, x in last["witness"].items()}
-            last = {"witness": witness, "age": int(last["age"]), "norm": str(last["norm"])}
-        return {"version": 1, "last": last, "pace": self._pace.state_dict()}
+        following, pace = self._follower.state_dict(), self._pace.state_dict()
+        return {"version": 1, "following": following, "pace": pace}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned, in this process or an earlier one.
@@ -212,14 +208,11 @@ class Monitor:
         try:
             if state["version"] != 1:
                 raise ValueError(f"version {state['version']}")
-            last = state["last"]
-            if last is not None and set(last) != {"witness", "age", "norm"}:
-                raise ValueError(f"a witness with {sorted(last)}")
+            self._follower.load_state_dict(state["following"])
             self._pace.load_state_dict(state["pace"])
         except (KeyError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=said(e), do=do) from e
-        self._last = last
 
     def __enter__(self) -> Monitor:
         return self
@@ -236,7 +229,7 @@ class Monitor:
         pending.freeze(params)
         norm = self._norm if self._live is None else as_norm(self._live())
         assert norm is not None
-        self._last = result = pending.measure(norm, self._last, self._options)
+        result = pending.measure(norm, self._follower)
         for note in () if result is None else result.notes:
             if note not in self._noted:  # what holds for the whole run is said once
                 self._noted.add(note)

@@ -8,31 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from geodiag.blocks import (
     Blocks,
     all_finite,
     array_namespace,
-    dot,
     epsilon,
     map_blocks,
-    scale,
-    subtract,
+    to_numpy,
 )
 from geodiag.checks import is_number
 from geodiag.edge import Threshold, threshold
 from geodiag.errors import ArgumentError, StaleOracle, shown
-from geodiag.measure import sharpness
+from geodiag.following import Follower
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle, Problem
 from geodiag.records import Record
-from geodiag.results import SharpnessResult
-
-# Of the residual in a quadratic norm. The value's error is of the order of its square, where the
-# eigenvalue stands apart from the others.
-RTOL = 0.02
+from geodiag.results import Bound, SharpnessResult
+from geodiag.stepped import Step
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,8 @@ class Observation:
     norm: Norm | None = None  # bound to the parameters
     here: Blocks | None = None  # a copy of w
     oracle: CountingOracle | None = None  # at w
+    follower: Follower | None = None
+    result: SharpnessResult | None = None
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
@@ -106,26 +103,22 @@ class Observation:
 
     def freeze(self, params: Any) -> None:
         """Copy the point, and ask for the loss there."""
-        oracle = self.problem.at(params)
-        self.here = _copy(oracle.point())
-        whole = isinstance(params, Mapping) and set(params) == set(oracle.names)
-        if params is None or whole:  # else tensors that are not measured would be lost
-            oracle = self.problem.at(self.here)
-        self.oracle = CountingOracle(oracle)
+        self.here = _copy(self.problem.point(params))
+        whole = isinstance(params, Mapping) and set(params) == set(self.here)
+        # Of a part alone, tensors that are not measured would be lost.
+        self.oracle = CountingOracle(
+            self.problem.at(self.here if params is None or whole else params)
+        )
         with self.noting("the loss"):
-            self.known["loss"] = float(oracle.loss())
+            self.known["loss"] = float(self.oracle.loss())
 
-    def measure(self, asked: Norm, start: Any, options: dict[str, Any]) -> SharpnessResult | None:
-        """S and ‖g‖*; the result, where there is one to go on from."""
+    def measure(self, asked: Norm, follower: Follower) -> SharpnessResult | None:
+        """S and ‖g‖*; the result, if there is one."""
         assert self.oracle is not None
-        self.norm = asked.bind(self.oracle.space)
-        rtol = options["rtol"]
-        if rtol is None and isinstance(self.norm, QuadraticNorm):
-            rtol = RTOL
+        self.norm, self.follower = asked.bind(self.oracle.space), follower
         result = None
         with self.noting("the sharpness"):
-            given = options | {"rtol": rtol}
-            result = sharpness(self.oracle, asked, start=start, throw=False, **given)
+            result = follower.measure(self.oracle, asked, self.norm)
         if result is None or result.status.failed:
             self.note("" if result is None else "; ".join(result.notes))
             with self.noting("the dual norm"):
@@ -138,6 +131,7 @@ class Observation:
         }
         if result.upper is not None:
             self.known["upper"] = float(result.upper)
+        self.result = result
         return result
 
     def compare(self, update: Update | None) -> None:
@@ -162,41 +156,59 @@ class Observation:
         """D and the curvature along the step, from the frozen point to ``params``."""
         if self.here is None or self.oracle is None or self.norm is None:
             return
-        there = self.problem.at(params).point()
-        step = subtract(there, self.here)
-        if not bool(all_finite(step)):
-            self.note("the step is not finite")
-            return
-        length = float(self.norm.value(step))
-        if not length > 0:
-            self.note("the step was zero")
-            return
+        there = self.problem.point(params)
         try:
-            self._along(step, length, there)
+            self._along(there)
         except StaleOracle:
             # A buffer, the mode, or a tensor that is not measured has changed with the step.
             self.note("D is with buffers and unmeasured tensors as they were after the step")
             self.oracle.inner = self.problem.at(self.here)
-            self._along(step, length, there)
+            self._along(there)
 
-    def _along(self, step: Blocks, length: float, there: Blocks) -> None:
+    def _along(self, there: Blocks) -> None:
         assert self.oracle is not None
+        assert self.norm is not None
+        stepped = self.oracle.run(Step(self.norm), self.here, there, self.oracle.gradient())
+        length, slope, curvature = to_numpy(stepped.numbers).tolist()
+        if not length > 0:
+            self.note("the step was zero" if length == 0 else "the step is not finite")
+            return
         before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
-        slope = float(dot(self.oracle.gradient(), step))
         smoothness = 2 * (after - before - slope) / length**2
         if math.isfinite(smoothness):
             self.known["directional_smoothness"] = smoothness
             terms = abs(before) + abs(after) + abs(slope)
-            if abs(smoothness) < (error := 2 * epsilon(step) * terms / length**2):
+            if abs(smoothness) < (error := 2 * epsilon(there) * terms / length**2):
                 self.note(f"D is below its rounding error, {error:.1g}")
         else:
             self.note("the loss or the gradient at one end of the step is not finite")
-        unit = scale(step, 1 / length)
-        curvature = float(dot(unit, self.oracle.hvp(unit)))
         if math.isfinite(curvature):
             self.known["curvature"] = curvature
+            self._better_witness(curvature, stepped.unit)
         else:
             self.note("the product along the step is not finite")
+
+    def _better_witness(self, curvature: float, unit: Blocks) -> None:
+        """The step itself is a direction: where it bends more than the witness, it is the witness.
+
+        By more than rounding: the value of an exact result is the largest.
+        """
+        if self.result is None or curvature <= self.result.value * (1 + epsilon(unit) ** 0.5):
+            return
+        assert self.follower is not None
+        witness = {name: to_numpy(x) for name, x in unit.items()}
+        self.result = replace(
+            self.result,
+            value=curvature,
+            direction=unit,
+            bound=Bound.LOWER,
+            residual=None,
+            state=self.result.state | {"witness": witness},
+        )
+        self.follower.follow(self.result)
+        self.known |= {"sharpness": curvature, "bound": Bound.LOWER.name}
+        if "threshold" in self.known:
+            self.known["ratio"] = curvature / self.known["threshold"]
 
     def _dual_norm(self) -> None:
         assert self.oracle is not None

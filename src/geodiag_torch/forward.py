@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_not
 from typing import Any, TypeVar
 
 import torch
@@ -162,19 +163,20 @@ class Loss(nn.Module):
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
     """Give every submodule its mode and its plain tensor attributes back (hooks may set them)."""
-    before = [(m, m.training, _tensors(m)) for m in module.modules()]
+    before = [(vars(m), dict(vars(m))) for m in module.modules()]
     try:
         yield
     finally:
-        for m, training, tensors in before:
-            m.training = training
-            for name in _tensors(m).keys() - tensors.keys():
-                del vars(m)[name]
-            vars(m).update(tensors)
+        for now, saved in before:
+            if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
+                _restore(now, saved)
 
 
-def _tensors(m: nn.Module) -> dict[str, Tensor]:
-    return {name: x for name, x in vars(m).items() if isinstance(x, Tensor)}
+def _restore(now: dict[str, Any], saved: dict[str, Any]) -> None:
+    now["training"] = saved["training"]
+    for name in [name for name, x in now.items() if isinstance(x, Tensor) and name not in saved]:
+        del now[name]
+    now.update({name: x for name, x in saved.items() if isinstance(x, Tensor)})
 
 
 def _clone(buffer: Tensor, poison: bool) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -121,8 +121,9 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
     walk: list[tuple[type, str]] = []
     while waiting:
         node = waiting.pop()
-        walk.append((type(node), node.name()))
-        culprit = next((who for mark, who in WRONG.items() if mark in node.name()), None)
+        name = node.name()
+        walk.append((type(node), name))
+        culprit = _culprit(name)
         if culprit is not None:
             raise EngineError(
                 "an operation of the model cannot be differentiated twice",
@@ -135,6 +136,12 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
                 waiting.append(following)
     custom = any(issubclass(kind, BackwardCFunction) for kind, _ in walk)
     return Structure(hash(tuple(walk)), custom)
+
+
+@lru_cache(maxsize=4096)
+def _culprit(name: str) -> str | None:
+    """Whose the node is, if it differentiates to something wrong."""
+    return next((who for mark, who in WRONG.items() if mark in name), None)
 
 
 class KeptGraph:

@@ -206,7 +206,7 @@ class TorchOracle(Oracle):
 
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
         """A backward pass, with the leaves lent where it recomputes activations."""
-        if self._plain_backward:
+        if self._plain_backward or self._passed("plain"):
             return outside_inference(run)
         calls: list[nn.Module] = []
         watched = partial(watching, calls)

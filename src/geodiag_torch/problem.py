@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geodiag.blocks import check_like, to_numpy
+from geodiag.blocks import Blocks, check_like, to_numpy
 from geodiag.checks import is_number
 from geodiag.data import Batches
 from geodiag.errors import ArgumentError, DataError, ParameterError, shown
@@ -102,6 +102,14 @@ class TorchProblem(Problem):
         oracle = TorchOracle(self, params)
         self._oracles.add(oracle)
         return oracle
+
+    def point(self, params: Any = None) -> Blocks:
+        """A copy of ``params``, or of the module's parameters as they are now."""
+        params = self._params if params is None else params
+        if params is None:
+            return {name: self._asarray(p).clone() for name, p in self.live().items()}
+        self._check_params(params)
+        return {name: self._asarray(params[name]).clone() for name in self.space.names}
 
     def close(self) -> None:
         """Free the graphs that this problem's oracles keep."""

@@ -143,7 +143,7 @@ class TestTracking:
         state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
         second = Monitor(self.problem(), lr=LR, every=1, budget=0.5)
         second.load_state_dict(state)
-        assert second.state_dict()["last"] == first.state_dict()["last"]
+        assert second.state_dict()["following"] == first.state_dict()["following"]
         first.before(2, {"x": np.full(200, 0.81)})
         second.before(2, {"x": np.full(200, 0.81)})
         one, other = (m.after({"x": np.full(200, 0.729)}) for m in (first, second))
@@ -158,7 +158,15 @@ class TestTracking:
         assert note(self.observe(second, 1)) == ""
 
     @pytest.mark.parametrize(
-        "state", [{}, {"version": 2}, None, {"version": 1, "last": {"x": 1}, "pace": {}}]
+        "state",
+        [
+            {},
+            {"version": 2},
+            None,
+            {"version": 1, "following": {"last": {"x": 1}}, "pace": {}},
+            {"version": 1, "following": {"last": [], "ahead": None}, "pace": {}},
+            {"version": 1, "following": {"last": None, "ahead": {"x": [1.0]}}, "pace": {}},
+        ],
     )
     def test_another_state_is_refused(self, state):
         with pytest.raises(ArgumentError, match="not the state"):

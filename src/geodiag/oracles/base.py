@@ -140,6 +140,10 @@ class Problem(ABC):
     def at(self, params: Any = None) -> Oracle:
         """The oracle at ``params`` (default: the model's parameters now)."""
 
+    def point(self, params: Any = None) -> Blocks:
+        """The measured part of ``params`` (default: the model's parameters now) as blocks."""
+        return self.at(params).point()
+
     def close(self) -> None:
         """Free what the problem holds (kept graphs, cached batches); by default nothing."""
         return None

@@ -1,0 +1,69 @@
+"""One product ahead of the last witness: what following S along a run takes at the least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    array_namespace,
+    axpy,
+    dot,
+    scale,
+    where,
+    zeros_like,
+)
+from geodiag.estimators import flat
+from geodiag.estimators.program import NormProgram, spent
+from geodiag.norms.base import QuadraticNorm
+from geodiag.norms.quadratic import L2
+from geodiag.norms.vector import Linf
+from geodiag.oracles.base import Oracle
+
+
+class Looked(NamedTuple):
+    """A direction of unit norm, and what the product there says."""
+
+    direction: Blocks
+    ahead: Blocks  # where to look next; of any length
+    numbers: Array  # ⟨d, Hd⟩; the residual, absolute, NaN where there is none; ‖∇L‖*
+    num_hvps: Array
+
+
+@dataclass(frozen=True)
+class Look(NormProgram):
+    """The product at a direction d, and lmo(Hd), where the next measurement begins.
+
+    Repeated, with H moving slowly in between, it is the ascent d ← lmo(Hd) (the power method, in a
+    quadratic norm) at one product a measurement.
+    """
+
+    def __call__(self, oracle: Oracle, direction: Blocks, gradient: Blocks) -> Looked:
+        norm, view = self.norm, None
+        if isinstance(norm, (L2, Linf)):  # others would be asked on tensors all the same
+            oracle, norm, view = flat.view(oracle, norm)
+        if view:
+            direction, gradient = view.flat(direction), view.flat(gradient)
+        direction = scale(direction, 1 / norm.value(direction))
+        image = oracle.hvp(direction)
+        value = dot(direction, image)
+        xp = array_namespace(value)
+        if isinstance(norm, QuadraticNorm):
+            ahead = norm.inverse_metric(image)
+            residual = norm.value(axpy(-value, direction, ahead))
+            dual_norm = norm.dual(gradient)
+        else:
+            ahead, residual = norm.lmo(_guarded(image)), value * float("nan")
+            dual_norm = dot(gradient, norm.lmo(_guarded(gradient)))
+        numbers, asks = xp.stack([value, residual, dual_norm]), spent(image, 1)
+        if view:
+            direction, ahead = view.full(direction), view.full(ahead)
+        return Looked(direction, ahead, numbers, asks)
+
+
+def _guarded(g: Blocks) -> Blocks:
+    """Zero where g is not finite: a factorisation of NaN may raise, or not end."""
+    return where(all_finite(g), g, zeros_like(g))

@@ -1,0 +1,240 @@
+"""S along a run: mostly one product a measurement, and a search where one is due."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Blocks, to_numpy
+from geodiag.estimators import Ascent, Lanczos, choose
+from geodiag.estimators.ascent import CHECK, GLANCE
+from geodiag.estimators.base import STATE
+from geodiag.estimators.look import Look, Looked
+from geodiag.measure import sharpness
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.oracles import CountingOracle
+from geodiag.resolution import SINGLE
+from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.spaces import Space
+
+# Of the residual in a quadratic norm. The value's error is of the order of its square, where the
+# eigenvalue stands apart from the others.
+RTOL = 0.02
+# Where a look changes S by more than this, another follows; where it lowers S by so much, a search.
+STEADY = 0.02
+LOOKS = 2
+# Where S has changed by this factor since the last glance or check, the next glance is taken.
+DRIFT = 1.3
+# A cold check that finds at most this much more than was known doubles the time to the next.
+SURPRISE, RAREST = 1.05, 4 * CHECK
+
+
+class Follower:
+    """The measurements of a run, each from the last.
+
+    A *look* is one product at lmo(Hd), with d and Hd those of the last measurement, or at the last
+    witness itself after a search. In a quadratic norm it holds where its residual meets ``rtol``,
+    in others where it is not more than 2 % below the last value. Where it does not, the measurement
+    is a warm one of :func:`geodiag.sharpness`: two or three products more. Every 20th time it is a
+    cold check, every 40th or 80th time where such checks found nothing new; and where S has changed
+    by 30 %, every fifth time tries a start found anew.
+
+    Args:
+        options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a
+            certificate, no measurement is a look.
+
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        plain = options["estimator"] == "auto" and options["max_hvps"] is None
+        self._looks = plain and not options["certificate"]
+        self._last: Any = None  # a result, or the state of one
+        self._value = math.nan  # its value
+        self._ahead: Mapping[str, Any] | None = None  # where to look next; lists, where read
+        self._age, self._check = 0, CHECK  # measurements since the last check, and up to the next
+        self._found = math.nan  # what the last glance or check found, but for the first cold one
+
+    def measure(self, oracle: CountingOracle, asked: Norm, norm: Norm) -> SharpnessResult:
+        """S and ‖g‖* of ``oracle``, in the norm ``asked`` for; bound to the oracle it is ``norm``.
+
+        Raises:
+            GeodiagError: as :func:`geodiag.sharpness` does with ``throw=False``.
+        """
+        options = dict(self._options)
+        if options["rtol"] is None and isinstance(norm, QuadraticNorm):
+            options["rtol"] = RTOL
+        if not self._may_look(oracle, norm):
+            return self._search(oracle, asked, self._last, options)
+        self._age += 1
+        last, value = self._last, self._value
+        if self._age >= self._check:
+            result = self._search(oracle, asked, _aged(last, CHECK - 1), options)
+            calm = not result.status.failed and result.value <= SURPRISE * value
+            self._age, self._check = 0, min(2 * self._check, RAREST) if calm else CHECK
+            self._found = result.value
+        elif self._glance_due(norm):
+            result = self._search(oracle, asked, _aged(last, GLANCE - 1), options)
+            self._found = result.value
+        else:
+            looked = self._look(oracle, norm, options["rtol"])
+            if looked is not None and _holds(looked, value, norm, options["rtol"]):
+                self._last, self._value = looked, looked.value
+                return looked
+            if looked is not None and isinstance(norm, QuadraticNorm):
+                last = looked  # the power method has come nearer
+            result = self._search(oracle, asked, _aged(last, 0), options)
+        return result
+
+    def follow(self, result: SharpnessResult) -> None:
+        """Go on from this witness."""
+        self._last, self._value, self._ahead = result, result.value, result.direction
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
+        last = self._last.state if isinstance(self._last, SharpnessResult) else self._last
+        if last is not None:
+            last = {
+                "witness": _lists(last["witness"]),
+                "age": int(last["age"]),
+                "norm": str(last["norm"]),
+            }
+        return {
+            "last": last,
+            "value": _plain(self._value),
+            "ahead": None if self._ahead is None else _lists(self._ahead),
+            "age": self._age,
+            "check": self._check,
+            "found": _plain(self._found),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``state`` is something else.
+        """
+        last, ahead = state["last"], state["ahead"]
+        if last is not None and not (isinstance(last, Mapping) and set(last) == STATE):
+            raise ValueError("a witness of another form")
+        if not isinstance(ahead, Mapping | None) or (last is None) is not (ahead is None):
+            raise ValueError("a direction of another form")
+        numbers = [math.nan if state[k] is None else float(state[k]) for k in ("value", "found")]
+        counts = int(state["age"]), int(state["check"])
+        self._last, self._ahead = last, ahead
+        self._value, self._found = numbers
+        self._age, self._check = counts
+
+    def _may_look(self, oracle: CountingOracle, norm: Norm) -> bool:
+        if not self._looks or self._ahead is None or oracle.free_hvps:
+            return False
+        if oracle.precision > SINGLE:  # what rounding leaves of a value, a search finds out
+            return False
+        last = self._last.state if isinstance(self._last, SharpnessResult) else self._last
+        if last["norm"] != repr(norm) or not isinstance(
+            choose(norm, oracle.space), (Ascent, Lanczos)
+        ):
+            return False
+        if not isinstance(self._last, SharpnessResult):
+            self._ahead = _read(self._ahead, oracle.space)
+        return self._ahead is not None
+
+    def _glance_due(self, norm: Norm) -> bool:
+        if isinstance(norm, QuadraticNorm) or self._age % GLANCE:
+            return False
+        return not 1 / DRIFT < self._value / self._found < DRIFT
+
+    def _search(
+        self, oracle: CountingOracle, asked: Norm, start: Any, options: dict[str, Any]
+    ) -> SharpnessResult:
+        result = sharpness(oracle, asked, start=start, throw=False, **options)
+        if not result.status.failed:
+            self.follow(result)
+        return result
+
+    def _look(
+        self, oracle: CountingOracle, norm: Norm, rtol: float | None
+    ) -> SharpnessResult | None:
+        """The better of at most two looks; None where something is not finite."""
+        if not math.isfinite(float(oracle.loss())):
+            return None
+        best: SharpnessResult | None = None
+        for _ in range(LOOKS):
+            assert self._ahead is not None
+            with oracle.surroundings():
+                looked = oracle.run(Look(norm), self._ahead, oracle.gradient())
+            result = _result(looked, oracle, norm, self._age)
+            if result is None:
+                return None
+            if best is None or result.value > best.value:
+                best, self._ahead = result, looked.ahead
+            if _steady(best, self._value, norm, rtol):
+                break
+        return best
+
+
+def _aged(last: Any, age: int) -> Any:
+    """A result, or its state, as that of a measurement so many after a cold one."""
+    if isinstance(last, SharpnessResult):
+        return replace(last, state=last.state | {"age": age})
+    return last | {"age": age}
+
+
+def _lists(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x if isinstance(x, list) else to_numpy(x).tolist() for name, x in blocks.items()}
+
+
+def _plain(x: float) -> float | None:
+    return None if math.isnan(x) else x
+
+
+def _read(lists: Mapping[str, Any], space: Space) -> Blocks | None:
+    """Blocks from lists; None where they are not of this space."""
+    arrays = {name: np.asarray(x, dtype=np.float64) for name, x in lists.items()}
+    if {name: x.shape for name, x in arrays.items()} != dict(space.shapes):
+        return None
+    return {name: space.asarray(arrays[name]) for name in space.names}
+
+
+def _result(looked: Looked, oracle: CountingOracle, norm: Norm, age: int) -> SharpnessResult | None:
+    value, residual, dual_norm = to_numpy(looked.numbers).tolist()
+    # An entry that is not finite makes the sums so, too.
+    if not (math.isfinite(value) and math.isfinite(dual_norm)):
+        return None
+    return SharpnessResult(
+        value=value,
+        direction=looked.direction,
+        bound=Bound.LOWER,
+        status=Status.COMPLETED,
+        norm=repr(norm),
+        estimator="Look()",
+        num_hvps=oracle.num_hvps,
+        dual_norm=dual_norm,
+        residual=None if math.isnan(residual) else residual / abs(value) if value else math.inf,
+        notes=oracle.notes,
+        state={
+            "witness": {name: to_numpy(x) for name, x in looked.direction.items()},
+            "age": age,
+            "norm": repr(norm),
+        },
+    )
+
+
+def _steady(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
+    if isinstance(norm, QuadraticNorm):
+        return _holds(result, last, norm, rtol)
+    return abs(result.value - last) <= STEADY * abs(last)
+
+
+def _holds(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
+    if result.value <= 0:
+        return False
+    if isinstance(norm, QuadraticNorm):
+        assert result.residual is not None
+        assert rtol is not None
+        return result.residual <= rtol
+    return result.value >= (1 - STEADY) * last
