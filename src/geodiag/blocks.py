@@ -171,7 +171,8 @@ def check_like(
     if not isinstance(got, Mapping):
         raise error(f"{what} must be blocks (a dict of arrays)", got=type(got).__name__, do=do)
     if set(got) != set(shapes):
-        missing, extra = sorted(set(shapes) - set(got)), sorted(set(got) - set(shapes))
+        missing = sorted(set(shapes) - set(got))
+        extra = sorted(set(got) - set(shapes), key=repr)  # the keys may be of any type
         raise error(
             f"{what} does not have the parameters' names",
             got=f"missing {_few(missing)}; unexpected {_few(extra)}",
@@ -179,10 +180,10 @@ def check_like(
         )
     for name, shape in shapes.items():
         found = getattr(got[name], "shape", None)
-        if found is None or tuple(found) != tuple(shape):
+        if not isinstance(found, tuple) or found != tuple(shape):
             raise error(
                 f"{what} has a wrong shape at {name!r}: expected {tuple(shape)}",
-                got=type(got[name]).__name__ if found is None else tuple(found),
+                got=found if isinstance(found, tuple) else type(got[name]).__name__,
                 do=do,
             )
 

@@ -1,23 +1,99 @@
-"""Small checks of arguments."""
+"""Small checks of arguments, and of what a user's functions answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Complex, Integral, Real
 from typing import Any, TypeGuard
 
-from geodiag.errors import ArgumentError
+import numpy as np
+
+from geodiag.errors import ArgumentError, shown
 
 DEFAULTS = (("reduction", "mean"), ("engine", "auto"))
 
 
 def is_number(x: Any) -> TypeGuard[float]:
-    """Whether ``x`` is a real number: of Python's own or of NumPy's types."""
-    return isinstance(x, Real)
+    """Whether ``x`` is a real number that a float can hold, of Python's own or of NumPy's types."""
+    if isinstance(x, bool) or not isinstance(x, Real):
+        return False
+    try:
+        float(x)
+    except OverflowError:
+        return False
+    return True
+
+
+def is_whole(x: Any) -> TypeGuard[int]:
+    """Whether ``x`` is an integer, of Python's own or of NumPy's types, and no truth value."""
+    return isinstance(x, Integral) and not isinstance(x, bool)
+
+
+def as_number(x: Any) -> float | None:
+    """A number, or a 0-d array of any framework, as a float; None where it is neither."""
+    if isinstance(x, (bool, np.bool_, str, bytes, bytearray)) or getattr(x, "shape", ()) != ():
+        return None
+    if "complex" in str(getattr(x, "dtype", "")) or (
+        isinstance(x, Complex) and not isinstance(x, Real)
+    ):
+        return None
+    try:
+        return float(x)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # each framework has its own
+        return None
+
+
+def whole_step(step: Any) -> int:
+    """The number of a step, where it is one.
+
+    Raises:
+        ArgumentError: it is no whole number.
+    """
+    number = step if is_whole(step) else as_number(step)
+    if number is None or number != number or abs(number) == float("inf") or number != int(number):
+        raise ArgumentError("the step must be a whole number", got=shown(step))
+    return int(number)
+
+
+def require_flag(x: Any, name: str) -> bool:
+    """``x`` as True or False.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if not isinstance(x, (bool, np.bool_)):
+        raise ArgumentError(f"{name} must be True or False", got=shown(x))
+    return bool(x)
+
+
+def is_true(answer: Any, name: str) -> bool:
+    """What a user's function answered, as True or False.
+
+    Raises:
+        ArgumentError: it is neither true nor false, as an array.
+    """
+    try:
+        return bool(answer)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ArgumentError(
+            f"{name} must answer True or False", got=shown(answer), do="reduce it, e.g. by .any()"
+        ) from e
+
+
+@contextmanager
+def own_arithmetic() -> Iterator[None]:
+    """NumPy's floating-point warnings off, whatever the user has set: results are checked here."""
+    with np.errstate(all="ignore"):
+        yield
 
 
 def refuse(arguments: Mapping[str, Any], what: str, do: str) -> None:
     """An ArgumentError if there is an argument, not at its default, that could only be ignored."""
-    given = [f"{k}=" for k, v in arguments.items() if not (v is None or (k, v) in DEFAULTS)]
+    given = [f"{k}=" for k, v in arguments.items() if not _is_default(k, v)]
     if given:
         raise ArgumentError(f"{what} has no use for {', '.join(given)}", do=do)
+
+
+def _is_default(name: str, value: Any) -> bool:
+    return value is None or (isinstance(value, str) and (name, value) in DEFAULTS)

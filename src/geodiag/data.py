@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from geodiag.blocks import is_array
+from geodiag.checks import as_number
 from geodiag.errors import ArgumentError, DataError, shown
+
+DEEPEST = 32  # containers in containers that are looked into: a list may hold itself
 
 
 class Batches:
@@ -27,7 +30,7 @@ class Batches:
         weight: Callable[[Any], float] | None = None,
         reduction: str = "mean",
     ) -> None:
-        if reduction not in ("mean", "sum"):
+        if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
             raise ArgumentError(
                 "reduction= must say how the loss treats a batch",
                 got=shown(reduction),
@@ -63,14 +66,15 @@ class Batches:
         """The weight of one batch in the total: its size, or 1 when losses add."""
         if self.single or self.reduction == "sum":
             return 1.0
-        weight = self._weight(batch)
-        if weight is None or not 0.0 <= float(weight) < float("inf"):
+        given = self._weight(batch)
+        weight = as_number(given)
+        if weight is None or not 0.0 <= weight < float("inf"):
             raise DataError(
                 "a batch has no weight, which must be a finite number ≥ 0",
-                got=f"{weight} for a batch of type {type(batch).__name__}",
+                got=f"{shown(given)} for a batch of type {type(batch).__name__}",
                 do="pass weight=, a function from a batch to the number of its examples",
             )
-        return float(weight)
+        return weight
 
     def normalise(self, total: float) -> float:
         """What a weighted sum is divided by, given the sum of the weights."""
@@ -94,20 +98,23 @@ def batch_size(batch: Any) -> float | None:
     return float(first.shape[0]) if first.ndim else 1.0
 
 
-def _first_array(batch: Any) -> Any:
+def _first_array(batch: Any, depth: int = 0) -> Any:
     if is_array(batch):
         return batch
     values: Iterable[Any] = ()
+    if depth == DEEPEST:
+        return None
     if isinstance(batch, Mapping):
         values = batch.values()
     elif isinstance(batch, (tuple, list)):
         values = batch
-    return next((a for a in map(_first_array, values) if a is not None), None)
+    found = (_first_array(value, depth + 1) for value in values)
+    return next((a for a in found if a is not None), None)
 
 
 def _check_iterable(data: Any) -> None:
     iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    if isinstance(data, (str, bytes)) or not iterable:
+    if isinstance(data, (str, bytes, bytearray, memoryview, type)) or not iterable:
         raise DataError(
             "data= has an unknown form",
             got=type(data).__name__,

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from geodiag.blocks import Blocks, add, all_finite, axpy, check_like, dot, epsilon, subtract
-from geodiag.errors import ArgumentError, NonFiniteError, shown
+from geodiag.blocks import Blocks, add, all_finite, axpy, dot, epsilon, subtract
+from geodiag.checks import as_number, own_arithmetic
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
+from geodiag.given import as_blocks
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolve_oracle
@@ -70,7 +72,7 @@ def directional_smoothness(
         ArgumentError: a zero or non-finite step, or an unknown kind.
         NonFiniteError: the loss or gradient at either end is not finite.
     """
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ArgumentError(
             "unknown kind of directional smoothness", got=shown(kind), do=f"use {sorted(_KINDS)}"
         )
@@ -78,14 +80,15 @@ def directional_smoothness(
     try:
         asked = as_norm(norm)
         bound = asked.bind(oracle.space)
-        check_like(step, oracle.shapes, "step")
-        s = {name: oracle.space.asarray(step[name]) for name in oracle.names}
-        if not bool(all_finite(s)) or not float(bound.value(s)) > 0:
-            raise ArgumentError(
-                "step= must be finite and not zero: nothing moved",
-                do="pass w⁺ − w of a step that was taken",
-            )
-        with oracle.surroundings():
+        with oracle.surroundings(), own_arithmetic():
+            s = as_blocks(step, oracle.space, "step")
+            if not bool(all_finite(s)) or not 0 < _number(
+                bound.value(s), "value(d)", bound
+            ) < float("inf"):
+                raise ArgumentError(
+                    "step= must be finite and not zero: nothing moved",
+                    do="pass w⁺ − w of a step that was taken",
+                )
             value, rounding = _KINDS[kind](oracle, bound, s)
         if value != value or abs(value) == float("inf"):
             raise NonFiniteError(
@@ -104,7 +107,7 @@ def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | No
     taken = subtract(there, here)  # what the sum's rounding left of the step
     before, after = float(oracle.loss()), float(oracle.loss_at(there))
     g = oracle.gradient()
-    slope, length2 = float(dot(g, taken)), float(norm.value(taken)) ** 2
+    slope, length2 = float(dot(g, taken)), _square(norm.value(taken))
     if length2 == 0.0:
         raise ArgumentError(
             "step= is lost to rounding when it is added to the parameters",
@@ -113,6 +116,17 @@ def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | No
     eps = max(epsilon(s), oracle.precision)
     rounding = 2 * eps * (abs(before) + abs(after) + abs(slope)) / length2
     return 2 * (after - before - slope) / length2, rounding
+
+
+def _square(length: Any) -> float:
+    return float(length) * float(length)  # ** would raise where this is infinite
+
+
+def _number(x: Any, what: str, norm: Norm) -> float:
+    value = as_number(x)
+    if value is None:
+        raise NormError(f"{what} of {norm!r} must be a 0-d array", got=shown(x))
+    return value
 
 
 def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
@@ -125,12 +139,14 @@ def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | No
     change = subtract(there, oracle.gradient())
     if not bool(all_finite(change)):  # which a dual norm (an SVD) need not survive
         return float("nan"), None
-    return 2 * float(norm.dual(change)) / float(norm.value(s)), None
+    return 2 * _number(norm.dual(change), "dual(g)", norm) / float(norm.value(s)), None
 
 
 def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    length2, here = float(norm.value(s)) ** 2, oracle.gradient()
+    length2, here = _square(norm.value(s)), oracle.gradient()
     values = []
+    if length2 == 0.0:
+        return float("nan"), None
     for k in range(1, PATH_POINTS + 1):
         t = k / PATH_POINTS
         there = oracle.gradient_at(axpy(t, s, oracle.point()))
@@ -139,7 +155,8 @@ def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
 
 
 def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    return float(dot(s, oracle.hvp(s))) / float(norm.value(s)) ** 2, None
+    length2 = _square(norm.value(s))
+    return float(dot(s, oracle.hvp(s))) / length2 if length2 else float("nan"), None
 
 
 _KINDS: dict[str, Callable[[Oracle, Norm, Blocks], tuple[float, float | None]]] = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from geodiag.checks import as_number, require_flag
 from geodiag.errors import ArgumentError, shown
 
 
@@ -68,6 +69,8 @@ def threshold(
     Raises:
         ArgumentError: a value out of its range.
     """
+    normalized, ema = require_flag(normalized, "normalized"), require_flag(ema, "ema")
+    nesterov, decoupled = require_flag(nesterov, "nesterov"), require_flag(decoupled, "decoupled")
     lr = _number(lr, "lr")
     momentum, weight_decay = _number(momentum, "momentum"), _number(weight_decay, "weight_decay")
     dual_norm = None if dual_norm is None else _number(dual_norm, "dual_norm")
@@ -80,7 +83,7 @@ def threshold(
                 applies_to,
                 "none established for normalized updates with momentum or weight decay",
             )
-        value = 2.0 / lr * (1.0 if dual_norm is None else float(dual_norm))
+        value = _finite(2.0 / lr * (1.0 if dual_norm is None else dual_norm), lr)
         return Threshold(value, applies_to, "2/lr for normalized updates, arXiv 2603.05002")
     k, name = 1.0, "gradient descent in any norm, arXiv 2603.05002"
     if momentum:
@@ -93,15 +96,21 @@ def threshold(
     if weight_decay:
         name += f", {'decoupled' if decoupled else 'L2'} weight decay"
     value = k * (2.0 / lr - (weight_decay if decoupled else 0.0))
-    return Threshold(value - (0.0 if decoupled else weight_decay), "S", name)
+    return Threshold(_finite(value - (0.0 if decoupled else weight_decay), lr), "S", name)
 
 
 def _number(x: Any, name: str) -> float:
     """A float from a number or a 0-d array."""
-    try:
-        return math.nan if isinstance(x, str) else float(x)
-    except (TypeError, ValueError) as e:
-        raise ArgumentError(f"{name} must be a number", got=shown(x)) from e
+    value = as_number(x)
+    if value is None:
+        raise ArgumentError(f"{name} must be a number", got=shown(x))
+    return value
+
+
+def _finite(value: float, lr: float) -> float:
+    if not math.isfinite(value):
+        raise ArgumentError("lr is too small: the threshold is beyond every float", got=shown(lr))
+    return value
 
 
 def _check(

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from geodiag.blocks import Blocks, to_numpy
+from geodiag.checks import is_number, is_whole
+from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, choose
 from geodiag.estimators.ascent import CHECK, GLANCE
-from geodiag.estimators.base import STATE
 from geodiag.estimators.look import Look, Looked
+from geodiag.estimators.starts import arrays_of, as_start, is_state
+from geodiag.given import is_mapping_of_names
 from geodiag.measure import sharpness
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
 from geodiag.resolution import SINGLE
 from geodiag.results import Bound, SharpnessResult, Status
-from geodiag.spaces import Space
 
 # Of the residual in a quadratic norm. The value's error is of the order of its square, where the
 # eigenvalue stands apart from the others.
@@ -65,6 +65,11 @@ class Follower:
         Raises:
             GeodiagError: as :func:`geodiag.sharpness` does with ``throw=False``.
         """
+        if isinstance(self._last, Mapping) and _read(self._last["witness"], norm, oracle) is None:
+            self._last = self._ahead = None
+            found = self.measure(oracle, asked, norm)
+            note = "the loaded state is of other parameters: the search began from nothing"
+            return replace(found, notes=(*found.notes, note))
         options = dict(self._options)
         if options["rtol"] is None and isinstance(norm, QuadraticNorm):
             options["rtol"] = RTOL
@@ -115,19 +120,25 @@ class Follower:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
 
-        Raises:
-            KeyError, TypeError, ValueError: ``state`` is something else.
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is something else, before any
+        change.
         """
         last, ahead = state["last"], state["ahead"]
-        if last is not None and not (isinstance(last, Mapping) and set(last) == STATE):
+        if last is not None and not is_state(last):
             raise ValueError("a witness of another form")
-        if not isinstance(ahead, Mapping | None) or (last is None) is not (ahead is None):
+        if (last is None) is not (ahead is None) or not (
+            ahead is None or is_mapping_of_names(ahead)
+        ):
             raise ValueError("a direction of another form")
-        numbers = [math.nan if state[k] is None else float(state[k]) for k in ("value", "found")]
-        counts = int(state["age"]), int(state["check"])
+        numbers = [state["value"], state["found"]]
+        if not all(x is None or is_number(x) for x in numbers):
+            raise ValueError("a value that is no number")
+        counts = state["age"], state["check"]
+        if not all(map(is_whole, counts)) or counts[0] < 0 or not 0 < counts[1] <= RAREST:
+            raise ValueError("counts of another form")
         self._last, self._ahead = last, ahead
-        self._value, self._found = numbers
-        self._age, self._check = counts
+        self._value, self._found = (math.nan if x is None else float(x) for x in numbers)
+        self._age, self._check = map(int, counts)
 
     def _may_look(self, oracle: CountingOracle, norm: Norm) -> bool:
         if not self._looks or self._ahead is None or oracle.free_hvps:
@@ -140,7 +151,7 @@ class Follower:
         ):
             return False
         if not isinstance(self._last, SharpnessResult):
-            self._ahead = _read(self._ahead, oracle.space)
+            self._ahead = _read(self._ahead, norm, oracle)
         return self._ahead is not None
 
     def _glance_due(self, norm: Norm) -> bool:
@@ -192,12 +203,12 @@ def _plain(x: float) -> float | None:
     return None if math.isnan(x) else x
 
 
-def _read(lists: Mapping[str, Any], space: Space) -> Blocks | None:
-    """Blocks from lists; None where they are not of this space."""
-    arrays = {name: np.asarray(x, dtype=np.float64) for name, x in lists.items()}
-    if {name: x.shape for name, x in arrays.items()} != dict(space.shapes):
+def _read(lists: Mapping[str, Any], norm: Norm, oracle: CountingOracle) -> Blocks | None:
+    """Blocks from lists; None where they are no direction in this space."""
+    try:
+        return as_start(arrays_of(lists), oracle, norm)[0]
+    except (ShapeError, ArgumentError):
         return None
-    return {name: space.asarray(arrays[name]) for name in space.names}
 
 
 def _result(looked: Looked, oracle: CountingOracle, norm: Norm, age: int) -> SharpnessResult | None:

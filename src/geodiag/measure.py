@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from geodiag.blocks import Array, Blocks, device, zeros_like
+from geodiag.checks import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, PluginError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, bracket, choose
-from geodiag.estimators.base import STATE
+from geodiag.estimators.starts import STATE
 from geodiag.norms.base import Norm
+from geodiag.norms.composite import require_norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, resolve_oracle
@@ -79,6 +81,7 @@ def sharpness(
         GeodiagError: another subclass for each kind of unusable argument.
     """
     options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed, progress=progress)
+    certificate, throw = require_flag(certificate, "certificate="), require_flag(throw, "throw=")
     oracle, made = resolve_oracle(
         model,
         loss_fn=loss_fn,
@@ -95,12 +98,13 @@ def sharpness(
     )
     try:
         asked = as_norm(norm)
-        bound_norm = asked.bind(oracle.space)
+        bound_norm = require_norm(asked.bind(oracle.space), "bind of the norm")
         chosen = _resolve_estimator(estimator, bound_norm, oracle)
-        first, age = _known(start, oracle, bound_norm) or as_start(start, oracle, bound_norm)
+        with own_arithmetic():
+            first, age = _known(start, oracle, bound_norm) or as_start(start, oracle, bound_norm)
         counted = CountingOracle(oracle)
         try:
-            with _decompositions_checked(), counted.surroundings():
+            with _decompositions_checked(), counted.surroundings(), own_arithmetic():
                 options = replace(options, age=age)
                 if certificate:
                     result = bracket(chosen, counted, bound_norm, first, options)

@@ -7,6 +7,7 @@ fails in between is written into the record; nothing of it reaches the training 
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from geodiag.checks import whole_step
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.following import Follower
@@ -129,12 +131,16 @@ class Monitor:
         Args:
             step: the number of the step, for the record.
             params: the point, as for ``problem.at(params)``; default: where the model is now.
+
+        Raises:
+            ArgumentError: ``step`` is no whole number.
         """
         if self._closed:
             return
+        step = whole_step(step)
         self.abandon()
         began = self._pace.begin(step)
-        pending = Observation(int(step), self._problem)
+        pending = Observation(step, self._problem)
         with pending.noting("the measurement"):
             self._measure(pending, params)
         with pending.noting("no threshold"):
@@ -206,13 +212,17 @@ class Monitor:
             ArgumentError: ``state`` is something else.
         """
         try:
-            if state["version"] != 1:
-                raise ValueError(f"version {state['version']}")
-            self._follower.load_state_dict(state["following"])
-            self._pace.load_state_dict(state["pace"])
+            if not isinstance(state, dict):
+                raise TypeError(f"it is of type {type(state).__name__}")
+            if not isinstance(state["version"], int) or state["version"] != 1:
+                raise ValueError(f"version {shown(state['version'])}")
+            follower, pace = copy.copy(self._follower), copy.copy(self._pace)
+            follower.load_state_dict(state["following"])
+            pace.load_state_dict(state["pace"])
         except (KeyError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=said(e), do=do) from e
+        self._follower, self._pace = follower, pace
 
     def __enter__(self) -> Monitor:
         return self

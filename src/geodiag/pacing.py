@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
-from geodiag.checks import is_number
+from geodiag.checks import is_number, is_whole
 from geodiag.errors import ArgumentError, shown
 
 
@@ -27,8 +26,7 @@ class Pace:
     """
 
     def __init__(self, every: int | Callable[[int], bool], budget: float | None = None) -> None:
-        whole = isinstance(every, Integral) and not isinstance(every, bool)
-        if not callable(every) and not (whole and every >= 1):
+        if not callable(every) and not (is_whole(every) and every >= 1):
             raise ArgumentError(
                 "every= must be a number of steps, at least 1, or a function of the step",
                 got=shown(every),
@@ -76,8 +74,17 @@ class Pace:
         return {"step": self._step, "elapsed": elapsed, "spent": self._spent, "cost": self._cost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with an account; the time in between does not count."""
-        elapsed = state["elapsed"]
+        """Go on with an account; the time in between does not count.
+
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is none, before any change.
+        """
+        step, elapsed = state["step"], state["elapsed"]
+        spent, cost = state["spent"], state["cost"]
+        seconds = (spent, cost) if elapsed is None else (spent, cost, elapsed)
+        if not all(is_number(x) and 0 <= x < float("inf") for x in seconds):
+            raise ValueError("an account that is not of seconds")
+        if step is not None and not is_whole(step):
+            raise ValueError("a step that is no whole number")
         self._began = None if elapsed is None else time.perf_counter() - float(elapsed)
-        self._step = None if state["step"] is None else int(state["step"])
-        self._spent, self._cost = float(state["spent"]), float(state["cost"])
+        self._step = None if step is None else int(step)
+        self._spent, self._cost = float(spent), float(cost)

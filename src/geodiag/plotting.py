@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.errors import ArgumentError, MissingDependency, shown
 from geodiag.page import page
 from geodiag.records import Record, read_records
 
@@ -58,7 +58,7 @@ def plot(
         MissingDependency: matplotlib is not installed.
     """
     runs = _runs(records)
-    target = None if path is None else _target(Path(path))
+    target = None if path is None else _target(path)
     figure = _figure(7.2, 7.4)
     loss, curvature, ratio = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
     for draw, axes in ((_loss, loss), (_curvature, curvature), (_ratio, ratio)):
@@ -119,7 +119,10 @@ def _labels(paths: list[Path]) -> dict[str, Path]:
     return {str(p) if stems.count(p.stem) > 1 else p.stem: p for p in paths}
 
 
-def _target(path: Path) -> Path:
+def _target(given: Any) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ArgumentError("path= must be the path of a picture", got=shown(given))
+    path = Path(given)
     if path.suffix.lower() not in SUFFIXES:
         raise ArgumentError(
             "the picture's suffix is not known", got=str(path), do=f"use one of {SUFFIXES}"
@@ -234,7 +237,7 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
             path.write_text(page(_svg(figure), runs), encoding="utf-8")
         else:
             figure.savefig(path, dpi=150)
-    except OSError as e:
+    except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the picture cannot be written", got=str(e)) from e
 
 

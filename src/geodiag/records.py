@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from geodiag.errors import ArgumentError
+from geodiag.errors import ArgumentError, shown
 
 NAN = math.nan
 BOUNDS = ("EXACT", "LOWER", "")
@@ -116,10 +117,12 @@ def read_records(path: str | Path) -> list[Record]:
     Raises:
         ArgumentError: the file cannot be read, or holds other things than records.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError("a log is named by its path", got=shown(path))
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
-    except OSError as e:
+    except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError(
             "the log cannot be read", got=str(e), do="pass the path of a .jsonl or .csv log"
         ) from e

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from geodiag.errors import ArgumentError, ParameterError
+from geodiag.blocks import is_array
+from geodiag.checks import is_true
+from geodiag.errors import ArgumentError, ParameterError, shown
 
 Where: TypeAlias = "str | Iterable[str] | Callable[[str, Any], bool] | None"
 
@@ -14,11 +16,13 @@ Where: TypeAlias = "str | Iterable[str] | Callable[[str, Any], bool] | None"
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """``re.compile`` with geodiag's error; patterns are searched for anywhere in a name."""
     try:
+        if not isinstance(pattern, str):
+            raise TypeError(f"it is of type {type(pattern).__name__}")
         return re.compile(pattern)
-    except (re.error, TypeError) as e:
+    except (re.error, TypeError, ValueError, OverflowError, RecursionError) as e:
         raise ArgumentError(
             "a name pattern is not a regular expression",
-            got=f"{pattern!r} ({e})",
+            got=f"{shown(pattern)} ({e})",
             do="escape special characters, e.g. r'layers\\.0\\.weight'",
         ) from e
 
@@ -47,12 +51,14 @@ def select(arrays: Mapping[str, Any], where: Where) -> dict[str, Any]:
     if where is None:
         return dict(arrays)
     if callable(where):
-        chosen = {name: x for name, x in arrays.items() if where(name, x)}
+        chosen = {
+            name: x for name, x in arrays.items() if is_true(where(name, x), "where=(name, array)")
+        }
         if not chosen:
             raise no_match(getattr(where, "__name__", "where"), arrays)
         return chosen
     patterns = [where] if isinstance(where, str) else where
-    if not isinstance(patterns, Iterable):
+    if not isinstance(patterns, Iterable) or is_array(patterns):
         raise ArgumentError(
             "where= must be a regular expression, a list of them, or a predicate (name, array)",
             got=type(where).__name__,

@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
-import jax
-
-from geodiag_jax.pytree import is_array
+from geodiag.errors import ParameterError
+from geodiag_jax.pytree import is_array, leaves_of
 
 
 class Loss:
@@ -75,4 +75,5 @@ def _arrays(values: list[Any]) -> Iterator[Any]:
         if is_array(value):
             yield value
         elif type(value) in (tuple, list, dict):
-            yield from filter(is_array, jax.tree_util.tree_leaves(value))
+            with suppress(ParameterError):  # one that holds itself: no loss computes with it
+                yield from filter(is_array, leaves_of(value))

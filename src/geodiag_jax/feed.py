@@ -16,7 +16,7 @@ import numpy as np
 
 from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.data import Batches
-from geodiag.errors import DataError, ParameterError
+from geodiag.errors import DataError, ParameterError, shown
 from geodiag_jax.pytree import Static
 
 
@@ -107,7 +107,10 @@ def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
 def _to_jax(x: Any) -> Array:
     if isinstance(x, jax.Array):
         return x
-    host = np.array(x) if isinstance(x, (np.ndarray, np.generic)) else to_numpy(x)
+    try:
+        host = np.array(x) if isinstance(x, (np.ndarray, np.generic)) else to_numpy(x)
+    except (RuntimeError, BufferError) as e:  # each framework has its own
+        raise DataError("a batch holds an array that cannot be read", got=shown(e)) from e
     if host.dtype.kind in "OUSmM":
         raise DataError(
             "a batch holds an array that JAX cannot compute with",

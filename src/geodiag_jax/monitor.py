@@ -22,7 +22,7 @@ from geodiag.sinks import Log
 from geodiag_jax.optimizers import Geometry, check_hyperparams
 from geodiag_jax.oracle import JaxOracle
 from geodiag_jax.problem import JaxProblem
-from geodiag_jax.pytree import is_array, read
+from geodiag_jax.pytree import is_array, leaves_of, read
 
 NormLike = Norm | str | Callable[[], Norm] | None
 
@@ -91,7 +91,7 @@ class Monitor(geodiag.Monitor):
     ) -> None:
         check_rule(lr, update)
         check_hyperparams(hyperparams)
-        automatic = norm is None or norm == "auto"
+        automatic = norm is None or (isinstance(norm, str) and norm == "auto")
         self._asked = norm if automatic or _is_live(norm) else as_norm(norm)  # type: ignore[arg-type]
         self._automatic, self._hyperparams = automatic, dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
@@ -253,7 +253,7 @@ def _is_live(norm: Any) -> bool:
 
 
 def _check_usable(params: Any) -> None:
-    for x in jax.tree_util.tree_leaves(params):
+    for x in leaves_of(params):
         if isinstance(x, jax.core.Tracer):
             raise ArgumentError(
                 "the Monitor was called inside jit, grad, scan or vmap",

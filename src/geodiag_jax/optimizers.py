@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from geodiag.blocks import Array, Blocks, epsilon
-from geodiag.checks import is_number
+from geodiag.checks import as_number, is_number
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.geometry import UnknownRule, equal
 from geodiag.monitor import Update
@@ -97,6 +97,8 @@ def geometry(
         NormError: the preconditioner is not known yet, or not positive.
     """
     check_hyperparams(hyperparams)
+    if lr is not None and as_number(lr) is None:
+        raise ArgumentError("lr= must be a number", got=shown(lr))
     found = Geometry(opt_state, read(params, where).space, lr, hyperparams)
     return found.norm(), found.update()
 

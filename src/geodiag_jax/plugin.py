@@ -12,7 +12,7 @@ from geodiag import hookimpl
 from geodiag.blocks import is_array as is_any_array
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag_jax.problem import JaxProblem
-from geodiag_jax.pytree import is_array
+from geodiag_jax.pytree import is_array, leaves_of
 
 
 # Last: a plain function says nothing about its framework, so others may claim it first.
@@ -72,7 +72,7 @@ def _may_be_params(model: Any, params: Any) -> bool:
     Raises:
         ParameterError: the model is a plain function, and there is no array in ``params``.
     """
-    leaves = jax.tree_util.tree_leaves(params)
+    leaves = leaves_of(params)
     if any(map(is_array, leaves)):
         return True
     if _is_function(model) and not any(map(is_any_array, leaves)):

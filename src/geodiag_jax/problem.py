@@ -64,20 +64,18 @@ class JaxProblem(Problem):
             DataError: the data are empty, one-shot or unusable.
             ArgumentError: another argument has an unusable value.
         """
-        if engine not in ENGINES:
+        if not isinstance(engine, str) or engine not in ENGINES:
             raise ArgumentError(
                 "unknown engine for a JAX loss",
                 got=shown(engine),
                 do=f"use one of {', '.join(map(repr, ENGINES))}",
             )
-        if memory is not None and not (
-            is_number(memory) and not isinstance(memory, bool) and memory >= 0
-        ):
+        if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
             raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
         self._layout = read(params, where)
         self._loss = Loss(loss)
         self._feed = Feed(data, weight, reduction)
-        self._engine, self._memory = engine, memory
+        self._engine, self._memory = engine, None if memory is None else int(memory)
 
     @property
     def space(self) -> Space:

@@ -94,7 +94,8 @@ class Layout:
             check_like(params, self.space.shapes, "params")
             point = tuple(own(params[name], self.space.asarray) for name in self.space.names)
             return Layout(self.tree, self.space, self.dtype, point, self.fixed)
-        leaves, treedef = jax.tree_util.tree_flatten(params)
+        paths, treedef = flatten(params)
+        leaves = [leaf for _, leaf in paths]
         if treedef != self.tree.treedef:
             raise ShapeError(
                 "params does not have the structure that the problem was made with",
@@ -117,7 +118,7 @@ def read(params: Any, where: Where) -> Layout:
         ParameterError: nothing to measure, a name that occurs twice, a selected array that is not
             of a floating dtype, arrays on different devices, or a leaf that cannot be compiled.
     """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths, treedef = flatten(params)
     leaves = [leaf for _, leaf in paths]
     places: dict[str, int] = {}
     for place, (path, leaf) in enumerate(paths):
@@ -138,7 +139,7 @@ def read(params: Any, where: Where) -> Layout:
         )
     chosen = select({name: leaves[place] for name, place in places.items()}, where)
     for name, x in chosen.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 8:
             raise ParameterError(
                 f"the parameter {name!r} is not of a real floating dtype",
                 got=f"dtype {x.dtype}",
@@ -152,6 +153,31 @@ def read(params: Any, where: Where) -> Layout:
         if len(shape) >= 2
     }
     return _assemble(leaves, treedef, [places[name] for name in chosen], Space(shapes, views))
+
+
+def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """The leaves of a pytree with their paths, and its structure.
+
+    Raises:
+        ParameterError: it is none: it holds itself, say, or keys that cannot be sorted.
+    """
+    try:
+        return jax.tree_util.tree_flatten_with_path(tree)
+    except (RecursionError, SystemError, TypeError, ValueError) as e:
+        raise ParameterError(
+            "this is no pytree that JAX can take apart",
+            got=f"{type(tree).__name__}: {type(e).__name__}",
+            do="pass dicts with texts for keys, lists and tuples of arrays, which end somewhere",
+        ) from e
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The leaves of a pytree.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    return [leaf for _, leaf in flatten(tree)[0]]
 
 
 def name_of(path: Sequence[Any]) -> str:

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import optax
 
 from geodiag.blocks import Array, Blocks, check_like, dot
+from geodiag.checks import as_number, require_flag
 from geodiag.errors import ArgumentError, NormError, ParameterError, shown
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import Space
-from geodiag_jax.pytree import in_dtype, is_array, measurement_dtype, name_of, view_of
+from geodiag_jax.pytree import flatten, in_dtype, is_array, measurement_dtype, name_of, view_of
 
 LearningRate: TypeAlias = "float | Array | Callable[[Array], Array]"
 
@@ -58,6 +59,7 @@ def non_euclidean_gd(
         NormError: from ``update``, where the norm does not apply to the parameters.
     """
     _check_lr(lr)
+    normalized = require_flag(normalized, "normalized=")
     chosen = as_norm(norm)
 
     def init(params: Any) -> NonEuclideanState:
@@ -66,7 +68,7 @@ def non_euclidean_gd(
     def update(
         grads: Any, state: NonEuclideanState, params: Any = None
     ) -> tuple[Any, NonEuclideanState]:
-        rate = lr(state.count) if callable(lr) else lr
+        rate = _rate(lr(state.count) if callable(lr) else lr)
         updates = _descend(grads, chosen, rate, normalized)
         return updates, NonEuclideanState(jnp.minimum(state.count, LAST_COUNT - 1) + 1)
 
@@ -75,7 +77,7 @@ def non_euclidean_gd(
 
 def _descend(grads: Any, norm: Norm, rate: Any, normalized: bool) -> Any:
     """The updates, as a pytree like ``grads``."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(grads)
+    paths, treedef = flatten(grads)
     leaves = [leaf for _, leaf in paths]
     places = {i: name_of(path) for i, (path, leaf) in enumerate(paths) if _is_floating(leaf)}
     if not places:  # a masked or empty group has nothing to move
@@ -112,14 +114,21 @@ def _is_floating(leaf: Any) -> bool:
     return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
+def _rate(answer: Any) -> Array:
+    """The learning rate or what a schedule answers, which may be traced."""
+    traced = isinstance(answer, (jax.Array, jax.core.Tracer))
+    if traced and answer.shape == () and not jnp.issubdtype(answer.dtype, jnp.complexfloating):
+        return answer
+    if not traced and as_number(answer) is not None:
+        return as_number(answer)
+    raise ArgumentError("a schedule must answer a number", got=shown(answer))
+
+
 def _check_lr(lr: Any) -> None:
     if callable(lr) or isinstance(lr, jax.core.Tracer):
         return
-    try:
-        value = math.nan if isinstance(lr, (bool, str)) else float(lr)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 < value < math.inf:
+    value = as_number(lr)
+    if value is None or not 0 < value < math.inf:
         raise ArgumentError(
             "lr= must be a positive number, or an optax schedule",
             got=shown(lr),

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
+from geodiag.data import DEEPEST
 from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
 
 Leaves = dict[str, Tensor]
@@ -184,20 +185,30 @@ def _clone(buffer: Tensor, poison: bool) -> Tensor:
     return clone.fill_(torch.nan) if poison and clone.is_floating_point() else clone
 
 
-def move(batch: Any, device: torch.device) -> Any:
-    """``batch`` with its tensors on ``device``; containers keep their types."""
+def move(batch: Any, device: torch.device, depth: int = 0) -> Any:
+    """``batch`` with its tensors on ``device``; containers keep their types.
+
+    Raises:
+        DataError: containers in containers without an end, as of a list that holds itself.
+    """
+    if depth > DEEPEST:
+        raise DataError("a batch holds containers in containers without an end")
+
+    def inner(x: Any) -> Any:
+        return move(x, device, depth + 1)
+
     if isinstance(batch, Tensor):
         moved = batch.to(device)
         return moved.clone() if moved.is_inference() else moved
     if isinstance(batch, dict):
         moved_items = copy.copy(batch)
-        moved_items.update({k: move(v, device) for k, v in batch.items()})
+        moved_items.update({k: inner(v) for k, v in batch.items()})
         return moved_items
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(v, device) for v in batch))
+        return type(batch)(*map(inner, batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(move(v, device) for v in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+        return type(batch)(map(inner, batch))
+    return batch.to(device) if hasattr(batch, "to") and not isinstance(batch, type) else batch
 
 
 def token_weight(model: nn.Module) -> Callable[[Any], float] | None:

@@ -56,9 +56,9 @@ class TorchProblem(Problem):
         engine: str = "auto",
         memory: int | None = None,
     ) -> None:
-        if engine not in ENGINES:
+        if not isinstance(engine, str) or engine not in ENGINES:
             raise ArgumentError("unknown engine", got=shown(engine), do=f"use one of {ENGINES}")
-        if memory is not None and not (is_number(memory) and memory >= 0):
+        if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
             raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
         self.engine, self.memory = engine, memory
         inner = unwrap(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geodiag.blocks import check_like, dot
-from geodiag.checks import is_number
+from geodiag.checks import is_number, require_flag
 from geodiag.errors import (
     ArgumentError,
     GeodiagError,
@@ -42,7 +42,8 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
     Raises:
         ArgumentError: lr ≤ 0.
-        ParameterError: complex parameters, parameters on several devices, two of one name.
+        ParameterError: no parameters, or other things than tensors; complex ones, parameters on
+            several devices, two of one name.
         NormError: the norm does not apply to these parameters.
     """
 
@@ -54,16 +55,27 @@ class NonEuclideanGD(torch.optim.Optimizer):
         normalized: bool = False,
     ) -> None:
         _check_lr(lr)
-        self.normalized = normalized
+        self.normalized = require_flag(normalized, "normalized=")
         self.norm = as_norm(norm)
-        super().__init__(params, {"lr": float(lr)})
+        try:
+            super().__init__(params, {"lr": float(lr)})
+        except GeodiagError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise _unusable(e) from e
         self._bound = self._bind()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the norm is bound again to all parameters, or the group is not added."""
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            got = shown(param_group)
+            raise ParameterError("a parameter group is a dict with params", got=got)
         if "lr" in param_group:
             _check_lr(param_group["lr"])
-        super().add_param_group(param_group)
+        try:
+            super().add_param_group(param_group)
+        except (TypeError, ValueError) as e:
+            raise _unusable(e) from e
         if hasattr(self, "_bound"):
             try:
                 self._bound = self._bind()
@@ -175,6 +187,15 @@ class NonEuclideanGD(torch.optim.Optimizer):
                 got=e.what,
                 do="pass model.named_parameters() instead of model.parameters()",
             ) from e
+
+
+def _unusable(e: Exception) -> ParameterError:
+    """What torch says of parameters that no optimizer takes."""
+    return ParameterError(
+        "an optimizer cannot take these parameters",
+        got=str(e),
+        do="pass model.named_parameters(), model.parameters(), or groups of either",
+    )
 
 
 def _check_lr(lr: Any) -> None:

@@ -19,7 +19,8 @@ from geodiag.blocks import (
     to_numpy,
     unstack,
 )
-from geodiag.errors import ArgumentError, NonFiniteError
+from geodiag.checks import is_whole
+from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators import driver
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.driver import Population
@@ -66,9 +67,9 @@ class Ascent(SharpnessEstimator):
     """
 
     def __init__(self, starts: int | None = None) -> None:
-        if starts is not None and starts < 1:
-            raise ArgumentError("Ascent needs at least one start", got=f"starts={starts}")
-        self.starts = starts
+        if starts is not None and not (is_whole(starts) and starts >= 1):
+            raise ArgumentError("Ascent needs at least one start", got=f"starts={shown(starts)}")
+        self.starts = None if starts is None else int(starts)
 
     def estimate(
         self,

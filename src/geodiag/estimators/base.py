@@ -11,7 +11,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,10 @@ from geodiag.blocks import (
     Blocks,
     all_finite,
     array_namespace,
-    check_like,
-    dot,
-    is_array,
     scale,
     to_numpy,
 )
-from geodiag.checks import is_number
+from geodiag.checks import as_number, is_number, is_whole, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError, shown
 from geodiag.estimators.ends import Close, Open, Opening
 from geodiag.norms.base import Norm
@@ -35,7 +31,7 @@ from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
 
-STATE = {"witness", "age", "norm"}
+UNLIMITED = 2**30
 Progress = Callable[[dict[str, Any]], None] | bool
 
 
@@ -54,16 +50,21 @@ class Options:
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
             raise ArgumentError("rtol= must lie between 0 and 1", got=shown(self.rtol))
-        if not isinstance(self.seed, Integral) or self.seed < 0:
+        if not is_whole(self.seed) or self.seed < 0:
             raise ArgumentError("seed= must be an integer of at least 0", got=shown(self.seed))
-        if self.max_hvps is not None and not (
-            isinstance(self.max_hvps, Integral) and self.max_hvps >= 2
-        ):
+        if self.max_hvps is not None and not (is_whole(self.max_hvps) and self.max_hvps >= 2):
             raise ArgumentError(
                 "max_hvps= must be an integer of at least 2",
                 got=shown(self.max_hvps),
                 do="one product asks, one certifies the answer",
             )
+        if not callable(self.progress):
+            require_flag(self.progress, "progress=")
+        # NumPy's small integers overflow; more products than UNLIMITED nobody waits for.
+        budget = None if self.max_hvps is None else min(int(self.max_hvps), UNLIMITED)
+        object.__setattr__(self, "max_hvps", budget)
+        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "rtol", None if self.rtol is None else float(self.rtol))
 
 
 class SharpnessEstimator(ABC):
@@ -175,6 +176,10 @@ class Measurement:
         closing = self.oracle.run(Close(self.norm), direction, image, self.gradient, self.steepest)
         _check_finite("Hessian-vector product", closing.image, closing.finite)
         value, direction = float(closing.value), closing.direction
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                "⟨d, Hd⟩ is not finite", got=value, do="rescale the loss, or measure in float64"
+            )
         residual = None
         if closing.residual is not None:
             absolute = float(closing.residual)
@@ -202,39 +207,9 @@ class Measurement:
         )
 
 
-def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int | None]:
-    """``start=`` as blocks of the oracle, and its age: from blocks, a result, or its ``state``.
-
-    The age is None, as for blocks, where the result was measured in another norm.
-
-    Raises:
-        ShapeError: other names or shapes than the parameters'.
-        ArgumentError: zero, or not finite.
-    """
-    if start is None or (isinstance(start, Mapping) and not start):
-        return None, None
-    age = None
-    if isinstance(start, SharpnessResult):
-        if start.status.failed:  # a loop that goes on after a failure begins anew
-            return None, None
-        start = start.state | {"witness": start.direction}
-    if isinstance(start, Mapping) and set(start) == STATE != set(oracle.names):
-        age = start["age"] if start["norm"] == repr(norm) else None
-        # Lists, where the state went through JSON.
-        witness = start["witness"].items()
-        start = {name: x if is_array(x) else np.asarray(x) for name, x in witness}
-    check_like(start, oracle.shapes, "start")
-    blocks = {name: oracle.space.asarray(start[name]) for name in oracle.names}
-    if not bool(all_finite(blocks)) or float(dot(blocks, blocks)) == 0.0:
-        raise ArgumentError(
-            "start= must be finite and not zero", do="pass a direction, or leave start= out"
-        )
-    return blocks, age
-
-
 def _check_inside(norm: Norm, opening: Opening) -> None:
-    length = float(opening.length)
-    if not 0 <= length < float("inf") or not bool(opening.sound):
+    length = as_number(opening.length)
+    if length is None or not 0 <= length < float("inf") or not bool(opening.sound):
         raise NormError(
             f"lmo(g) of {norm!r} must be finite and inside the unit ball",
             got=f"a point of norm {length}",

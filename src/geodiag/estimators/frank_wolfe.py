@@ -7,7 +7,8 @@ restart costs ``iterations`` + 1 products.
 from __future__ import annotations
 
 from geodiag.blocks import Blocks, axpy, dot, scale
-from geodiag.errors import ArgumentError
+from geodiag.checks import is_whole
+from geodiag.errors import ArgumentError, shown
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -22,12 +23,12 @@ class FrankWolfe(SharpnessEstimator):
     """
 
     def __init__(self, iterations: int = 50, restarts: int = 5) -> None:
-        if iterations < 1 or restarts < 1:
+        if not all(is_whole(n) and n >= 1 for n in (iterations, restarts)):
             raise ArgumentError(
                 "FrankWolfe needs at least one iteration and one restart",
-                got=f"iterations={iterations}, restarts={restarts}",
+                got=f"iterations={shown(iterations)}, restarts={shown(restarts)}",
             )
-        self.iterations, self.restarts = iterations, restarts
+        self.iterations, self.restarts = int(iterations), int(restarts)
 
     def estimate(
         self,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, to_numpy
-from geodiag.errors import NormError
+from geodiag.checks import is_whole
+from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.estimators import flat
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.krylov import Krylov
@@ -80,7 +81,9 @@ class Lanczos(SharpnessEstimator):
     """
 
     def __init__(self, basis: int = BASIS) -> None:
-        self.basis = max(8, basis)
+        if not is_whole(basis):
+            raise ArgumentError("basis= must be a number of directions", got=shown(basis))
+        self.basis = max(8, int(basis))
 
     def estimate(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from geodiag.blocks import Array, Blocks, scale
-from geodiag.checks import is_number
+from geodiag.checks import as_number, is_number
 from geodiag.envelopes import Envelope, Piece, Product
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.norms.base import Face, Norm, QuadraticNorm
@@ -124,11 +124,13 @@ class ByParameter(_Composite):
                 got=shown(norms),
                 do='pass e.g. {"bias$": L2(), ".*": Spectral()}',
             )
-        if over not in (MaxOver, SumOver, L2Over):
+        if not any(over is kind for kind in (MaxOver, SumOver, L2Over)):
             raise ArgumentError(
                 "over= must be MaxOver, SumOver or L2Over", got=shown(over), do="pass the class"
             )
-        self.norms = {p: require_norm(n, f"ByParameter[{p!r}]") for p, n in norms.items()}
+        self.norms = {p: require_norm(n, f"ByParameter[{shown(p)}]") for p, n in norms.items()}
+        if radii is not None and not isinstance(radii, Mapping):
+            raise ArgumentError("radii= of ByParameter must be a dict", got=shown(radii))
         self.over, self.radii = over, dict(radii or {})
         self.joint = over.joint  # type: ignore[misc]
         _check_radii(self.radii)
@@ -136,8 +138,8 @@ class ByParameter(_Composite):
         if unknown:
             raise ArgumentError(
                 "radii= of ByParameter must use the patterns of its norms",
-                got=f"{sorted(unknown)}",
-                do=f"use {sorted(self.norms)}",
+                got=", ".join(sorted(map(shown, unknown))),
+                do=f"use {', '.join(sorted(map(shown, self.norms)))}",
             )
 
     def groups(self, space: Space) -> list[Group]:
@@ -200,7 +202,7 @@ def require_norm(norm: Any, where: str) -> Norm:
     is_class = isinstance(norm, type) and issubclass(norm, Norm)
     raise ArgumentError(
         f"{where} takes a Norm object",
-        got=f"the class {norm.__name__}" if is_class else repr(norm),
+        got=f"the class {norm.__name__}" if is_class else shown(norm),
         do=f"pass an instance: {norm.__name__}()"
         if is_class
         else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion=",
@@ -242,8 +244,13 @@ def _check_radii(radii: Radii) -> None:
         return
     values = radii.values() if isinstance(radii, Mapping) else [radii]
     for r in values:
-        if not (is_number(r) and 0 < r < float("inf")):
-            raise ArgumentError("radii must be positive numbers", got=shown(r))
+        _radius(float(r) if is_number(r) else None, r)
+
+
+def _radius(r: float | None, got: Any) -> float:
+    if r is None or not 0 < r < float("inf"):
+        raise ArgumentError("radii must be positive numbers", got=shown(got))
+    return r
 
 
 def _radii_by_tensor(radii: Radii, space: Space) -> dict[str, float]:
@@ -262,9 +269,8 @@ def _radii_by_tensor(radii: Radii, space: Space) -> dict[str, float]:
             out[name] = 1.0
             continue
         view = space.matrix_view.get(name)
-        out[name] = float(radii(name, None if view is None else view.shape(space.shapes[name])))
-    for r in out.values():
-        _check_radii(r)
+        answer = radii(name, None if view is None else view.shape(space.shapes[name]))
+        out[name] = _radius(as_number(answer), answer)
     return out
 
 

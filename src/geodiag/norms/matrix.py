@@ -192,7 +192,7 @@ class Muon(Spectral):
     }
 
     def __init__(self, adjust: str = "original") -> None:
-        if adjust not in self.rules:
+        if not isinstance(adjust, str) or adjust not in self.rules:
             raise ArgumentError(
                 "unknown radius rule for Muon", got=shown(adjust), do=f"use one of {[*self.rules]}"
             )

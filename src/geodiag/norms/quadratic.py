@@ -13,15 +13,16 @@ import numpy as np
 
 from geodiag.blocks import (
     Blocks,
+    check_like,
     flatten,
     is_array,
     namespace,
     scale,
-    to_numpy,
     unflatten,
 )
 from geodiag.envelopes import Envelope, euclidean
 from geodiag.errors import NormError
+from geodiag.given import on_host
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.spaces import Space
 
@@ -103,7 +104,7 @@ class Preconditioned(Norm):
         if isinstance(self.P, Mapping):
             return self._bind_mapping(space)
         if isinstance(self.P, tuple):
-            metric, inverse_metric = self.P
+            metric, inverse_metric = (_checked(f, space, repr(self)) for f in self.P)
             return FromMaps(metric, inverse_metric, repr(self))
         return self._bind_dense(space)
 
@@ -145,6 +146,8 @@ class Preconditioned(Norm):
     def _tensor_maps(self, name: str, space: Space) -> tuple[Callable[[Any], Any], ...]:
         entry, shape = self.P[name], space.shapes[name]
         if isinstance(entry, tuple):
+            if len(entry) != 2:
+                raise NormError(f"P at {name!r} must be a pair (L, R)", got=f"{len(entry)} parts")
             if name not in space.matrix_view:
                 raise NormError(
                     f"the Kronecker pair at {name!r} needs a matrix-shaped tensor",
@@ -159,7 +162,7 @@ class Preconditioned(Norm):
                 lambda x: view.from_matrix(left @ view.to_matrix(x) @ right, shape),
                 lambda x: view.from_matrix(left_inverse @ view.to_matrix(x) @ right_inverse, shape),
             )
-        diagonal = to_numpy(entry)
+        diagonal = on_host(entry, f"the diagonal of P at {name!r}", NormError)
         if diagonal.shape != tuple(shape) or not np.all(np.isfinite(diagonal) & (diagonal > 0)):
             raise NormError(
                 f"the diagonal of P at {name!r} must be positive and of shape {tuple(shape)}",
@@ -174,18 +177,32 @@ class Preconditioned(Norm):
         return "Preconditioned(P)"
 
 
+def _checked(f: BlockMap, space: Space, name: str) -> BlockMap:
+    """A user's map, with its answers checked."""
+
+    def checked(d: Blocks) -> Blocks:
+        answer = f(d)
+        check_like(answer, space.shapes, f"a map of {name}", NormError)
+        return {n: answer[n] for n in space.names}
+
+    return checked
+
+
 def scaled_quadratic(norm: QuadraticNorm, c: float, name: str) -> QuadraticNorm:
     """c·‖·‖ of a quadratic norm, which is quadratic again: P becomes c²P."""
+    square = c * c
+    if not 0 < square < math.inf or math.isinf(1.0 / square):
+        raise NormError("a factor or radius of the norm is too small or too large", got=f"{c:g}")
     return FromMaps(
-        lambda d: scale(norm.metric(d), c * c),
-        lambda g: scale(norm.inverse_metric(g), 1.0 / (c * c)),
+        lambda d: scale(norm.metric(d), square),
+        lambda g: scale(norm.inverse_metric(g), 1.0 / square),
         name,
     )
 
 
 def _definite(m: Any, n: int, what: str) -> tuple[Any, Any]:
     """(inverse, matrix) of a symmetric positive definite n × n matrix, in float64 on the host."""
-    matrix = to_numpy(m).astype(np.float64)
+    matrix = on_host(m, what, NormError)
     if matrix.shape != (n, n):
         raise NormError(f"{what} must have shape ({n}, {n})", got=f"shape {matrix.shape}")
     tolerance = 1e-6 * np.abs(matrix).max(initial=0.0)

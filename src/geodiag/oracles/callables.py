@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from geodiag.blocks import Array, Blocks, array_namespace, check_like, device, is_array
-from geodiag.errors import ArgumentError, LossError, ParameterError
+from geodiag.checks import as_number
+from geodiag.errors import ArgumentError, LossError, ParameterError, shown
+from geodiag.given import as_blocks, is_mapping_of_names, is_real
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.wrappers import finite_difference_hvp
 from geodiag.selection import Where, select
@@ -50,20 +52,21 @@ class CallablesOracle(Oracle):
         return finite_difference_hvp(self.gradient_at, self._point, d)
 
     def loss_at(self, params: Blocks) -> Array:
-        value = self.space.asarray(self._loss({**self._fixed, **params}))
-        if value.shape != ():
+        answer = self._loss({**self._fixed, **params})
+        value = as_number(answer)
+        if value is None:
             raise LossError(
-                "the loss must be a scalar",
-                got=f"shape {tuple(value.shape)}",
+                "the loss must be a scalar, and real",
+                got=f"shape {answer.shape}" if is_array(answer) else shown(answer),
                 do="reduce it, e.g. by a mean",
             )
-        return value
+        return self.space.asarray(answer if is_array(answer) else value)
 
     def gradient_at(self, params: Blocks) -> Blocks:
         full = {**self._fixed, **params}
         answer = self._gradient(full)
         check_like(answer, {n: tuple(x.shape) for n, x in full.items()}, "the gradient")
-        return {n: self.space.asarray(answer[n]) for n in self.names}
+        return as_blocks({n: answer[n] for n in self.names}, self.space, "the gradient")
 
 
 class CallablesProblem(Problem):
@@ -76,8 +79,11 @@ class CallablesProblem(Problem):
                 got=type(params).__name__,
                 do='pass params={"w": array, ...}',
             )
+        if not is_mapping_of_names(params):
+            raise ParameterError("the names of params= must be texts", got=shown(list(params)))
         self._loss, self._gradient = loss, gradient
-        self._params = {str(name): _real(str(name), x) for name, x in params.items()}
+        self._params = {name: _real(name, x) for name, x in params.items()}
+        _check_together(self._params)
         self._measured = tuple(select(self._params, where))
 
     def at(self, params: Any = None) -> CallablesOracle:
@@ -90,20 +96,27 @@ class CallablesProblem(Problem):
             return xp.asarray(x, dtype=dtype, device=where)
 
         shapes = {name: tuple(x.shape) for name, x in chosen.items()}
-        if params is not None:
-            check_like(params, shapes, "params")
-            chosen = {name: params[name] for name in shapes}
         views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) > 1}
         fixed = {n: x + 0 for n, x in self._params.items() if n not in shapes}
-        point = {name: asarray(x) + 0 for name, x in chosen.items()}  # a copy: the point is frozen
         space = Space(shapes, views, asarray)
+        here = as_blocks(chosen if params is None else params, space, "params")
+        point = {name: x + 0 for name, x in here.items()}  # a copy: the point is frozen
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)
+
+
+def _check_together(params: Mapping[str, Any]) -> None:
+    try:
+        array_namespace(*params.values())
+    except TypeError as e:
+        raise ParameterError(
+            "the arrays of params= belong to several frameworks", got=shown(e), do="convert them"
+        ) from e
 
 
 def _real(name: str, x: Any) -> Any:
     if not is_array(x):
         raise ParameterError(f"params[{name!r}] must be an array", got=type(x).__name__)
-    if not array_namespace(x).isdtype(x.dtype, "real floating"):
+    if not is_real(x) or not array_namespace(x).isdtype(x.dtype, "real floating"):
         raise ParameterError(
             f"params[{name!r}] must be of a real floating dtype",
             got=f"dtype {x.dtype}",

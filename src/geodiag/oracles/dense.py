@@ -15,14 +15,15 @@ from geodiag.blocks import (
     Array,
     Blocks,
     array_namespace,
-    check_like,
     device,
     dot,
     flatten,
     is_array,
     unflatten,
 )
+from geodiag.checks import is_whole, own_arithmetic
 from geodiag.errors import MatrixError, ShapeError, shown
+from geodiag.given import as_blocks, is_mapping_of_names, is_real, on_host
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.spaces import MatrixView, Space
 
@@ -74,10 +75,13 @@ class MatrixProblem(Problem):
     """
 
     def __init__(self, matrix: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        dims = tuple(getattr(matrix, "shape", ()))
-        if len(dims) != 2 or dims[0] != dims[1] or dims[0] == 0:
+        dims: Any = getattr(matrix, "shape", ())
+        whole = isinstance(dims, tuple) and all(map(is_whole, dims))
+        if not whole or len(dims) != 2 or dims[0] != dims[1] or dims[0] == 0:
             raise MatrixError(
-                "the Hessian must be a square matrix", got=f"shape {dims}", do="pass shape (n, n)"
+                "the Hessian must be a square matrix",
+                got=f"shape {shown(dims)}",
+                do="pass shape (n, n)",
             )
         self._explicit = is_array(matrix)
         if self._explicit:
@@ -88,8 +92,7 @@ class MatrixProblem(Problem):
     def at(self, params: Any = None) -> MatrixOracle:
         point = None
         if params is not None:
-            check_like(params, self.space.shapes, "params")
-            point = {n: self.space.asarray(params[n]) for n in self.space.names}
+            point = as_blocks(params, self.space, "params")
         return MatrixOracle(self.apply, self.space, point, free_hvps=self._explicit)
 
 
@@ -97,14 +100,7 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
     if shapes is None:
         named: dict[str, tuple[int, ...]] = {"x": (n,)}
     else:
-        try:
-            named = {str(name): tuple(int(k) for k in s) for name, s in shapes.items()}
-        except (AttributeError, TypeError, ValueError) as e:
-            raise ShapeError(
-                "shapes= must be a dict of name → shape",
-                got=shown(shapes),
-                do='pass e.g. {"W": (3, 4), "b": (3,)}',
-            ) from e
+        named = {name: _shape(s) for name, s in _items(shapes)}
     total = sum(math.prod(s) for s in named.values())
     if total != n:
         raise ShapeError(
@@ -123,11 +119,34 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
     return Space(named, views, asarray)
 
 
+def _items(shapes: Any) -> Any:
+    if not is_mapping_of_names(shapes):
+        raise _no_shapes(shapes)
+    return shapes.items()
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (None,)
+    if not all(is_whole(k) and k >= 0 for k in sizes):
+        raise _no_shapes(shape)
+    return tuple(map(int, sizes))
+
+
+def _no_shapes(got: Any) -> ShapeError:
+    return ShapeError(
+        "shapes= must be a dict of name → shape, a tuple of sizes",
+        got=shown(got),
+        do='pass e.g. {"W": (3, 4), "b": (3,)}',
+    )
+
+
 def _as_real(matrix: Any) -> Array:
     """The matrix in a real floating dtype of at least 32 bits."""
+    if not is_real(matrix):
+        got = f"{type(matrix).__name__} of dtype {matrix.dtype}"
+        raise MatrixError("the Hessian must be real", got=got)
+    matrix = matrix.detach() if hasattr(matrix, "detach") else matrix
     xp = array_namespace(matrix)
-    if xp.isdtype(matrix.dtype, ("complex floating", "bool")):
-        raise MatrixError("the Hessian must be real", got=f"dtype {matrix.dtype}")
     if not xp.isdtype(matrix.dtype, "real floating"):
         default = xp.ones((), device=device(matrix)).dtype
         return xp.astype(matrix, default)
@@ -136,36 +155,53 @@ def _as_real(matrix: Any) -> Array:
 
 def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
     xp = array_namespace(matrix)
-    largest = float(xp.max(xp.abs(matrix)))
+    try:
+        largest = float(xp.max(xp.abs(matrix)))
+    except (TypeError, RuntimeError) as e:  # no values in memory, or a sparse layout
+        raise MatrixError("the Hessian must be a dense matrix of values", got=shown(e)) from e
     if not math.isfinite(largest):
         raise MatrixError("the Hessian holds NaN or infinity", got=f"largest entry {largest}")
-    skew = float(xp.max(xp.abs(matrix - xp.matrix_transpose(matrix))))
+    with own_arithmetic():
+        skew = float(xp.max(xp.abs(matrix - xp.matrix_transpose(matrix))))
     if skew > 1e3 * float(xp.finfo(matrix.dtype).eps) * largest:
         raise MatrixError(
             "the Hessian must be symmetric",
             got=f"largest |H − Hᵀ| = {skew:.3g}, largest |H| = {largest:.3g}",
             do="pass (H + Hᵀ)/2 if the difference is rounding",
         )
-    symmetric = (matrix + xp.matrix_transpose(matrix)) / 2
+    # A copy in any case; halved first, large entries do not overflow.
+    symmetric = matrix / 2 + xp.matrix_transpose(matrix) / 2 if skew else matrix + 0
     return lambda x: symmetric @ x
 
 
 def _check_operator(operator: Any) -> Callable[[Array], Array]:
     """Check the symmetry of a LinearOperator by one bilinear probe, with a fixed seed."""
     n = operator.shape[0]
-    if np.issubdtype(np.dtype(operator.dtype or np.float64), np.complexfloating):
-        raise MatrixError("the Hessian must be real", got=f"dtype {operator.dtype}")
+    try:
+        dtype = np.dtype(np.float64 if operator.dtype is None else operator.dtype)
+    except TypeError as e:
+        raise MatrixError("the operator's dtype is none", got=shown(operator.dtype)) from e
+    if dtype.kind not in "fiu":
+        raise MatrixError("the Hessian must be real", got=f"dtype {dtype}")
+
+    def apply(x: Array) -> Array:
+        answer = on_host(operator.matvec(x), "what the operator returns", MatrixError)
+        if answer.size != n:
+            raise MatrixError("the operator returns another shape", got=answer.shape)
+        return answer.reshape(n)
+
     u, v = np.random.default_rng(0).standard_normal((2, n))
-    hu, hv = operator.matvec(u), operator.matvec(v)
-    scale = float(np.linalg.norm(hu) * np.linalg.norm(v) + np.linalg.norm(hv) * np.linalg.norm(u))
-    skew = abs(float(np.dot(hu, v) - np.dot(hv, u)))
+    hu, hv = apply(u), apply(v)
+    with own_arithmetic():
+        ends = np.linalg.norm(hu) * np.linalg.norm(v) + np.linalg.norm(hv) * np.linalg.norm(u)
+        scale, skew = float(ends), abs(float(np.dot(hu, v) - np.dot(hv, u)))
     if not math.isfinite(scale):
         raise MatrixError("the operator returns NaN or infinity")
-    single = np.dtype(operator.dtype or np.float64).itemsize < 8
+    single = dtype.itemsize < 8
     if skew > (1e-4 if single else 1e-8) * scale:
         raise MatrixError(
             "the operator must be symmetric",
             got=f"|⟨Hu, v⟩ − ⟨u, Hv⟩| = {skew:.3g} at random u, v",
             do="pass a symmetric LinearOperator",
         )
-    return lambda x: np.asarray(operator.matvec(x), dtype=np.float64)
+    return apply

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -65,8 +66,21 @@ class Registry:
         """Register a plugin object or module.
 
         Raises:
-            PluginError: its name is taken by another plugin.
+            PluginError: its name is taken by another plugin, or it is none.
+            ArgumentError: ``name`` is not a string.
         """
+        if name is not None and not isinstance(name, str):
+            raise ArgumentError("a plugin's name must be a string", got=shown(name))
+        hooks = (self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin))
+        if not isinstance(plugin, ModuleType) and not any(hooks):
+            raise PluginError(
+                "this is no plugin: no module, and without a hook",
+                got=shown(plugin),
+                do="pass a module or an object with functions marked @geodiag.hookimpl",
+            )
+        self._add(plugin, name)
+
+    def _add(self, plugin: Any, name: str | None) -> None:
         with self._lock:
             name = name or self._manager.get_canonical_name(plugin)
             known = self._manager.get_plugin(name)
@@ -145,6 +159,8 @@ class Registry:
     def _find(
         self, name: str, found: Mapping[str, Registered], error: type[Exception], kind: str
     ) -> Registered:
+        if not isinstance(name, str):
+            raise ArgumentError(f"the name of a {kind} is a string", got=shown(name))
         if name in found:
             return found[name]
         near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
@@ -176,7 +192,8 @@ class Registry:
                     got=f"{type(e).__name__}: {e}",
                     do="mend it, or uninstall it",
                 ) from e
-            if not isinstance(answer, Mapping) or not all(map(callable, answer.values())):
+            named = isinstance(answer, Mapping) and all(isinstance(n, str) for n in answer)
+            if not named or not all(map(callable, answer.values())):
                 raise PluginError(
                     f"the plugin {owner!r} must return a dict of name → factory from {hook}",
                     got=shown(answer),
@@ -201,7 +218,7 @@ class Registry:
             try:
                 plugin = ep.load()
                 if not self._manager.is_registered(plugin):  # by hand, under another name
-                    self.register(plugin, name=ep.name)
+                    self._add(plugin, ep.name)
             except PluginError:
                 raise
             except Exception as e:  # a broken plugin must not take geodiag down

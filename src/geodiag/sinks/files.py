@@ -34,7 +34,7 @@ class _Lines(Sink):
         try:
             self._file = self._open()
             _size_and_end(self._file)
-        except OSError as e:
+        except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
             self.close()
             raise ArgumentError(
                 "the log cannot be opened", got=str(e), do="pass a path that can be written to"
@@ -138,6 +138,8 @@ def as_sinks(log: Log) -> list[Sink]:
         found: list[Sink] = []
         try:
             for each in log:
+                if isinstance(each, (list, tuple)):
+                    raise ArgumentError("log= holds a list in a list", do="pass one list")
                 found += as_sinks(each)
         except BaseException:
             for sink in found:

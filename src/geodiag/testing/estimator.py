@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geodiag.blocks import Blocks, dot, scale
-from geodiag.errors import NonFiniteError, NormError, PluginError
+from geodiag.errors import NonFiniteError, NormError, PluginError, shown
 from geodiag.estimators.base import Options, SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -39,6 +39,8 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
     Raises:
         PluginError: the property that broke, with the numbers.
     """
+    _require_estimator(estimator)
+    probes.require_seed(seed)
     taken = 0
     for case in cases():
         run = _Run(estimator, case, seed)
@@ -53,6 +55,20 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
             f"{estimator!r} refuses every norm",
             got="a NormError from each of l2, l1, linf, spectral, block and their compositions",
             do="accept at least one",
+        )
+
+
+def _require_estimator(estimator: object) -> None:
+    """Raise unless it is one.
+
+    Raises:
+        PluginError: it is none, a class perhaps.
+    """
+    if not isinstance(estimator, SharpnessEstimator):
+        raise PluginError(
+            "check_estimator takes a SharpnessEstimator object",
+            got=shown(estimator),
+            do="pass an instance, e.g. MyEstimator()",
         )
 
 

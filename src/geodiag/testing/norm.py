@@ -45,6 +45,7 @@ def check_norm(norm: Norm, example: Blocks, *, space: Space | None = None, seed:
         NormError: the property that broke, with the numbers.
     """
     example = probes.require_blocks(example, NormError)
+    probes.require_seed(seed)
     space = space or Space.of(example)
     _Checker(require_norm(norm, "check_norm"), example, space, seed).run()
 

@@ -20,7 +20,7 @@ from geodiag.blocks import (
     unstack,
     zeros_like,
 )
-from geodiag.errors import EngineError, ShapeError
+from geodiag.errors import EngineError, ShapeError, shown
 from geodiag.oracles.base import Oracle
 from geodiag.testing import probes
 
@@ -49,6 +49,9 @@ def check_oracle(oracle: Oracle, *, seed: int = 0) -> None:
         NonFiniteError: an answer holds NaN or infinity.
         EngineError: the property that broke, with the numbers.
     """
+    if not isinstance(oracle, Oracle):
+        raise ShapeError("check_oracle takes an Oracle", got=shown(oracle), do="pass problem.at()")
+    probes.require_seed(seed)
     checker = _Checker(oracle, seed)
     checker.kinds()
     checker.frozen()

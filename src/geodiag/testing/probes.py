@@ -19,7 +19,9 @@ from geodiag.blocks import (
     to_numpy,
     zeros_like,
 )
-from geodiag.errors import GeodiagError, NonFiniteError, ShapeError, shown
+from geodiag.checks import is_whole
+from geodiag.errors import ArgumentError, GeodiagError, NonFiniteError, ShapeError, shown
+from geodiag.given import is_mapping_of_names, is_real
 from geodiag.spaces import Space
 
 
@@ -28,9 +30,14 @@ def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:
     do = 'pass a dict of arrays, e.g. {"W": np.ones((3, 4)), "b": np.ones(3)}'
     if not isinstance(example, Mapping) or not example or not all(map(is_array, example.values())):
         raise error("the example must be blocks (a dict of arrays)", got=shown(example), do=do)
+    if not is_mapping_of_names(example) or not all(map(is_real, example.values())):
+        raise error("the example must be named arrays of real numbers", got=shown(example), do=do)
     blocks = dict(example)
     dtypes = {x.dtype for x in blocks.values()}
-    xp = namespace(blocks)
+    try:
+        xp = namespace(blocks)
+    except TypeError as e:
+        raise error("the example must be of one framework", got=shown(e), do=do) from e
     dtype = next(iter(dtypes))
     if len(dtypes) > 1 or not xp.isdtype(dtype, "real floating") or xp.finfo(dtype).bits < 32:
         raise error(
@@ -39,6 +46,16 @@ def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:
             do=do,
         )
     return blocks
+
+
+def require_seed(seed: Any) -> None:
+    """Raise unless ``seed`` is one.
+
+    Raises:
+        ArgumentError: it is no integer of at least 0.
+    """
+    if not is_whole(seed) or seed < 0:
+        raise ArgumentError("seed= must be an integer of at least 0", got=shown(seed))
 
 
 def directions(space: Space, rng: np.random.Generator, count: int = 6) -> list[Blocks]:
