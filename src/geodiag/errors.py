@@ -81,6 +81,10 @@ class EngineError(GeodiagError, RuntimeError):
     """The framework could not compute the derivative in the way asked for."""
 
 
+class DistributedError(GeodiagError, RuntimeError):
+    """Ranks that measure together: one met an error, asks something else, or does not answer."""
+
+
 class StaleOracle(GeodiagError, RuntimeError):
     """The parameters changed after the oracle was frozen at them."""
 

@@ -53,7 +53,7 @@ class Monitor:
             measurements may take; it is kept within a factor 1.5. ``every`` is then the least
             distance between two of them.
         log: a path (``.jsonl``, ``.csv``), a :class:`geodiag.sinks.Sink`, a function of a Record,
-            or a list of these.
+            or a list of these. Where several ranks measure together, the first one writes.
         estimator: and ``max_hvps``, ``certificate``, ``seed``: as in :func:`geodiag.sharpness`.
         rtol: the same; by default 0.02 in quadratic norms. That bounds the value's relative error,
             which is of the order of the square, 4e-4, where the eigenvalue stands apart.
@@ -110,7 +110,7 @@ class Monitor:
         try:
             if self._norm is not None:
                 self._norm.bind(self._problem.at().space)
-            self._sinks = as_sinks(log)
+            self._sinks = as_sinks(log if self._problem.leads else None)
         except BaseException:
             self._close_problem()
             raise
@@ -120,7 +120,8 @@ class Monitor:
         if self._closed:
             return False
         try:
-            return self._pace.due(step)
+            due = self._pace.due(step)
+            return due if self._pace.plain else self._problem.agree(due)
         except Exception as e:
             self._warn("every", f"every= failed, and nothing is measured: {said(e)}")
             return False

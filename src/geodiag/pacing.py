@@ -40,6 +40,11 @@ class Pace:
         self._step: int | None = None
         self._spent = self._cost = 0.0  # in seconds: of all measurements, of the last
 
+    @property
+    def plain(self) -> bool:
+        """Whether the number of the step alone decides."""
+        return self._budget is None and not callable(self._every)
+
     def due(self, step: int) -> bool:
         """Whether to measure at this step."""
         if callable(self._every):

@@ -156,12 +156,11 @@ class KeptGraph:
         self._held = _Held()
         self.bytes = 0  # what the gradients hold, and what was saved while counting
         self.full = False  # whether that was more than allowed, so that nothing is kept
-        self.weight, self.whole = 0.0, 1.0
+        self.whole = 1.0
 
     def add(self, weight: float, gradient: Mapping[str, Tensor]) -> None:
         """Keep one batch's gradient, which carries its graph."""
         self._parts.append((weight, gradient))
-        self.weight += weight
         for g in gradient.values():
             self._held.count(g)
         self.bytes = self._held.bytes

@@ -36,6 +36,7 @@ from geodiag_torch.graph import (
     second_derivatives,
 )
 from geodiag_torch.passes import Passes, check_same_loss, watching
+from geodiag_torch.ranks import Sums
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -66,6 +67,7 @@ class TorchOracle(Oracle):
         self._graph: KeptGraph | None = None
         self._structure: Structure | None = None  # of the gradient, once it was looked at
         self._checked = False  # whether products were compared with differences, or need not be
+        self._known: set[str] = set()  # the checks that are known to have passed on every rank
         self._stacks = True  # whether one pass for a stack works, as far as is known
         self._plain_backward = False  # whether the kept graph is known to recompute nothing
         self._first: tuple[Tensor, Blocks] | None = None
@@ -117,12 +119,12 @@ class TorchOracle(Oracle):
         return self._at(params, derivative)[1]
 
     def hvp(self, d: Blocks) -> Blocks:
-        self._check_fresh()
+        self._check_fresh(told=True)
         check_like(d, self.space.shapes, "the direction")
         return self._product(self._exact_hvp, self._difference, d)
 
     def hvps(self, ds: Blocks) -> Blocks:
-        self._check_fresh()
+        self._check_fresh(told=True)
         k = next(iter(ds.values())).shape[0] if ds else 0
         shapes = {name: (k, *shape) for name, shape in self.space.shapes.items()}
         check_like(ds, shapes, "the stack of directions")
@@ -148,37 +150,42 @@ class TorchOracle(Oracle):
         direction = self._directions(d)
         graph = self._kept()
         if graph is not None:
-            return self._backward(lambda: graph.hvp(direction))
-        return self._recomputed(lambda g: second_derivative(g, self._leaves, direction, False))
+            return self._summed(direction, lambda: graph.hvp(direction))
+        return self._recomputed(
+            direction, lambda g: second_derivative(g, self._leaves, direction, False)
+        )
 
     def _exact_hvps(self, ds: Blocks) -> Blocks:
         stack = self._directions(ds)
         graph = self._kept()
         if graph is None:
-            return self._recomputed(lambda g: second_derivatives(g, self._leaves, stack, False))
+            return self._recomputed(
+                stack, lambda g: second_derivatives(g, self._leaves, stack, False)
+            )
         k = len(next(iter(stack.values())))
         small = k >= STACK and self.space.size <= STACK_PARAMETERS
         if self._stacks and k > 1 and (small or self._problem.device.type != "cpu"):
             try:
-                found = self._backward(lambda: graph.hvps(stack, batched=True))
+                found = self._summed(stack, lambda: graph.hvps(stack, batched=True))
                 if self._passed("stacks", self._rows_agree(graph, stack, found)):
                     return found
             except EngineError:  # some operation cannot be vectorised, or memory is short
                 pass
             self._stacks = False
-        return self._backward(lambda: graph.hvps(stack, batched=False))
+        return self._summed(stack, lambda: graph.hvps(stack, batched=False))
 
     def _rows_agree(self, graph: KeptGraph, stack: Leaves, found: Blocks) -> bool:
         """Whether one product alone is what the rows add up to, each with another weight."""
-        if self._passed("stacks"):
+        if self._passed_everywhere("stacks"):
             return True
 
         def mix(x: Tensor) -> Tensor:
             weights = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-            mixed: Tensor = torch.tensordot(weights, x, dims=1)
-            return mixed
+            added: Tensor = torch.tensordot(weights, x, dims=1)
+            return added
 
-        alone = self._backward(lambda: graph.hvp({name: mix(x) for name, x in stack.items()}))
+        mixed = {name: mix(x) for name, x in stack.items()}
+        alone = self._summed(mixed, lambda: graph.hvp(mixed))
         return agree(alone, {name: mix(x) for name, x in found.items()})
 
     def _directions(self, d: Blocks) -> Leaves:
@@ -192,7 +199,7 @@ class TorchOracle(Oracle):
             self._build_graph()
         return self._graph
 
-    def _recomputed(self, second: Callable[[Leaves], Leaves]) -> Blocks:
+    def _recomputed(self, asked: Leaves, second: Callable[[Leaves], Leaves]) -> Blocks:
         loss, _ = self._loss_and_gradient()
 
         def part(value: Tensor, weight: float) -> Leaves:
@@ -200,9 +207,16 @@ class TorchOracle(Oracle):
             self._look_at(gradient)
             return second(gradient)
 
-        seen, product = self._passes.sum(self._leaves, part)
+        seen, product = self._passes.sum(self._leaves, part, asked=asked)
         check_same_loss(loss, seen, self._eps)
         return product
+
+    def _summed(self, asked: Leaves, run: Callable[[], Leaves]) -> Blocks:
+        """A product on the kept graph, over all ranks."""
+        nothing = torch.zeros(())
+        return self._problem.ranks.sum(
+            "a product", asked, lambda: Sums(0.0, nothing, self._backward(run))
+        ).blocks
 
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
         """A backward pass, with the leaves lent where it recomputes activations."""
@@ -258,10 +272,15 @@ class TorchOracle(Oracle):
         if self._eps > FLOAT32 or self._passes.autocast:
             if self._structure.custom:
                 self._notes.append("custom autograd functions are not cross-checked below 32 bits")
-        elif not self._passed("products"):
+        elif not self._passed_everywhere("products"):
             compare(self, self._exact_hvp, self._eps)
             self._passed("products", True)
         self._checked = True
+
+    def _passed_everywhere(self, what: str) -> bool:
+        if what not in self._known and not self._problem.ranks.any(not self._passed(what)):
+            self._known.add(what)
+        return what in self._known
 
     def _passed(self, what: str, now: bool = False) -> bool:
         """Whether this check passed before, or ``now``, for this model and the same operations."""
@@ -296,20 +315,20 @@ class TorchOracle(Oracle):
             return {name: g.detach() for name, g in gradient.items()}
 
         self._first = self._passes.sum(self._leaves, part, within=graph.counting)
-        if graph.full:
+        if allowed is not None and self._problem.ranks.any(graph.full):
             self._notes.append(
                 f"products recompute the graph: it holds {graph.bytes} bytes, memory={allowed}"
             )
             self._engine = "recompute"
             return
-        graph.whole = self._problem.batches.normalise(graph.weight)
+        graph.whole = self._passes.whole
         self._graph, self._plain_backward = graph, False
 
     def _at(
         self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
     ) -> tuple[Tensor, Blocks]:
         """Loss and summed parts at other parameters."""
-        self._check_fresh()
+        self._check_fresh(told=True)
         check_like(params, self.space.shapes, "params")
         leaves = outside_inference(lambda: self._problem.leaves(params))
         return self._passes.sum(leaves, lambda value, _: part(value, leaves))
@@ -317,9 +336,11 @@ class TorchOracle(Oracle):
     def _measured(self, x: Tensor) -> Tensor:
         return x.to(self._problem.dtype)
 
-    def _check_fresh(self) -> None:
+    def _check_fresh(self, told: bool = False) -> None:
+        """``told``: where other ranks would wait for this one, they are told."""
         if self._watch.changed():
-            raise StaleOracle(
+            error = StaleOracle(
                 "the model's parameters, buffers or mode changed after the oracle was made",
                 do="ask the problem for a new one: problem.at()",
             )
+            raise self._problem.ranks.told(error) if told else error

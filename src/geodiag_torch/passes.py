@@ -17,6 +17,7 @@ from geodiag_torch.frozen import frozen, random_state
 from geodiag_torch.graph import weighted
 from geodiag_torch.interrupts import uninterrupted
 from geodiag_torch.precision import coarsest
+from geodiag_torch.ranks import Sums
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -32,6 +33,7 @@ class Passes:
 
     def __init__(self, problem: TorchProblem) -> None:
         self._problem = problem
+        self.whole = 1.0  # what the last sum was divided by
         self._random = random_state(problem.device, problem.data)
         self._eps: float | None = None
 
@@ -68,18 +70,28 @@ class Passes:
 
         return uninterrupted(lent, run)
 
-    def sum(self, leaves: Leaves, part: Part, within: Within = NOTHING) -> tuple[Tensor, Blocks]:
+    def sum(
+        self, leaves: Leaves, part: Part, within: Within = NOTHING, asked: Leaves | None = None
+    ) -> tuple[Tensor, Blocks]:
         """The loss, and the sum of ``part(loss, weight)`` over the batches, normalised.
 
-        One batch's graph exists at a time, unless ``part`` keeps it.
+        One batch's graph exists at a time, unless ``part`` keeps it. Over the batches of all
+        ranks, where there are several; ``asked``: what must be equal on them, if not ``leaves``.
         """
-        return self.inside(leaves, lambda: self._sum(part), within=within)
+        sums = self._problem.ranks.sum(
+            "a pass over the data",
+            leaves if asked is None else asked,
+            lambda: self.inside(leaves, lambda: self._sum(part), within=within),
+        )
+        whole = self.whole = self._problem.batches.normalise(sums.weight)
+        blocks = {name: x if whole == 1.0 else x / whole for name, x in sums.blocks.items()}
+        return sums.loss / whole, blocks
 
     def _frozen(self, backward: bool) -> AbstractContextManager[None]:
         return frozen(self._random, self._problem.device, self._problem.data, backward)
 
-    def _sum(self, part: Part) -> tuple[Tensor, Blocks]:
-        dtype, batches = self._problem.dtype, self._problem.batches
+    def _sum(self, part: Part) -> Sums:
+        dtype = self._problem.dtype
         total: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self._problem.device, dtype=dtype)
         weights = 0.0
@@ -89,8 +101,7 @@ class Passes:
                 total[name] = total[name] + x if name in total else x
             loss += weight * value.detach().to(dtype)
             weights += weight
-        whole = batches.normalise(weights)
-        return loss / whole, {name: x if whole == 1.0 else x / whole for name, x in total.items()}
+        return Sums(weights, loss, total)
 
     def _values(self) -> Iterator[tuple[float, Tensor]]:
         """Each batch's weight and loss."""

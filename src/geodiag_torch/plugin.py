@@ -31,11 +31,6 @@ def geodiag_problem(
         return None
     if shapes is not None:
         raise ArgumentError("shapes= belongs to matrices", do="leave it out for a torch module")
-    if process_group is not None:
-        raise ArgumentError(
-            "process_group= is not supported yet",
-            do="measure the unwrapped module on one rank, on the union of the data",
-        )
     return TorchProblem(
         model,
         loss_fn=loss_fn,
@@ -47,4 +42,5 @@ def geodiag_problem(
         reduction=reduction,
         engine=engine,
         memory=memory,
+        process_group=process_group,
     )

@@ -18,7 +18,10 @@ from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.oracle import ENGINES, TorchOracle
+from geodiag_torch.ranks import RankBatches, ranks_of
 from geodiag_torch.watching import Watch
+
+NO_DEVICE = torch.empty(0)
 
 
 class TorchProblem(Problem):
@@ -36,6 +39,8 @@ class TorchProblem(Problem):
             ``memory``, else recompute, and finite differences where the model cannot be
             differentiated twice or its products are not the derivatives of its gradient.
         memory: bytes that the kept graphs may hold; above it "auto" recomputes.
+        process_group: the ranks whose data are measured together, ``torch.distributed.group.WORLD``
+            for all; default: those of a DDP wrapper, else none. See docs/distributed.md.
 
     Raises:
         ParameterError: no trainable parameter, complex ones, several devices.
@@ -55,6 +60,7 @@ class TorchProblem(Problem):
         reduction: str = "mean",
         engine: str = "auto",
         memory: int | None = None,
+        process_group: Any = None,
     ) -> None:
         if not isinstance(engine, str) or engine not in ENGINES:
             raise ArgumentError("unknown engine", got=shown(engine), do=f"use one of {ENGINES}")
@@ -72,7 +78,10 @@ class TorchProblem(Problem):
                 do="wrap it: torch.utils.data.DataLoader(dataset, batch_size=…)",
             )
         self.data = data
-        self.batches = Batches(data, weight, reduction)
+        self.ranks = ranks_of(model, process_group, next(inner.parameters(), NO_DEVICE).device)
+        self.leads = self.ranks.rank == 0
+        batches = Batches if self.ranks.size == 1 else RankBatches
+        self.batches = batches(data, weight, reduction)
         if getattr(criterion, "reduction", None) == "sum" != reduction and not self.batches.single:
             raise ArgumentError(
                 'the criterion adds over a batch, and reduction="mean" would average over batches',
@@ -115,6 +124,10 @@ class TorchProblem(Problem):
         """Free the graphs that this problem's oracles keep."""
         for oracle in self._oracles:
             oracle.release()
+
+    def agree(self, yes: bool) -> bool:
+        """What the first of several ranks says."""
+        return self.ranks.lead(yes)
 
     def watch(self, measured: bool) -> Watch:
         """All that the loss depends on, with or without the measured parameters."""

@@ -136,6 +136,13 @@ class Oracle(ABC):
 class Problem(ABC):
     """Loss, data and the choice of parameters, still free of the point. A context manager."""
 
+    # Whether this process writes the records, where several measure together.
+    leads: bool = True
+
+    def agree(self, yes: bool) -> bool:
+        """``yes`` as the leading process has it, where several measure together."""
+        return yes
+
     @abstractmethod
     def at(self, params: Any = None) -> Oracle:
         """The oracle at ``params`` (default: the model's parameters now)."""
