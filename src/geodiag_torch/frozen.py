@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from geodiag_torch.interrupts import uninterrupted
+from geodiag_torch.numpy_state import NumpyState
 
 RandomState = dict[str, Any]
 T = TypeVar("T")
 
 
-def random_state(device: torch.device, data: Any, backward: bool = False) -> RandomState:
-    """Autocast, and the state of the generators that a pass draws from.
+def random_state(device: torch.device, data: Any) -> RandomState:
+    """Autocast, and the state of all generators that a pass draws from."""
+    return _state(device, data, backward=False) | {"numpy": NumpyState()}
+
+
+def _state(device: torch.device, data: Any, backward: bool) -> RandomState:
+    """That of all but NumPy's.
 
     A backward pass draws, if at all, where it recomputes activations, and from torch alone.
     """
@@ -35,7 +40,6 @@ def random_state(device: torch.device, data: Any, backward: bool = False) -> Ran
         state["device"] = torch.get_device_module(device).get_rng_state(device)
     if not backward:
         state["python"] = random.getstate()
-        state["numpy"] = np.random.get_state()
         state["loader"] = [g.get_state() for g in _generators(data)]
     return state
 
@@ -46,7 +50,6 @@ def _restore(state: RandomState, device: torch.device, data: Any, backward: bool
         torch.get_device_module(device).set_rng_state(state["device"], device)
     if not backward:
         random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
         for generator, saved in zip(_generators(data), state["loader"], strict=True):
             generator.set_state(saved)
 
@@ -66,11 +69,12 @@ def frozen(
     state: RandomState, device: torch.device, data: Any, backward: bool = False
 ) -> Iterator[None]:
     """Run with the random ``state``, gradients on; restore the caller's state in any case."""
-    before = random_state(device, data, backward)
+    before = _state(device, data, backward)
     try:
         _restore(state, device, data, backward)
         enabled, dtype = state["autocast"]
         with (
+            nullcontext() if backward else state["numpy"].lent(),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, dtype=dtype, enabled=enabled),
