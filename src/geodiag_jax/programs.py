@@ -25,6 +25,7 @@ from geodiag_jax.feed import BatchForm
 from geodiag_jax.pytree import as_blocks, in_dtype
 
 S = TypeVar("S")
+REFUSED = 2  # failures to trace a program, after which it runs eagerly ever after
 Product = Callable[[Arrays], Arrays]
 Frozen = tuple[Array, Arrays]  # loss and gradient
 
@@ -262,6 +263,6 @@ def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def refused(job: Job) -> list[bool]:
-    """[True] once the program could not be traced: it runs eagerly ever after."""
+def refusals(job: Job) -> list[None]:
+    """As many as the times that the program could not be traced."""
     return []
