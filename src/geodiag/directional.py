@@ -12,7 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from geodiag.blocks import Blocks, add, all_finite, axpy, dot, epsilon, subtract
+from geodiag.blocks import (
+    Blocks,
+    add,
+    all_finite,
+    axpy,
+    dot,
+    epsilon,
+    map_blocks,
+    namespace,
+    subtract,
+)
 from geodiag.checks import as_number, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
 from geodiag.given import as_blocks
@@ -28,7 +38,8 @@ class DirectionalSmoothness(float):
 
     kind: str
     norm: str
-    # How far the floating-point precision of the losses can move the value (None: not estimated).
+    # How far the floating-point precision of the losses, or of the product, can move the value
+    # (None: not estimated).
     rounding: float | None
 
     def __new__(
@@ -155,8 +166,13 @@ def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
 
 
 def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    length2 = _square(norm.value(s))
-    return float(dot(s, oracle.hvp(s))) / length2 if length2 else float("nan"), None
+    image, length2 = oracle.hvp(s), _square(norm.value(s))
+    if not length2:
+        return float("nan"), None
+    terms = map_blocks(lambda x, y: abs(x * y), s, image)
+    size = sum(float(namespace(terms).sum(x)) for x in terms.values())
+    rounding = max(epsilon(s), oracle.precision) * size / length2
+    return float(dot(s, image)) / length2, rounding
 
 
 _KINDS: dict[str, Callable[[Oracle, Norm, Blocks], tuple[float, float | None]]] = {

@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from geodiag.blocks import Array, Blocks, epsilon, norm2
 from geodiag.errors import DataError, EngineError, GeodiagError
-from geodiag.oracles import Oracle, finite_difference_hvp
+from geodiag.oracles import Differences, Oracle, shaken
 from geodiag.oracles.base import Program
 from geodiag_jax import compiled, programs
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm, Feed
+from geodiag_jax.precision import coarsest
 from geodiag_jax.pytree import Layout, as_blocks
 
 S = TypeVar("S")
@@ -36,6 +38,7 @@ _PRODUCTS = {
 _UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
 # Kept linearizations that a program is compiled for: the compilation grows with their number.
 UNROLLED = 8
+SINGLE = float(np.finfo(np.float32).eps)
 _FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
 
@@ -45,7 +48,7 @@ class JaxOracle(Oracle):
     def __init__(
         self, form: Form, layout: Layout, feed: Feed, engine: str, memory: int | None
     ) -> None:
-        self.space = layout.space
+        self.space, self._layout = layout.space, layout
         self._form, self._feed, self._memory = form, feed, memory
         self._point, self._fixed = layout.point, layout.fixed
         self._auto = engine == "auto"
@@ -55,6 +58,7 @@ class JaxOracle(Oracle):
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
         self._scales: tuple[float, float] | None = None  # ‖∇L‖ and ‖w‖, once asked for
+        self._differences: Differences | None = None
         self._notes: list[str] = []
         if engine == "finite-difference":
             self._note("Hessian-vector products are central differences of gradients")
@@ -62,6 +66,39 @@ class JaxOracle(Oracle):
     @property
     def notes(self) -> tuple[str, ...]:
         return tuple(self._notes)
+
+    @property
+    def precision(self) -> float:
+        _, batch, arrays = next(iter(self._feed))
+        return coarsest(self._form, batch, self._point, self._fixed, arrays)
+
+    def again(self, d: Blocks) -> Blocks | None:
+        if self._engine == "finite-difference":
+            differences = self._central()
+            return differences.again(d) if differences.coarse else None
+        eps = self.precision
+        if not eps > SINGLE:
+            return None
+        noise = self.space.random(np.random.default_rng(0))
+        return shaken(self.point(), noise, eps, d, self._elsewhere)
+
+    def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
+        """A product at other parameters; for one, no linearization is kept."""
+        engine = "recompute" if self._engine == "linearize" else self._engine
+        layout = self._layout.moved(params)
+        return JaxOracle(self._form, layout, self._feed, engine, None).hvp(d)
+
+    def _central(self) -> Differences:
+        if self._differences is None:
+            eps = self.precision
+            if eps > SINGLE:
+                raise EngineError(
+                    "finite differences need a loss that is computed in at least 32 bits",
+                    got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
+                    do="convert the parameters to float32, or leave out the casts in the loss",
+                )
+            self._differences = Differences(self.gradient_at, self.point(), eps)
+        return self._differences
 
     def point(self) -> Blocks:
         return as_blocks(self.names, self._point)
@@ -84,7 +121,7 @@ class JaxOracle(Oracle):
 
     def hvp(self, d: Blocks) -> Blocks:
         if self._engine == "finite-difference":
-            return finite_difference_hvp(self.gradient_at, self.point(), d)
+            return self._central().hvp(d)
         return as_blocks(self.names, self._product(self._arrays(d), many=False))
 
     def hvps(self, ds: Blocks) -> Blocks:

@@ -208,6 +208,17 @@ class _Held:
         self._sizes[storage.data_ptr()] = storage.nbytes()
 
 
+def mix(stack: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of a stack's rows, each with another weight."""
+
+    def mixed(x: Tensor) -> Tensor:
+        weights = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
+        added: Tensor = torch.tensordot(weights, x, dims=1)
+        return added
+
+    return {name: mixed(x) for name, x in stack.items()}
+
+
 def weighted(x: Tensor, weight: float) -> Tensor:
     """weight·x, without a copy where the weight is 1."""
     return x if weight == 1.0 else x * weight

@@ -17,12 +17,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError, StaleOracle
-from geodiag.oracles import Oracle, finite_difference_hvp
+from geodiag.oracles import Differences, Oracle, shaken
 from geodiag_torch.crosscheck import agree, compare, passed
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import outside_inference
@@ -32,6 +33,7 @@ from geodiag_torch.graph import (
     check_graph,
     derivative,
     first_line,
+    mix,
     second_derivative,
     second_derivatives,
 )
@@ -68,6 +70,7 @@ class TorchOracle(Oracle):
         self._structure: Structure | None = None  # of the gradient, once it was looked at
         self._checked = False  # whether products were compared with differences, or need not be
         self._known: set[str] = set()  # the checks that are known to have passed on every rank
+        self._differences: Differences | None = None
         self._stacks = True  # whether one pass for a stack works, as far as is known
         self._plain_backward = False  # whether the kept graph is known to recompute nothing
         self._first: tuple[Tensor, Blocks] | None = None
@@ -85,24 +88,30 @@ class TorchOracle(Oracle):
     def _eps(self) -> float:
         if self._passes.eps is None:
             self._loss_and_gradient()
-        assert self._passes.eps is not None
-        return self._passes.eps
+        return self._passes.eps or max(torch.finfo(x.dtype).eps for x in self._leaves.values())
 
-    def moved(self, params: Blocks) -> TorchOracle:
-        self._check_fresh()
-        check_like(params, self.space.shapes, "params")
+    def again(self, d: Blocks) -> Blocks | None:
+        if self._differences is not None:
+            return self._differences.again(d) if self._differences.coarse else None
+        if not self.precision > FLOAT32:
+            return None
+        noise = self.space.random(np.random.default_rng(0))
+        return shaken(self.point(), noise, self._eps, d, self._elsewhere)
+
+    def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
+        """A product at other parameters, with the same randomness."""
         other = TorchOracle(self._problem, params)
-        other._passes = self._passes
-        if other._engine == "graph":  # kept for few products only, beside this one's own
-            other._engine = "recompute"
-        return other
+        # For one product no graph is kept, nor is it checked once more.
+        other._passes, other._engine, other._checked = self._passes, "recompute", True
+        return other.hvp(d)
 
     def surroundings(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._problem.device.type, enabled=False)
 
     def point(self) -> Blocks:
         self._check_fresh()
-        return {k: self._measured(leaf.detach()).clone() for k, leaf in self._leaves.items()}
+        dtype = self._problem.dtype
+        return {k: leaf.detach().to(dtype, copy=True) for k, leaf in self._leaves.items()}
 
     def loss(self) -> Tensor:
         self._check_fresh()
@@ -179,14 +188,9 @@ class TorchOracle(Oracle):
         if self._passed_everywhere("stacks"):
             return True
 
-        def mix(x: Tensor) -> Tensor:
-            weights = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-            added: Tensor = torch.tensordot(weights, x, dims=1)
-            return added
-
-        mixed = {name: mix(x) for name, x in stack.items()}
+        mixed = mix(stack)
         alone = self._summed(mixed, lambda: graph.hvp(mixed))
-        return agree(alone, {name: mix(x) for name, x in found.items()})
+        return agree(alone, mix(found))
 
     def _directions(self, d: Blocks) -> Leaves:
         """``d`` as autograd wants it: in the dtypes of the leaves, on their device."""
@@ -249,7 +253,9 @@ class TorchOracle(Oracle):
                 got=f"a relative precision of {self._eps:.1g} on the way from parameters to loss",
                 do="measure model.float(), outside of autocast",
             )
-        return finite_difference_hvp(self.gradient_at, self.point(), d, self._eps)
+        if self._differences is None:
+            self._differences = Differences(self.gradient_at, self.point(), self._eps)
+        return self._differences.hvp(d)
 
     def _fall_back(self, error: EngineError) -> None:
         """Go on with finite differences, and note why; unless an engine was asked for by name."""
@@ -332,9 +338,6 @@ class TorchOracle(Oracle):
         check_like(params, self.space.shapes, "params")
         leaves = outside_inference(lambda: self._problem.leaves(params))
         return self._passes.sum(leaves, lambda value, _: part(value, leaves))
-
-    def _measured(self, x: Tensor) -> Tensor:
-        return x.to(self._problem.dtype)
 
     def _check_fresh(self, told: bool = False) -> None:
         """``told``: where other ranks would wait for this one, they are told."""

@@ -78,7 +78,7 @@ def test_below_32_bits_the_uncertainty_is_measured_and_noted(kind, norm):
     assert "fewer than 32 bits" in note
     assert result.status in (Status.PRECISION, Status.BUDGET)
     # ⟨d, Hd⟩ at the very same d, at the very same parameters: within three times what is noted.
-    noted = float(note.rpartition(" ")[2].rstrip("%")) / 100
+    noted = float(note.split()[-3])
     d = {q: result.direction[p].double() for p, q in zip(names, wide.names, strict=True)}
     value = sum(float((x * d[k]).sum()) for k, x in wide.hvp(d).items())
     assert result.value == pytest.approx(value, rel=3 * noted)
@@ -133,14 +133,14 @@ def test_sums_over_batches_are_in_float32():
         assert float(product) == pytest.approx(2 * (1 + 2.0**-7), rel=1e-6)
 
 
-def test_a_moved_oracle_sees_the_same_dropout():
+def test_the_other_product_sees_the_same_dropout():
     torch.manual_seed(0)
-    _, data = mlp(torch.float32)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    _, data = mlp(torch.bfloat16)
+    model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3)).bfloat16()
     oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
     torch.rand(3)
     d = random_like(oracle, 0)
-    moved = oracle.moved(oracle.point())
-    assert float(moved.loss()) == float(oracle.loss())
-    for name, x in oracle.hvp(d).items():
-        torch.testing.assert_close(moved.hvp(d)[name], x, rtol=1e-5, atol=1e-6)
+    product, again = oracle.hvp(d), oracle.again(d)
+    size = max(float(x.abs().max()) for x in product.values())
+    for name, x in product.items():  # another mask changes half of the activations
+        assert 0 < float((again[name] - x).abs().max()) < 0.1 * size

@@ -147,7 +147,9 @@ def test_rounding_is_reported_and_true():
     # The bar counts two roundings of each loss; products with 20 terms make a few more.
     assert abs(float(got) - expected) <= 10 * got.rounding
     assert "rounding=±" in repr(got)
-    assert measure(oracle, step, kind="curvature").rounding is None
+    along = measure(oracle, step, kind="curvature")
+    assert abs(float(along) - expected) <= 10 * along.rounding < 1e-5
+    assert measure(oracle, step, kind="path").rounding is None
 
 
 def test_problem_keywords_reach_the_problem():

@@ -24,7 +24,8 @@ class Truth:
 
     top: float  # λ_max of the Hessian
     signs: float  # ⟨d, Hd⟩ for d = ±1, of unit ℓ∞ norm
-    direction: dict[str, Vector]  # that d: flat, for each name
+    scale: float  # Σ|d_i (Hd)_i|: what that sum may cancel
+    direction: dict[str, Vector]  # the d: flat, for each name
 
 
 def truth(gradient: Callable[[Vector], Vector], point: Vector, sizes: Sizes) -> Truth:
@@ -45,4 +46,5 @@ def truth(gradient: Callable[[Vector], Vector], point: Vector, sizes: Sizes) -> 
     d = np.random.default_rng(1).choice([-1.0, 1.0], n)
     ends = np.cumsum(list(sizes.values()))[:-1]
     direction = dict(zip(sizes, np.split(d, ends), strict=True))
-    return Truth(float(top), float(d @ product(d)), direction)
+    terms = d * product(d)
+    return Truth(float(top), float(terms.sum()), float(np.abs(terms).sum()), direction)

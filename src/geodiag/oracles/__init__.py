@@ -3,14 +3,17 @@
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
-from geodiag.oracles.wrappers import CountingOracle, finite_difference_hvp
+from geodiag.oracles.differences import Differences
+from geodiag.oracles.wrappers import CountingOracle, finite_difference_hvp, shaken
 
 __all__ = [
     "CallablesProblem",
     "CountingOracle",
+    "Differences",
     "MatrixOracle",
     "MatrixProblem",
     "Oracle",
     "Problem",
     "finite_difference_hvp",
+    "shaken",
 ]

@@ -73,8 +73,13 @@ class Oracle(ABC):
         """
         return 0.0
 
-    def moved(self, params: Blocks) -> Oracle | None:
-        """The same loss, data and randomness at other parameters, or None where it cannot move."""
+    def again(self, d: Blocks) -> Blocks | None:
+        """∇²L(w) d made in another way, as good as :meth:`hvp`, to see what a value owes to it.
+
+        None where products are as exact as the measurement's dtype. See
+        :mod:`geodiag.oracles.differences` for finite differences, and
+        :func:`geodiag.oracles.wrappers.shaken` for less than 32 bits.
+        """
         return None
 
     def surroundings(self) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ from geodiag.checks import as_number
 from geodiag.errors import ArgumentError, LossError, ParameterError, shown
 from geodiag.given import as_blocks, is_mapping_of_names, is_real
 from geodiag.oracles.base import Oracle, Problem
-from geodiag.oracles.wrappers import finite_difference_hvp
+from geodiag.oracles.differences import Differences
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 
@@ -28,6 +28,7 @@ class CallablesOracle(Oracle):
     ) -> None:
         self._loss, self._gradient = loss, gradient
         self.space, self._point, self._fixed = space, params, fixed
+        self._differences = Differences(self.gradient_at, params)
         self._own_loss: Array = None
         self._own_gradient: Blocks | None = None
 
@@ -49,7 +50,10 @@ class CallablesOracle(Oracle):
         return self._own_gradient
 
     def hvp(self, d: Blocks) -> Blocks:
-        return finite_difference_hvp(self.gradient_at, self._point, d)
+        return self._differences.hvp(d)
+
+    def again(self, d: Blocks) -> Blocks | None:
+        return self._differences.again(d) if self._differences.coarse else None
 
     def loss_at(self, params: Blocks) -> Array:
         answer = self._loss({**self._fixed, **params})

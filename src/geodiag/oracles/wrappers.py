@@ -6,9 +6,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from geodiag.blocks import Array, Blocks, axpy, epsilon, namespace, norm2, scale, subtract
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    axpy,
+    epsilon,
+    map_blocks,
+    namespace,
+    norm2,
+    scale,
+    subtract,
+)
 from geodiag.oracles.base import Oracle, Program
 
+PEAK = 1.37
 S = TypeVar("S")
 
 
@@ -29,8 +40,8 @@ class CountingOracle(Oracle):
     def precision(self) -> float:
         return self.inner.precision
 
-    def moved(self, params: Blocks) -> Oracle | None:
-        return self.inner.moved(params)
+    def again(self, d: Blocks) -> Blocks | None:
+        return self.inner.again(d)
 
     def surroundings(self) -> AbstractContextManager[Any]:
         return self.inner.surroundings()
@@ -76,11 +87,16 @@ class CountingOracle(Oracle):
 
 
 def finite_difference_hvp(
-    gradient_at: Callable[[Blocks], Blocks], point: Blocks, d: Blocks, eps: float = 0.0
+    gradient_at: Callable[[Blocks], Blocks],
+    point: Blocks,
+    d: Blocks,
+    eps: float = 0.0,
+    factor: float = 1.0,
 ) -> Blocks:
     """∇²L(w) d by a central difference of gradients (two gradient evaluations).
 
     ``eps``: the relative rounding of the gradients, where it is coarser than the point's.
+    ``factor``: of the step.
 
     The step h balances the truncation error, O(h²), against the gradient's rounding, O(ε/h):
     ε^{1/3} relative to the parameters, both in their length and in their largest entry, whichever
@@ -91,9 +107,24 @@ def finite_difference_hvp(
     if length == 0.0:
         return scale(d, 0.0)
     reach = min((1.0 + float(norm2(point))) / length, (1.0 + _peak(point)) / peak)
-    h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach
+    h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach * factor
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
     return scale(subtract(forward, backward), 0.5 / h)
+
+
+def shaken(
+    point: Blocks, noise: Blocks, eps: float, d: Blocks, hvp: Callable[[Blocks, Blocks], Blocks]
+) -> Blocks:
+    """A product of which every number is rounded otherwise than in ``hvp(point, d)``.
+
+    The parameters are moved by half a relative spacing ``eps`` times ``noise`` (normal), so that
+    the forward pass rounds otherwise too. The direction is scaled for the product to a largest
+    entry of order one, where small numbers do not vanish, and by no power of two, which would round
+    alike.
+    """
+    moved = map_blocks(lambda w, z: w * (1 + 0.5 * eps * z), point, noise)
+    c = PEAK / (_peak(d) or 1.0)
+    return scale(hvp(moved, scale(d, c)), 1 / c)
 
 
 def _peak(blocks: Blocks) -> float:
