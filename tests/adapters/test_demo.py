@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from geodiag.cli import main
 from geodiag.demo import METHODS
 
 
@@ -35,13 +36,11 @@ def test_every_method_sharpens_and_then_hovers_at_two_over_lr(framework, tmp_pat
 
 
 def test_options_shorten_and_select(tmp_path):
-    command = [sys.executable, "-m", "geodiag", "demo", "--norm", "linf", "--steps", "20"]
     logs = []
     for seed in ("1", "1", "2"):
         out = tmp_path / "out"
-        subprocess.run(
-            [*command, "--seed", seed, "--out", str(out)], capture_output=True, check=True
-        )
+        options = ["--norm", "linf", "--steps", "20", "--seed", seed, "--out", str(out)]
+        assert main(["demo", *options]) == 0
         rows = [json.loads(line) for line in (out / "demo.jsonl").read_text().splitlines()]
         assert {row["norm"] for row in rows} == {"linf"}
         assert max(row["step"] for row in rows) == 19

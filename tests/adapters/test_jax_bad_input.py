@@ -207,7 +207,7 @@ def run(code, **environment):
 
 
 def test_mixed_devices():
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
     said, value, stayed = run(MIXED, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     assert "mixed devices" in said
     assert "jax.device_put" in said
