@@ -74,8 +74,7 @@ class JaxOracle(Oracle):
 
     def again(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
-            differences = self._central()
-            return differences.again(d) if differences.coarse else None
+            return self._central().again(self.gradient_at, d)
         eps = self.precision
         if not eps > SINGLE:
             return None
@@ -97,7 +96,7 @@ class JaxOracle(Oracle):
                     got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
                     do="convert the parameters to float32, or leave out the casts in the loss",
                 )
-            self._differences = Differences(self.gradient_at, self.point(), eps)
+            self._differences = Differences(self.point(), eps)
         return self._differences
 
     def point(self) -> Blocks:
@@ -121,7 +120,7 @@ class JaxOracle(Oracle):
 
     def hvp(self, d: Blocks) -> Blocks:
         if self._engine == "finite-difference":
-            return self._central().hvp(d)
+            return self._central().hvp(self.gradient_at, d)
         return as_blocks(self.names, self._product(self._arrays(d), many=False))
 
     def hvps(self, ds: Blocks) -> Blocks:

@@ -25,6 +25,8 @@ TOLERANCE = 0.02
 # sum of very many equal jumps: 5 for the ℓ1 loss of 10⁵ residuals in float32, 12 for 10⁶.
 RESOLVED = 10.0
 
+Product = Callable[[Blocks], Blocks]
+
 # For each model, the checks that it passed.
 _passed: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
 
@@ -34,7 +36,7 @@ def passed(model: nn.Module) -> set[Hashable]:
     return _passed.setdefault(model, set())
 
 
-def compare(oracle: Oracle, hvp: Callable[[Blocks], Blocks], eps: float) -> None:
+def compare(oracle: Oracle, hvp: Product, gradient_at: Product, eps: float) -> None:
     """Products against central differences of gradients, along random directions.
 
     The directions move every tensor in proportion to its own size. Where the difference cannot
@@ -50,7 +52,7 @@ def compare(oracle: Oracle, hvp: Callable[[Blocks], Blocks], eps: float) -> None
     found = 0.0
 
     def slope(h: float, d: Blocks) -> Blocks:
-        ahead, behind = (oracle.gradient_at(axpy(t, d, point)) for t in (h, -h))
+        ahead, behind = (gradient_at(axpy(t, d, point)) for t in (h, -h))
         return scale(subtract(ahead, behind), 0.5 / h)
 
     for seed in (0, 1):

@@ -23,6 +23,8 @@ from torch.nn.utils import parametrize
 from geodiag.data import DEEPEST
 from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
 
+# What torch says where it has no kernel for a dtype on a device.
+NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "for 'BFloat16'")
 Leaves = dict[str, Tensor]
 T = TypeVar("T")
 
@@ -95,7 +97,7 @@ class Loss(nn.Module):
         Raises:
             LossError: not a real scalar tensor that depends on the leaves.
         """
-        value = self._value(batch)
+        value = self._computed(batch)
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
             shown = (
                 f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
@@ -113,6 +115,18 @@ class Loss(nn.Module):
                 do="compute it from the model that is passed in, without detach() or no_grad()",
             )
         return value
+
+    def _computed(self, batch: Any) -> Any:
+        try:
+            return self._value(batch)
+        except RuntimeError as e:
+            if not any(mark in str(e) for mark in NO_KERNEL):
+                raise
+            raise LossError(
+                "the model does not run in this precision on this device",
+                got=str(e).partition("\n")[0],
+                do="measure it in float32 or bfloat16, outside of autocast",
+            ) from e
 
     def _value(self, batch: Any) -> Any:
         if self.loss_fn is not None:

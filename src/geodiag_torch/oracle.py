@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, check_like
-from geodiag.errors import EngineError, StaleOracle
+from geodiag.errors import EngineError
 from geodiag.oracles import Differences, Oracle, shaken
 from geodiag_torch.crosscheck import agree, compare, passed
 from geodiag_torch.forward import Leaves
@@ -37,8 +37,11 @@ from geodiag_torch.graph import (
     second_derivative,
     second_derivatives,
 )
-from geodiag_torch.passes import Passes, check_same_loss, watching
+from geodiag_torch.padding import held, padding_rows
+from geodiag_torch.passes import NOTHING, Passes, Within, check_same_loss, watching
+from geodiag_torch.precision import check_fine
 from geodiag_torch.ranks import Sums
+from geodiag_torch.watching import stale
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -81,7 +84,6 @@ class TorchOracle(Oracle):
 
     @property
     def precision(self) -> float:
-        self._check_fresh()
         return self._eps
 
     @property
@@ -92,7 +94,7 @@ class TorchOracle(Oracle):
 
     def again(self, d: Blocks) -> Blocks | None:
         if self._differences is not None:
-            return self._differences.again(d) if self._differences.coarse else None
+            return self._differences.again(self._slope, d)
         if not self.precision > FLOAT32:
             return None
         noise = self.space.random(np.random.default_rng(0))
@@ -247,15 +249,15 @@ class TorchOracle(Oracle):
         return all(bool(x.isfinite().all()) for x in poisoned.values()) and agree(poisoned, answer)
 
     def _difference(self, d: Blocks) -> Blocks:
-        if self._eps > FLOAT32:
-            raise EngineError(
-                "finite differences need a loss that is computed in at least 32 bits",
-                got=f"a relative precision of {self._eps:.1g} on the way from parameters to loss",
-                do="measure model.float(), outside of autocast",
-            )
         if self._differences is None:
-            self._differences = Differences(self.gradient_at, self.point(), self._eps)
-        return self._differences.hvp(d)
+            check_fine(self._eps)
+            self._differences = Differences(self.point(), self._eps)
+        return self._differences.hvp(self._slope, d)
+
+    def _slope(self, params: Blocks) -> Blocks:
+        """The gradient at other parameters, as differences need it."""
+        rows = padding_rows(self._problem.loss.model, self._problem.live(), self._leaves)
+        return self._at(params, derivative, within=partial(held, rows))[1]
 
     def _fall_back(self, error: EngineError) -> None:
         """Go on with finite differences, and note why; unless an engine was asked for by name."""
@@ -279,7 +281,7 @@ class TorchOracle(Oracle):
             if self._structure.custom:
                 self._notes.append("custom autograd functions are not cross-checked below 32 bits")
         elif not self._passed_everywhere("products"):
-            compare(self, self._exact_hvp, self._eps)
+            compare(self, self._exact_hvp, self._slope, self._eps)
             self._passed("products", True)
         self._checked = True
 
@@ -331,19 +333,18 @@ class TorchOracle(Oracle):
         self._graph, self._plain_backward = graph, False
 
     def _at(
-        self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
+        self,
+        params: Blocks,
+        part: Callable[[Tensor, Leaves], Mapping[str, Tensor]],
+        within: Within = NOTHING,
     ) -> tuple[Tensor, Blocks]:
         """Loss and summed parts at other parameters."""
         self._check_fresh(told=True)
         check_like(params, self.space.shapes, "params")
         leaves = outside_inference(lambda: self._problem.leaves(params))
-        return self._passes.sum(leaves, lambda value, _: part(value, leaves))
+        return self._passes.sum(leaves, lambda value, _: part(value, leaves), within)
 
     def _check_fresh(self, told: bool = False) -> None:
         """``told``: where other ranks would wait for this one, they are told."""
         if self._watch.changed():
-            error = StaleOracle(
-                "the model's parameters, buffers or mode changed after the oracle was made",
-                do="ask the problem for a new one: problem.at()",
-            )
-            raise self._problem.ranks.told(error) if told else error
+            raise self._problem.ranks.told(stale()) if told else stale()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Set
 
 from torch import Tensor, nn
 
+from geodiag.errors import StaleOracle
+
 Held = Mapping[str, Tensor | None]
 
 
@@ -49,3 +51,11 @@ class Watch:
             if held.get(name) is not t or t._version != version or t.data_ptr() != pointer:
                 return True
         return False
+
+
+def stale() -> StaleOracle:
+    """What is raised then."""
+    return StaleOracle(
+        "the model's parameters, buffers or mode changed after the oracle was made",
+        do="ask the problem for a new one: problem.at()",
+    )

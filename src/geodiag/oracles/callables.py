@@ -28,7 +28,7 @@ class CallablesOracle(Oracle):
     ) -> None:
         self._loss, self._gradient = loss, gradient
         self.space, self._point, self._fixed = space, params, fixed
-        self._differences = Differences(self.gradient_at, params)
+        self._differences = Differences(params)
         self._own_loss: Array = None
         self._own_gradient: Blocks | None = None
 
@@ -50,10 +50,10 @@ class CallablesOracle(Oracle):
         return self._own_gradient
 
     def hvp(self, d: Blocks) -> Blocks:
-        return self._differences.hvp(d)
+        return self._differences.hvp(self.gradient_at, d)
 
     def again(self, d: Blocks) -> Blocks | None:
-        return self._differences.again(d) if self._differences.coarse else None
+        return self._differences.again(self.gradient_at, d)
 
     def loss_at(self, params: Blocks) -> Array:
         answer = self._loss({**self._fixed, **params})
