@@ -13,12 +13,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 DEMO := $(VENV)/.demo-$(FRAMEWORK)
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+FUZZ := $(VENV)/.fuzz
 TORCH := $(VENV)/.torch
 # One thread per worker: two workers fill two cores. Each starts with one half of the files and keeps
 # to them, so that what both would compile is mostly compiled once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint types format bench clean
+.PHONY: help demo test test-all lint types format bench fuzz clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -26,6 +27,7 @@ help:
 	@echo "make demo       train on real digits and draw the edge of stability (FRAMEWORK=torch|jax)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make fuzz       hostile input: 20,000 cases, and 200,000 files (half an hour)"
 	@echo "make lint | types | format | bench | clean"
 
 demo: $(DEMO)
@@ -50,6 +52,10 @@ format: $(DEV)
 
 bench: $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(FUZZ)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 20000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.reader --runs 200000
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -78,4 +84,8 @@ $(DEV): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
 
 $(BENCH): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
 	$(INSTALL) -e ".[bench]"
+	@touch $@
+
+$(FUZZ): $(DEV)
+	$(INSTALL) -e ".[fuzz]"
 	@touch $@

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from geodiag.checks import whole_step
+from geodiag.checks import is_true, whole_step
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.following import Follower
@@ -120,7 +120,7 @@ class Monitor:
         if self._closed:
             return False
         try:
-            due = self._pace.due(step)
+            due = is_true(self._pace.due(step), "every=")
             return due if self._pace.plain else self._problem.agree(due)
         except Exception as e:
             self._warn("every", f"every= failed, and nothing is measured: {said(e)}")

@@ -50,7 +50,7 @@ def select(arrays: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """
     if where is None:
         return dict(arrays)
-    if callable(where):
+    if callable(where) and not isinstance(where, type):
         chosen = {
             name: x for name, x in arrays.items() if is_true(where(name, x), "where=(name, array)")
         }

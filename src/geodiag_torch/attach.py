@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geodiag.checks import whole_step
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitor import Monitor, Update
@@ -153,8 +154,10 @@ class OptimizerMonitor(Monitor):
             ArgumentError: ``state`` is of another kind.
         """
         try:
-            steps, inner = int(state["steps"]), state["monitor"]
-        except (KeyError, TypeError, ValueError) as e:
+            if not isinstance(state, dict):
+                raise TypeError(f"it is of type {type(state).__name__}")
+            steps, inner = whole_step(state["steps"]), state["monitor"]
+        except (KeyError, TypeError, ArgumentError) as e:
             raise ArgumentError(
                 "this is not the state of an attached monitor",
                 got=type(state).__name__,

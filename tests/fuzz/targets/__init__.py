@@ -1,0 +1,23 @@
+"""One function for each public function: it draws arguments and calls.
+
+``TARGETS`` has each with its share of the cases: what takes long has a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.fuzz.targets import algebra, command, files, flax, measure, monitors, torches
+
+Target = Callable[[Any], None]
+
+TARGETS: dict[str, tuple[Target, float]] = {
+    **measure.TARGETS,
+    **algebra.TARGETS,
+    **monitors.TARGETS,
+    **files.TARGETS,
+    **torches.TARGETS,
+    **flax.TARGETS,
+    **command.TARGETS,
+}
