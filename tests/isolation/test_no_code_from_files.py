@@ -19,7 +19,7 @@ SRC = Path(__file__).parents[2] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 MODULES = {
     "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml",
-    "code", "codeop", "runpy", "imp", "ctypes", "xmlrpc", "plistlib", "copyreg",
+    "code", "codeop", "runpy", "imp", "xmlrpc", "plistlib", "copyreg",
 }  # fmt: skip
 BUILTINS = {"eval", "exec", "compile", "__import__", "execfile", "breakpoint"}
 # np.load, torch.load, joblib.load ... an entry point's load() is the one below.
