@@ -46,7 +46,16 @@ def is_array(x: object) -> bool:
 
 
 def device(x: Array) -> Any:
-    """The device that ``x`` lives on."""
+    """The device that ``x`` lives on, for other arrays to join it; None if it is on several.
+
+    A JAX array then has a sharding in place of a device, which is good for its own shape alone.
+    """
+    found = place(x)
+    return None if hasattr(found, "device_set") else found
+
+
+def place(x: Array) -> Any:
+    """The device, or the devices and their shares, that ``x`` lives on."""
     return array_api_compat.device(x)
 
 

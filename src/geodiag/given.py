@@ -41,7 +41,7 @@ def _moved(x: Any, name: str, space: Space, what: str, error: type[GeodiagError]
             got=f"{type(x).__name__} of dtype {getattr(x, 'dtype', None)}",
         )
     try:
-        return space.asarray(x.detach() if hasattr(x, "detach") else x)
+        return space.place(name, x.detach() if hasattr(x, "detach") else x)
     except (TypeError, ValueError, RuntimeError) as e:  # each framework has its own
         raise error(f"{what} cannot be moved to where the parameters are", got=shown(e)) from e
 

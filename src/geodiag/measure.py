@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from geodiag.blocks import Array, Blocks, device, zeros_like
+from geodiag.blocks import Array, Blocks, place, zeros_like
 from geodiag.checks import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, PluginError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, bracket, choose
@@ -137,7 +137,7 @@ def _known(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks, int | None] 
 
 
 def _kind(x: Array) -> tuple[Any, ...]:
-    return type(x), x.dtype, tuple(x.shape), device(x)
+    return type(x), x.dtype, tuple(x.shape), place(x)
 
 
 def _resolve_estimator(

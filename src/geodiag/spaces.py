@@ -62,12 +62,16 @@ class Space:
     """Names and shapes of the measured parameters, their matrix views, and where arrays live.
 
     ``matrix_view`` holds the tensors that are matrices; vectors and scalars are absent from it.
-    ``asarray`` moves any host array to the measurement namespace, dtype and device.
+    ``asarray`` moves any host array to the measurement namespace, dtype and device; ``places`` has
+    the like for tensors that live elsewhere: in pieces on several devices.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     matrix_view: Mapping[str, MatrixView] = field(default_factory=dict)
     asarray: Callable[[Any], Array] = np.asarray
+    places: Mapping[str, Callable[[Any], Array]] = field(default_factory=dict)
+    # Whether tensors are in pieces: joined to one vector, they would be gathered on every device.
+    split: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,6 +86,10 @@ class Space:
         """The number of entries of one tensor."""
         return math.prod(self.shapes[name])
 
+    def place(self, name: str, x: Any) -> Array:
+        """``x``, of the shape of one tensor, where that tensor lives."""
+        return self.places.get(name, self.asarray)(x)
+
     def select(self, names: Iterable[str]) -> Space:
         """The subspace of these tensors."""
         names = list(names)
@@ -89,6 +97,8 @@ class Space:
             {n: self.shapes[n] for n in names},
             {n: self.matrix_view[n] for n in names if n in self.matrix_view},
             self.asarray,
+            {n: self.places[n] for n in names if n in self.places},
+            self.split,
         )
 
     @classmethod
@@ -111,4 +121,4 @@ class Space:
         The draws come from NumPy, so every framework starts from the same points.
         """
         drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
-        return {name: self.asarray(drawn[name]) for name in self.shapes}
+        return {name: self.place(name, drawn[name]) for name in self.shapes}

@@ -25,6 +25,7 @@ from geodiag.blocks import Array
 from geodiag.errors import LossError
 from geodiag_jax.capture import Loss
 from geodiag_jax.feed import BatchForm
+from geodiag_jax.placement import Outside, Places, call_outside
 from geodiag_jax.pytree import Tree
 
 Arrays: TypeAlias = tuple[Array, ...]
@@ -38,6 +39,8 @@ class Form:
     loss: Loss
     tree: Tree
     dtype: Any  # of the measurement
+    places: Places
+    outside: Outside
 
     def evaluate(self, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
         """The loss in the measurement dtype.
@@ -45,9 +48,15 @@ class Form:
         Raises:
             LossError: it is not a real scalar, or does not take these arguments.
         """
-        params, rest = self.tree.build(point, fixed), batch.arguments(arrays)
-        check_call(self.loss.call, (params, *rest))
-        return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
+        n = len(point), len(point) + len(fixed)
+
+        def loss(every: Arrays) -> Array:
+            params = self.tree.build(every[: n[0]], every[n[0] : n[1]])
+            rest = batch.arguments(every[n[1] :])
+            check_call(self.loss.call, (params, *rest))
+            return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
+
+        return call_outside(loss, ((*point, *fixed), self.outside), (arrays, batch.outside))
 
 
 def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -100,7 +109,12 @@ def _derivative(
     form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays
 ) -> Callable[[Arrays], tuple[Array, Arrays]]:
     loss_at = functools.partial(_loss_at, form, batch, fixed, arrays)
-    return jax.value_and_grad(loss_at)
+
+    def derivative(point: Arrays) -> tuple[Array, Arrays]:
+        loss, gradient = jax.value_and_grad(loss_at)(point)
+        return loss, form.places.hold(gradient)
+
+    return derivative
 
 
 def _loss_at(form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays, point: Arrays) -> Array:
@@ -126,7 +140,7 @@ def _reverse(
         return functools.reduce(jnp.add, [jnp.sum(g * x) for g, x in pairs]), loss
 
     product, loss = jax.grad(slope, has_aux=True)(point)
-    return loss, product
+    return loss, form.places.hold(product)
 
 
 def _linearized(

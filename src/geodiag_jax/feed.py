@@ -6,6 +6,7 @@ single array is passed whole, ``loss(params, batch)``; without data it is ``loss
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.data import Batches
 from geodiag.errors import DataError, ParameterError, shown
+from geodiag_jax.placement import Outside, Places, relabel
 from geodiag_jax.pytree import Static
 
 
@@ -26,6 +28,7 @@ class BatchForm:
 
     treedef: Any
     static: tuple[Static | None, ...]  # None where the leaf is an array
+    outside: Outside
 
     def arguments(self, arrays: tuple[Array, ...]) -> tuple[Any, ...]:
         """What follows ``params`` in the call of the loss."""
@@ -52,8 +55,17 @@ class Feed:
 
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
+        self._places = Places()
         self.single = self._batches.single
         self._kept = list(self._pieces()) if self.single else None
+
+    def beside(self, places: Places) -> Feed:
+        """The same, with what nobody has placed on each of the devices of the parameters."""
+        feed = copy.copy(self)
+        feed._places = places
+        if self._kept is not None:
+            feed._kept = [_placed(piece, places) for piece in self._kept]
+        return feed
 
     def __iter__(self) -> Iterator[Piece]:
         return self._pieces() if self._kept is None else iter(self._kept)
@@ -80,7 +92,12 @@ class Feed:
 
     def _pieces(self) -> Iterator[Piece]:
         for batch in self._batches:
-            yield Piece(self._batches.weigh(batch), *prepare(batch))
+            piece = Piece(self._batches.weigh(batch), *prepare(batch))
+            yield _placed(piece, self._places)
+
+
+def _placed(piece: Piece, places: Places) -> Piece:
+    return piece._replace(arrays=tuple(map(places.settle, piece.arrays)))
 
 
 def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
@@ -101,7 +118,7 @@ def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
         raise DataError(
             e.what, got=e.got, do="let batches hold arrays of numbers, and hashable options"
         ) from e
-    return BatchForm(treedef, static), tuple(arrays)
+    return BatchForm(treedef, static, Outside.of(arrays)), tuple(map(relabel, arrays))
 
 
 def _to_jax(x: Any) -> Array:

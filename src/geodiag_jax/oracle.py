@@ -23,6 +23,7 @@ from geodiag.oracles.base import Program
 from geodiag_jax import compiled, programs
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm, Feed
+from geodiag_jax.placement import refusals_explained, relabel
 from geodiag_jax.precision import coarsest
 from geodiag_jax.pytree import Layout, as_blocks
 
@@ -51,6 +52,7 @@ class JaxOracle(Oracle):
         self.space, self._layout = layout.space, layout
         self._form, self._feed, self._memory = form, feed, memory
         self._point, self._fixed = layout.point, layout.fixed
+        self._kind = form.dtype, layout.places
         self._auto = engine == "auto"
         self._engine = engine
         if self._auto:
@@ -102,12 +104,15 @@ class JaxOracle(Oracle):
     def point(self) -> Blocks:
         return as_blocks(self.names, self._point)
 
+    @refusals_explained()
     def loss(self) -> Array:
         return self._freeze()[0]
 
+    @refusals_explained()
     def gradient(self) -> Blocks:
         return as_blocks(self.names, self._freeze()[1])
 
+    @refusals_explained()
     def loss_at(self, params: Blocks) -> Array:
         point = self._arrays(params)
         loss: Array = self._feed.total(
@@ -115,19 +120,23 @@ class JaxOracle(Oracle):
         )
         return loss
 
+    @refusals_explained()
     def gradient_at(self, params: Blocks) -> Blocks:
         return as_blocks(self.names, self._value_and_gradient(self._arrays(params))[1])
 
+    @refusals_explained()
     def hvp(self, d: Blocks) -> Blocks:
         if self._engine == "finite-difference":
             return self._central().hvp(self.gradient_at, d)
         return as_blocks(self.names, self._product(self._arrays(d), many=False))
 
+    @refusals_explained()
     def hvps(self, ds: Blocks) -> Blocks:
         if self._engine == "finite-difference":
             return super().hvps(ds)
         return as_blocks(self.names, self._product(self._arrays(ds), many=True))
 
+    @refusals_explained()
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
         """The program compiled, once for equal ones, where the loss is held in memory.
 
@@ -140,7 +149,7 @@ class JaxOracle(Oracle):
             found = None if program.key is None else source()
             if found is None:
                 continue
-            job = programs.Job.of(program, found[0], self.space, self._form.dtype)
+            job = programs.Job.of(program, found[0], self.space, *self._kind)
             if len(programs.refusals(job)) >= programs.REFUSED:
                 continue
             with suppress(Exception):  # what is not of the tracing is raised by the run as it is
@@ -180,9 +189,14 @@ class JaxOracle(Oracle):
         """Blocks as the compiled functions take them."""
         dtype = self._form.dtype
         return tuple(
-            x if isinstance(x, jax.Array) and x.dtype == dtype else self.space.asarray(x)
-            for x in (blocks[name] for name in self.names)
+            relabel(x) if isinstance(x, jax.Array) and x.dtype == dtype else self._moved(name, x)
+            for name, x in ((name, blocks[name]) for name in self.names)
         )
+
+    def _moved(self, name: str, x: Any) -> Array:
+        """One tensor, or a stack of such, as an array of ours."""
+        one = x.shape == self.space.shapes[name]
+        return self.space.place(name, x) if one else self.space.asarray(x)
 
     def _freeze(self) -> tuple[Array, Arrays]:
         """Loss and gradient at the point, and the linearization where the engine keeps one."""
@@ -223,7 +237,11 @@ class JaxOracle(Oracle):
                 loss, gradient, linear = compiled.linearized(*question)
                 self._try_forward(linear)
             except _UNDERIVABLE as e:
-                self._fall_back(e)
+                if self._auto and "context mesh" in str(e).lower():
+                    # Over Explicit axes not every linearization outlives its trace.
+                    self._engine = "recompute"
+                else:
+                    self._fall_back(e)
                 return None
             kept.append((weight, linear))
             answers.append((weight, (loss, gradient)))

@@ -14,6 +14,7 @@ from geodiag_jax.capture import Loss
 from geodiag_jax.compiled import Form
 from geodiag_jax.feed import Feed
 from geodiag_jax.oracle import ENGINES, JaxOracle
+from geodiag_jax.placement import Places
 from geodiag_jax.pytree import read
 
 
@@ -75,6 +76,7 @@ class JaxProblem(Problem):
         self._layout = read(params, where)
         self._loss = Loss(loss)
         self._feed = Feed(data, weight, reduction)
+        self._placed: tuple[Any, Feed] | None = None
         self._engine, self._memory = engine, None if memory is None else int(memory)
 
     @property
@@ -91,5 +93,12 @@ class JaxProblem(Problem):
             ShapeError: another structure, or other names or shapes.
         """
         layout = self._layout if params is None else self._layout.moved(params)
-        form = Form(self._loss, layout.tree, layout.dtype)
-        return JaxOracle(form, layout, self._feed, self._engine, self._memory)
+        form = Form(self._loss, layout.tree, layout.dtype, layout.places, layout.outside)
+        feed = self._beside(layout.places)
+        return JaxOracle(form, layout, feed, self._engine, self._memory)
+
+    def _beside(self, places: Places) -> Feed:
+        """The data next to parameters in these places; kept for the next point."""
+        if self._placed is None or self._placed[0] != places.common:
+            self._placed = places.common, self._feed.beside(places)
+        return self._placed[1]

@@ -22,7 +22,8 @@ from geodiag.spaces import MatrixView, Space
 from geodiag_jax import compiled
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm
-from geodiag_jax.pytree import as_blocks, in_dtype
+from geodiag_jax.placement import Places
+from geodiag_jax.pytree import as_blocks
 
 S = TypeVar("S")
 REFUSED = 2  # failures to trace a program, after which it runs eagerly ever after
@@ -242,11 +243,14 @@ class Job:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     views: tuple[tuple[str, MatrixView], ...]
     dtype: Any  # of the measurement
+    places: Places
 
     @classmethod
-    def of(cls, program: Program[Any], source: Source, space: Space, dtype: Any) -> Job:
+    def of(
+        cls, program: Program[Any], source: Source, space: Space, dtype: Any, places: Places
+    ) -> Job:
         shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
-        return cls(_Held(program), source, shapes, views, dtype)
+        return cls(_Held(program), source, shapes, views, dtype, places)
 
 
 def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
@@ -256,10 +260,11 @@ def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
-    space = Space(dict(job.shapes), dict(job.views), in_dtype(job.dtype))
+    space = job.places.space(dict(job.shapes), dict(job.views), job.dtype, traced=True)
     frozen, product = job.source.open(operands)
     oracle = TracedOracle(space, product, frozen)
-    return job.program.program(oracle, *in_order(oracle.names, arguments))
+    answer = job.program.program(oracle, *in_order(oracle.names, arguments))
+    return job.places.hold_all(space.shapes, answer)
 
 
 @functools.lru_cache(maxsize=1024)

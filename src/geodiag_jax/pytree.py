@@ -7,8 +7,8 @@ static     whatever is not an array (functions, None, Python scalars): part of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from geodiag.blocks import Array, Blocks, check_like
 from geodiag.errors import ParameterError, ShapeError, shown
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
+from geodiag_jax import placement
+from geodiag_jax.placement import Outside, Places
 
 # The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
 ROOT = "x"
@@ -83,6 +85,8 @@ class Layout:
     dtype: Any  # of the measurement
     point: tuple[Array, ...]  # the measured arrays, in the measurement dtype
     fixed: tuple[Array, ...]
+    places: Places
+    outside: Outside  # of the point and the fixed arrays
 
     def moved(self, params: Any) -> Layout:
         """The same choice of parameters at another point: a whole pytree, or measured blocks.
@@ -92,8 +96,8 @@ class Layout:
         """
         if is_blocks(params, self.space):
             check_like(params, self.space.shapes, "params")
-            point = tuple(own(params[name], self.space.asarray) for name in self.space.names)
-            return Layout(self.tree, self.space, self.dtype, point, self.fixed)
+            point = tuple(own(name, params[name], self.space) for name in self.space.names)
+            return replace(self, point=point)
         paths, treedef = flatten(params)
         leaves = [leaf for _, leaf in paths]
         if treedef != self.tree.treedef:
@@ -211,9 +215,9 @@ def is_blocks(params: Any, space: Space) -> bool:
     )
 
 
-def own(x: Any, asarray: Callable[[Any], Array]) -> Array:
+def own(name: str, x: Any, space: Space) -> Array:
     """``x`` as a JAX array that nobody else can write to (NumPy memory is copied)."""
-    return asarray(x if isinstance(x, jax.Array) else np.array(x))
+    return space.place(name, x if isinstance(x, jax.Array) else np.array(x))
 
 
 def measurement_dtype(arrays: Sequence[Any]) -> Any:
@@ -222,65 +226,33 @@ def measurement_dtype(arrays: Sequence[Any]) -> Any:
     return jnp.dtype(jnp.float64 if np.dtype(np.float64) in widest else jnp.float32)
 
 
-def in_dtype(dtype: Any, device: Any = None) -> Callable[[Any], Array]:
-    """The function that turns any array into a JAX array of ``dtype`` on ``device``."""
-
-    def asarray(x: Any) -> Array:
-        if device is None and isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
-            return x  # jnp.asarray takes 30 µs to find that out
-        return jnp.asarray(x, dtype=dtype, device=device)
-
-    return asarray
-
-
 def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space) -> Layout:
     chosen = [leaves[place] for place in measured]
-    fixed = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
-    device = _device([leaves[place] for place in (*measured, *fixed)])
-    dtype = measurement_dtype(chosen)
-    asarray = in_dtype(dtype, device)
+    others = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
+    fixed = [leaves[i] for i in others]
+    places, dtype = placement.find(chosen, fixed), measurement_dtype(chosen)
     tree = Tree(
         treedef,
         tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),
-        tuple(fixed),
+        tuple(others),
         tuple((i, Static(x, "a leaf of params=")) for i, x in enumerate(leaves) if not is_array(x)),
     )
     return Layout(
         tree,
-        Space(space.shapes, space.matrix_view, asarray),
+        places.space(space.shapes, space.matrix_view, dtype),
         dtype,
-        tuple(_keep_place(x, dtype) for x in chosen),
-        tuple(_keep_place(leaves[i], None) for i in fixed),
+        tuple(_as_given(x, dtype, places) for x in chosen),
+        tuple(_as_given(x, None, places) for x in fixed),
+        places,
+        Outside.of([*chosen, *fixed]),
     )
 
 
-def _keep_place(x: Any, dtype: Any) -> Array:
+def _as_given(x: Any, dtype: Any, places: Places) -> Array:
     """A JAX array where it already lives (sharded ones stay sharded); NumPy memory is copied."""
-    if isinstance(x, jax.Array):
-        return x if dtype is None else x.astype(dtype)
-    return jnp.asarray(np.array(x), dtype=dtype)
-
-
-def _device(arrays: Sequence[Any]) -> Any:
-    """The one device that arrays are committed to; None if none is, or if they are sharded.
-
-    Raises:
-        ParameterError: they are committed to different devices.
-    """
-    placed = {
-        frozenset(x.devices())
-        for x in arrays
-        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
-    }
-    if len(placed) > 1:
-        shown = sorted(", ".join(sorted(map(str, devices))) for devices in placed)
-        raise ParameterError(
-            "the parameters are on mixed devices",
-            got=" and ".join(shown),
-            do="move them to one device with jax.device_put, or shard them all over one mesh",
-        )
-    (devices,) = placed or {frozenset()}
-    return next(iter(devices)) if len(devices) == 1 else None
+    array = x if isinstance(x, jax.Array) else jnp.asarray(np.array(x), dtype=dtype)
+    array = places.settle(array)
+    return array if dtype is None else array.astype(dtype)
 
 
 def _is_key(x: Any) -> bool:

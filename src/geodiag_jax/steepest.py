@@ -21,7 +21,8 @@ from geodiag.errors import ArgumentError, NormError, ParameterError, shown
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import Space
-from geodiag_jax.pytree import flatten, in_dtype, is_array, measurement_dtype, name_of, view_of
+from geodiag_jax.placement import in_dtype
+from geodiag_jax.pytree import flatten, is_array, measurement_dtype, name_of, view_of
 
 LearningRate: TypeAlias = "float | Array | Callable[[Array], Array]"
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from geodiag import blocks
 from geodiag.blocks import Array, Blocks, axpy, dot, scale
 from geodiag.errors import ArgumentError, shown
+from geodiag.estimators.flat import LIMIT
 from geodiag.estimators.portfolio import Cold, Plan
 from geodiag.estimators.segment import positive
 from geodiag.estimators.stacks import combine, cross, one, only
@@ -114,12 +115,17 @@ def tracker(
     def init(params: Any) -> TrackerState:
         layout = read(params, where)
         zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
-        return TrackerState(zeros, jnp.zeros((), jnp.int32))
+        # Where the answers will be: elsewhere, the second measurement would compile anew.
+        return TrackerState(zeros, layout.places.settle(jnp.zeros((), jnp.int32)))
 
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
         layout, (form, arrays) = read(params, where), prepare(batch)
         slope, product = compiled.inline(
-            Form(held, layout.tree, layout.dtype), form, layout.point, layout.fixed, arrays
+            Form(held, layout.tree, layout.dtype, layout.places, layout.outside),
+            form,
+            layout.point,
+            layout.fixed,
+            arrays,
         )
         oracle, gradient = TracedOracle(layout.space, product), as_blocks(layout.space.names, slope)
         bound = asked.bind(layout.space)
@@ -212,8 +218,14 @@ def _symmetric(x: Array) -> Array:
 
 
 def _normal(key: Array, like: Blocks, more: int = 0) -> tuple[Blocks, Array]:
-    """Standard normal blocks, and so many numbers more: one draw, which compiles faster."""
-    n = blocks.size(like)
-    drawn = jax.random.normal(key, (n + more,), next(iter(like.values())).dtype)
+    """Standard normal blocks, and so many numbers more: if small, one draw, which compiles
+    faster."""
+    n, dtype = blocks.size(like), next(iter(like.values())).dtype
+    if n > LIMIT:  # one by one: every device of a mesh would hold the whole draw
+        keys = jax.random.split(key, len(like) + 1)
+        named = zip(like.items(), keys[1:], strict=True)
+        each = {name: jax.random.normal(k, x.shape, dtype) for (name, x), k in named}
+        return each, jax.random.normal(keys[0], (more,), dtype)
+    drawn = jax.random.normal(key, (n + more,), dtype)
     shapes = {name: x.shape for name, x in like.items()}
     return blocks.unflatten(drawn[:n], shapes), drawn[n:]

@@ -19,8 +19,9 @@ class Diagonal(Envelope):
         self._space = space
 
     def interior(self) -> Weights:
-        ones = (np.full(s, 1.0 / self._space.size) for s in self._space.shapes.values())
-        return tuple(self._space.asarray(x) for x in ones)
+        space = self._space
+        ones = ((name, np.full(s, 1.0 / space.size)) for name, s in space.shapes.items())
+        return tuple(space.place(name, x) for name, x in ones)
 
     def bound(self, weights: Weights) -> float:
         p = self._named(weights)

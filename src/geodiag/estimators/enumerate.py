@@ -61,7 +61,7 @@ class Enumerate(SharpnessEstimator):
             value = float(candidate @ H @ candidate)
             if value > best and _norm_of(m, candidate) <= 1.0 + INSIDE:
                 best, where = value, candidate
-        direction = {name: oracle.space.asarray(x) for name, x in _blocks(m, where).items()}
+        direction = {name: oracle.space.place(name, x) for name, x in _blocks(m, where).items()}
         result = m.finish(direction, Status.ENUMERATED)
         return replace(result, bound=Bound.EXACT)
 
@@ -70,7 +70,7 @@ def _dense(m: Measurement) -> Vector:
     """The Hessian, in float64 on the host."""
     n = m.oracle.space.size
     units = [
-        {name: m.oracle.space.asarray(x) for name, x in _blocks(m, row).items()}
+        {name: m.oracle.space.place(name, x) for name, x in _blocks(m, row).items()}
         for row in np.eye(n)
     ]
     columns = m.hvps(stack(units))

@@ -1,7 +1,8 @@
 """A problem seen as one vector, so that solvers take one operation where tensors took many.
 
 Small networks spend their time in the number of operations. Beyond ``LIMIT`` entries the copies
-would cost more than they save, and tensors stay as they are.
+would cost more than they save, and tensors stay as they are; as do tensors that are split over
+devices, which one vector would gather.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.quadratic import L2
-from geodiag.norms.vector import Linf
+from geodiag.norms.vector import L1, Linf
 from geodiag.oracles.base import Oracle
 from geodiag.spaces import Space
 
@@ -69,7 +70,8 @@ class Flat:
 
 def of(oracle: Oracle) -> Flat | None:
     """The flat view of an oracle's blocks, where it is the cheaper way."""
-    return Flat(oracle.shapes) if oracle.space.size <= LIMIT else None
+    space = oracle.space
+    return Flat(space.shapes) if space.size <= LIMIT and not space.split else None
 
 
 def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
@@ -88,7 +90,7 @@ def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNor
 
 
 def _flat_norm(norm: Norm, flat: Flat) -> Norm:
-    if isinstance(norm, (Linf, L2)):  # which see entries alone
+    if isinstance(norm, (L1, Linf, L2)):  # which see entries alone
         return norm
     return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)
 

@@ -190,7 +190,7 @@ def _compiled(
     oracle: Oracle, norm: QuadraticNorm, start: Blocks | None, draw: Any, terms: Terms
 ) -> _Found | None:
     """The measurement as one program; None where nothing compiles, or blocks are large."""
-    if not terms.leaping or oracle.space.size > flat.LIMIT:
+    if not terms.leaping or flat.of(oracle) is None:
         return None
     limit = min(terms.kept, LEAST if terms.tracked else terms.leaping)
     program = Whole(norm, limit, terms.least, terms.noise)

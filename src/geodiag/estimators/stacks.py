@@ -6,8 +6,6 @@ tensor serves all K, and the adapter may batch the Hessian-vector products.
 
 from __future__ import annotations
 
-import math
-
 from geodiag.blocks import Array, Blocks, array_namespace, axpy, map_blocks, namespace
 
 
@@ -16,7 +14,7 @@ def dots(a: Blocks, b: Blocks) -> Array:
     total = None
     for name, x in a.items():
         xp = array_namespace(x)
-        part = xp.sum(_rows(x) * _rows(b[name]), axis=1)
+        part = xp.sum(x * b[name], axis=tuple(range(1, x.ndim)))
         total = part if total is None else total + part
     return total
 
@@ -25,7 +23,7 @@ def cross(a: Blocks, b: Blocks) -> Array:
     """⟨a_j, b_k⟩ for all pairs, as (J, K)."""
     total = None
     for name, x in a.items():
-        part = _rows(x) @ _rows(b[name]).T
+        part = _products(x, b[name])
         total = part if total is None else total + part
     return total
 
@@ -33,7 +31,7 @@ def cross(a: Blocks, b: Blocks) -> Array:
 def combine(weights: Array, a: Blocks) -> Blocks:
     """Σ_k weights[j, k]·a_k for each j, as a stack of J."""
     xp = namespace(a)
-    return map_blocks(lambda x: xp.reshape(weights @ _rows(x), (weights.shape[0], *x.shape[1:])), a)
+    return map_blocks(lambda x: weights @ x if x.ndim == 2 else xp.tensordot(weights, x, axes=1), a)
 
 
 def rescale(a: Blocks, factors: Array) -> Blocks:
@@ -77,7 +75,9 @@ def lengths(a: Blocks) -> Array:
     return xp.sqrt(dots(a, a))
 
 
-def _rows(x: Array) -> Array:
+def _products(x: Array, y: Array) -> Array:
+    """Of each row with each. Not by way of a reshape, which would gather what is split."""
     if x.ndim == 2:
-        return x
-    return array_namespace(x).reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+        return x @ y.T
+    axes = tuple(range(1, x.ndim))
+    return array_namespace(x).tensordot(x, y, axes=(axes, axes))

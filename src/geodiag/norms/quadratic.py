@@ -40,12 +40,11 @@ class L2(QuadraticNorm):
 
     def lmos(self, gs: Blocks) -> Blocks:
         xp = namespace(gs)
-        rows = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in gs.values()]
-        squares = [xp.sum(x * x, axis=1) for x in rows]
+        squares = [xp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in gs.values()]
         length = xp.sqrt(sum(squares[1:], start=squares[0]))
-        unit = (1 / xp.where(length > 0, length, xp.ones_like(length)))[:, None]
-        scaled = zip(gs.items(), rows, strict=True)
-        return {name: xp.reshape(row * unit, x.shape) for (name, x), row in scaled}
+        unit = 1 / xp.where(length > 0, length, xp.ones_like(length))
+        aligned = (xp.reshape(unit, (*unit.shape, *(1 for _ in x.shape[1:]))) for x in gs.values())
+        return {name: x * u for (name, x), u in zip(gs.items(), aligned, strict=True)}
 
     def envelope(self, space: Space) -> Envelope:
         return euclidean(space)
@@ -170,7 +169,7 @@ class Preconditioned(Norm):
                 + (f", smallest entry {diagonal.min():g}" if diagonal.size else ""),
                 do="add a damping term (Adam: √v̂ + ε), and use the tensor's own shape",
             )
-        weights = space.asarray(diagonal)
+        weights = space.place(name, diagonal)
         return lambda x: x * weights, lambda x: x / weights
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,10 +13,8 @@ from geodiag.blocks import (
     Blocks,
     array_namespace,
     device,
-    flatten,
     map_blocks,
     namespace,
-    unflatten,
 )
 from geodiag.envelopes import Diagonal, Envelope, euclidean
 from geodiag.norms.base import Face, Norm
@@ -60,13 +59,17 @@ class L1(Norm):
 
     def lmo(self, g: Blocks) -> Blocks:
         xp = namespace(g)
-        flat = flatten(g)
-        if flat.shape[0] == 0:
-            return g
-        best = xp.argmax(xp.abs(flat))
-        index = xp.arange(flat.shape[0], dtype=best.dtype, device=device(best))
-        one_hot = xp.where(index == best, xp.sign(flat), xp.zeros_like(flat))
-        return unflatten(one_hot, {name: x.shape for name, x in g.items()})
+        # Not by way of one vector, which would gather tensors that are split over devices.
+        peaks = xp.stack([_largest(x) for x in g.values()])
+        best = xp.argmax(peaks)
+        answer = {}
+        for i, (name, x) in enumerate(g.items()):
+            place, size = _numbered(x), math.prod(x.shape)
+            # NaN counts as the largest, and stays NaN.
+            here = ((xp.abs(x) == peaks[i]) | (x != x)) & (best == i)
+            first = xp.min(xp.where(here, place, size)) if size else size
+            answer[name] = xp.where(here & (place == first), xp.sign(x), xp.zeros_like(x))
+        return answer
 
     def dual(self, g: Blocks) -> Array:
         return Linf().value(g)
@@ -84,6 +87,16 @@ class L1(Norm):
             corners = np.zeros((n, support.size))
             corners[support, np.arange(support.size)] = point[support]
             yield corners.mean(axis=1), corners[:, 1:] - corners[:, :1]
+
+
+def _numbered(x: Array) -> Array:
+    """The row-major number of each entry."""
+    xp = array_namespace(x)
+    number = xp.zeros((), dtype=xp.int32, device=device(x))
+    for n in x.shape:
+        along = xp.arange(n, dtype=xp.int32, device=device(x))
+        number = number[..., None] * n + along
+    return number
 
 
 def _largest(x: Array) -> Array:
