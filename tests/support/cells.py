@@ -74,6 +74,7 @@ def measure(
 def _sentence(e: geodiag.GeodiagError) -> str:
     """What was wrong, and what was got, without the figures of the moment."""
     text = f"{type(e).__name__}: {e.what}" + (f" ({e.got})" if e.got else "")
+    text = " ".join(text.split())
     return re.sub(r"relative difference of [\d.e+-]+", "relative difference", text)
 
 

@@ -1,0 +1,94 @@
+"""The support matrix: a fixed part of it at each run, and all of it with the slow tests.
+
+A cell must be within its stated bound (see tests.support.cells), or a GeodiagError, or say that it
+is neither; the page docs/support.md must say the same.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.cells import BY_DIFFERENCES, ERROR, WORKS, Outcome
+from tests.support.matrix import CASES, ENGINES, PRECISIONS, cell, keys
+from tests.support.page import PAGE, read, write
+
+# torch: every architecture; JAX compiles for seconds, and has tests of its own for each.
+QUICK = [("torch", case, "float64", engine) for case in CASES["torch"] for engine in ("auto",)]
+QUICK += [("torch", case, "autocast bfloat16", "auto") for case in CASES["torch"]]
+QUICK += [
+    ("torch", case, precision, engine)
+    for case in ("MLP (tanh)", "torch.compile of a submodule", "Hugging Face Llama")
+    for precision in ("float32", "float16")
+    for engine in ENGINES["torch"]
+]
+QUICK += [
+    ("jax", "nested dicts (Haiku's), tanh", precision, engine)
+    for precision, engine in (
+        ("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "finite-difference"),
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page():
+    return read(PAGE.read_text("utf-8"))
+
+
+def check(key, page):
+    found = cell(key)
+    assert found.fault(key[2]) is None
+    assert page[key] == (found.kind, found.said)
+
+
+# What torch.compile itself warns of, where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("key", QUICK, ids=" | ".join)
+def test_a_cell_is_what_the_page_says(key, page):
+    check(key, page)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize(
+    ("framework", "case"), [(f, case) for f, cases in CASES.items() for case in cases]
+)
+def test_all_cells_are_what_the_page_says(framework, case, page):
+    for key in keys(framework):
+        if key[1] == case:
+            check(key, page)
+
+
+def test_the_page_lists_the_present_cells(page):
+    assert list(page) == [
+        key for f in CASES for p in PRECISIONS[f] for key in keys(f) if key[2] == p
+    ]
+
+
+def test_a_page_is_read_as_it_was_written():
+    outcomes = [
+        Outcome(WORKS, 1e-9, 2e-10), Outcome(WORKS, 0.01, 0.0, 0.02, "a note (1, 2)"),
+        Outcome(BY_DIFFERENCES, 1e-6, 1e-5, 0.0, "a reason"), Outcome(ERROR, said="E: why | not"),
+    ]  # fmt: skip
+    every = [key for framework in CASES for key in keys(framework)]
+    known = {key: outcomes[i % 3] for i, key in enumerate(every)}
+    text = write(known)
+    assert read(text) == {key: (found.kind, found.said) for key, found in known.items()}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "precision", "wrong"),
+    [
+        (Outcome(WORKS, 2e-5, 0.0), "float64", True),
+        (Outcome(WORKS, 2e-5, 0.0), "float32", False),
+        (Outcome(WORKS, 0.0, 1e-3), "float32", True),
+        (Outcome(WORKS, 0.05, 0.0, 0.01), "bfloat16", True),
+        (Outcome(WORKS, 0.05, 0.0, 0.02), "autocast bfloat16", False),
+        (Outcome(WORKS, float("nan"), 0.0), "bfloat16", True),
+        (Outcome(BY_DIFFERENCES, 5e-4, 0.0), "float32", False),
+        (Outcome(ERROR, said="EngineError: refused"), "float16", False),
+    ],
+)
+def test_what_counts_as_wrong(outcome, precision, wrong):
+    assert (outcome.fault(precision) is not None) == wrong
