@@ -17,13 +17,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError
-from geodiag.oracles import Differences, Oracle, shaken
+from geodiag.oracles import Oracle
 from geodiag_torch.crosscheck import agree, compare, passed
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import outside_inference
@@ -37,9 +36,8 @@ from geodiag_torch.graph import (
     second_derivative,
     second_derivatives,
 )
-from geodiag_torch.padding import held, padding_rows
-from geodiag_torch.passes import NOTHING, Passes, Within, check_same_loss, watching
-from geodiag_torch.precision import check_fine
+from geodiag_torch.otherwise import FLOAT32, Otherwise
+from geodiag_torch.passes import Passes, check_same_loss, watching
 from geodiag_torch.ranks import Sums
 from geodiag_torch.watching import stale
 
@@ -51,7 +49,6 @@ ENGINES = ("auto", "graph", "recompute", "finite-difference")
 # pays on a CPU: 0.18–0.5 of the time for networks of 700 parameters, 0.7–0.9 for 2,500 to 5,000.
 # For larger ones nothing is gained, and intermediate results take the memory of all directions.
 STACK, STACK_PARAMETERS = 4, 10_000
-FLOAT32 = torch.finfo(torch.float32).eps
 T = TypeVar("T")
 
 
@@ -73,7 +70,7 @@ class TorchOracle(Oracle):
         self._structure: Structure | None = None  # of the gradient, once it was looked at
         self._checked = False  # whether products were compared with differences, or need not be
         self._known: set[str] = set()  # the checks that are known to have passed on every rank
-        self._differences: Differences | None = None
+        self._otherwise = Otherwise(problem, self._passes, self._leaves)
         self._stacks = True  # whether one pass for a stack works, as far as is known
         self._plain_backward = False  # whether the kept graph is known to recompute nothing
         self._first: tuple[Tensor, Blocks] | None = None
@@ -93,19 +90,12 @@ class TorchOracle(Oracle):
         return self._passes.eps or max(torch.finfo(x.dtype).eps for x in self._leaves.values())
 
     def again(self, d: Blocks) -> Blocks | None:
-        if self._differences is not None:
-            return self._differences.again(self._slope, d)
-        if not self.precision > FLOAT32:
-            return None
-        noise = self.space.random(np.random.default_rng(0))
-        return shaken(self.point(), noise, self._eps, d, self._elsewhere)
+        return self._otherwise.again(d, self._eps)
 
-    def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
-        """A product at other parameters, with the same randomness."""
-        other = TorchOracle(self._problem, params)
-        # For one product no graph is kept, nor is it checked once more.
-        other._passes, other._engine, other._checked = self._passes, "recompute", True
-        return other.hvp(d)
+    def once(self, passes: Passes, d: Blocks) -> Blocks:
+        """One product that is not checked, with the randomness of other passes."""
+        self._passes, self._engine, self._checked = passes, "recompute", True
+        return self.hvp(d)
 
     def surroundings(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._problem.device.type, enabled=False)
@@ -249,15 +239,7 @@ class TorchOracle(Oracle):
         return all(bool(x.isfinite().all()) for x in poisoned.values()) and agree(poisoned, answer)
 
     def _difference(self, d: Blocks) -> Blocks:
-        if self._differences is None:
-            check_fine(self._eps)
-            self._differences = Differences(self.point(), self._eps)
-        return self._differences.hvp(self._slope, d)
-
-    def _slope(self, params: Blocks) -> Blocks:
-        """The gradient at other parameters, as differences need it."""
-        rows = padding_rows(self._problem.loss.model, self._problem.live(), self._leaves)
-        return self._at(params, derivative, within=partial(held, rows))[1]
+        return self._otherwise.difference(d, self._eps, self._notes)
 
     def _fall_back(self, error: EngineError) -> None:
         """Go on with finite differences, and note why; unless an engine was asked for by name."""
@@ -277,11 +259,12 @@ class TorchOracle(Oracle):
         """Once per model and structure of its gradient: are products its differences?"""
         if self._checked or self._structure is None:
             return
-        if self._eps > FLOAT32 or self._passes.autocast:
-            if self._structure.custom:
+        if self._passes.autocast or self._eps > FLOAT32:
+            without_autocast = self._otherwise.checked_without_autocast
+            if self._structure.custom and not without_autocast(self._at_model):
                 self._notes.append("custom autograd functions are not cross-checked below 32 bits")
         elif not self._passed_everywhere("products"):
-            compare(self, self._exact_hvp, self._slope, self._eps)
+            compare(self, self._exact_hvp, self._otherwise.slope, self._eps)
             self._passed("products", True)
         self._checked = True
 
@@ -333,16 +316,13 @@ class TorchOracle(Oracle):
         self._graph, self._plain_backward = graph, False
 
     def _at(
-        self,
-        params: Blocks,
-        part: Callable[[Tensor, Leaves], Mapping[str, Tensor]],
-        within: Within = NOTHING,
+        self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
     ) -> tuple[Tensor, Blocks]:
         """Loss and summed parts at other parameters."""
         self._check_fresh(told=True)
         check_like(params, self.space.shapes, "params")
         leaves = outside_inference(lambda: self._problem.leaves(params))
-        return self._passes.sum(leaves, lambda value, _: part(value, leaves), within)
+        return self._passes.sum(leaves, lambda value, _: part(value, leaves))
 
     def _check_fresh(self, told: bool = False) -> None:
         """``told``: where other ranks would wait for this one, they are told."""

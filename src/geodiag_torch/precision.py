@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geodiag.errors import EngineError
-
 
 def coarsest(loss: Tensor) -> float:
     """The largest relative spacing of any floating tensor that the loss's graph passes through."""
@@ -27,17 +25,3 @@ def coarsest(loss: Tensor) -> float:
                 seen.add(following)
                 nodes.append(following)
     return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-
-
-def check_fine(eps: float) -> None:
-    """Refuse finite differences of gradients that are rounded to a relative ``eps``.
-
-    Raises:
-        EngineError: it is more than single precision's.
-    """
-    if eps > torch.finfo(torch.float32).eps:
-        raise EngineError(
-            "finite differences need a loss that is computed in at least 32 bits",
-            got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
-            do="measure model.float(), outside of autocast",
-        )

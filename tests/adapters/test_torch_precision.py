@@ -13,6 +13,7 @@ from torch import nn
 import geodiag
 from geodiag import Status, errors
 from geodiag_torch.precision import coarsest
+from tests.adapters.test_torch_pitfalls import Cubes, Hiding, Honest
 from tests.adapters.torch_models import mlp, random_like, regression
 
 BF16, FP16, SINGLE = (torch.finfo(t).eps for t in (torch.bfloat16, torch.float16, torch.float32))
@@ -144,3 +145,38 @@ def test_the_other_product_sees_the_same_dropout():
     size = max(float(x.abs().max()) for x in product.values())
     for name, x in product.items():  # another mask changes half of the activations
         assert 0 < float((again[name] - x).abs().max()) < 0.1 * size
+
+
+def test_a_wrong_second_derivative_is_found_out_under_autocast_too():
+    torch.manual_seed(0)
+    _, data = mlp(torch.float32)
+    for function, wrong in ((Hiding, True), (Honest, False)):
+        problem = geodiag.problem(Cubes(function), criterion=nn.MSELoss(), data=data)
+        with autocast():
+            oracle = problem.at()
+        if wrong:
+            with pytest.raises(errors.EngineError, match="relative difference"):
+                oracle.hvp(random_like(oracle, 0))
+        else:
+            oracle.hvp(random_like(oracle, 0))
+            assert oracle.notes == ()
+
+
+class Stubborn(nn.Module):
+    """A layer in bfloat16 inside of a float32 model: it does not run without autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.cubes, self.last = Cubes(Honest), nn.Linear(3, 3).bfloat16()
+        self.last.requires_grad_(False)
+
+    def forward(self, x):
+        return self.last(self.cubes(x))
+
+
+def test_a_model_that_needs_autocast_is_measured_unchecked_and_the_note_says_so():
+    torch.manual_seed(0)
+    _, data = mlp(torch.float32)
+    with autocast():
+        result = geodiag.sharpness(Stubborn(), criterion=nn.MSELoss(), data=data, max_hvps=8)
+    assert any("not cross-checked" in note for note in result.notes)

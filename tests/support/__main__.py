@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tests.conftest  # noqa: F401  # JAX in float64, and quick to compile
 from tests.support.cells import Outcome
-from tests.support.matrix import CASES, Key, cell, keys
+from tests.support.matrix import CASES, Key, bound_of, cell, keys
 from tests.support.page import PAGE, write
 
 
@@ -27,7 +27,7 @@ def main() -> None:
             if key in known:
                 continue
             known[key] = found = cell(key)
-            fault = found.fault(key[2])
+            fault = found.fault(bound_of(key))
             print(*key, found.kind, f"{found.top:.1e} {found.signs:.1e}", fault or "", sep=" | ",
                   flush=True)  # fmt: skip
             if options.cells:

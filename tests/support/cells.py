@@ -31,11 +31,10 @@ class Outcome:
     said: str = ""  # the error's sentence, or notes that are not of precision
 
     def fault(self, precision: str) -> str | None:
-        """Why the cell is wrong: outside of its bound, and silent about it."""
+        """Why the cell is wrong: outside of the bound of a precision, and silent about it."""
         if self.kind == ERROR or "not cross-checked" in self.said:
             return None
-        base = precision.removeprefix("autocast ")
-        bound = (DIFFERENCES if self.kind == BY_DIFFERENCES else BOUNDS)[base]
+        bound = (DIFFERENCES if self.kind == BY_DIFFERENCES else BOUNDS)[precision]
         allowed = max(bound, TIMES * self.noted)
         if not max(self.top, self.signs) <= allowed:
             return f"off by {self.top:.1e} and {self.signs:.1e}, {allowed:.1e} allowed"

@@ -25,6 +25,7 @@ PRECISIONS = {
     "jax": ("float64", "float32", "bfloat16", "float16"),
 }
 CASES: dict[str, dict[str, Any]] = {"torch": torch_cases.CASES, "jax": jax_cases.CASES}
+SINGLE_INSIDE = torch_cases.SINGLE_INSIDE | jax_cases.SINGLE_INSIDE
 Key = tuple[str, str, str, str]  # framework, case, precision, engine
 
 
@@ -34,6 +35,13 @@ def keys(framework: str) -> Iterator[Key]:
         for precision in PRECISIONS[framework]:
             for engine in ENGINES[framework]:
                 yield framework, case, precision, engine
+
+
+def bound_of(key: Key) -> str:
+    """The precision whose bound a cell must keep."""
+    _, case, precision, _ = key
+    single = precision == "float64" and case in SINGLE_INSIDE
+    return "float32" if single else precision.removeprefix("autocast ")
 
 
 def cell(key: Key) -> Outcome:

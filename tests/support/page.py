@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.cells import BOUNDS, BY_DIFFERENCES, DIFFERENCES, ERROR, TIMES, WORKS, Outcome
-from tests.support.matrix import CASES, ENGINES, PRECISIONS, Key
+from tests.support.matrix import CASES, ENGINES, PRECISIONS, Key, bound_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
@@ -22,8 +22,8 @@ measures a part at each run, and all of it with its slow tests.
 
 A number is the larger of the two relative errors (the second against Σ|d_i (Hd)_i|, since its sum
 cancels); no mark: the engine asked for works; ≈: it works by finite differences of gradients;
-error: a `GeodiagError` says why not, in the footnote. Models have 100 to 1,000 parameters and run on
-a CPU.
+error: a `GeodiagError` says why not, in the footnote. Models have 100 to 1,000 parameters, and run
+on a CPU.
 
 ## Stated errors
 
@@ -83,16 +83,20 @@ def _shown(outcome: Outcome, notes: list[str]) -> str:
 
 
 def _summary(known: Mapping[Key, Outcome], precision: str) -> str:
+    base = precision.removeprefix("autocast ")
+
     def largest(kind: str) -> tuple[str, str]:
         found = [
-            (max(outcome.top, outcome.signs), f"{case}, {engine}")
-            for (_, case, at, engine), outcome in known.items()
-            if at == precision and outcome.kind == kind and "not cross-checked" not in outcome.said
+            (max(outcome.top, outcome.signs), f"{key[1]}, {key[3]}")
+            for key, outcome in known.items()
+            if key[2] == precision
+            and bound_of(key) == base
+            and outcome.kind == kind
+            and "not cross-checked" not in outcome.said
         ]
         error, where = max(found, default=(0.0, "–"))
         return (f"{error:.0e}" if found else "refused"), where
 
-    base = precision.removeprefix("autocast ")
     (exact, where), (rough, _) = largest(WORKS), largest(BY_DIFFERENCES)
     noted = "" if base in DIFFERENCES else f", or {TIMES}× noted"
     difference = f"{DIFFERENCES[base]:.0e}" if base in DIFFERENCES else "–"

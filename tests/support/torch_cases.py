@@ -23,6 +23,8 @@ transformers.logging.set_verbosity_error()
 
 Case = Callable[[torch.dtype], dict[str, Any]]
 CASES: dict[str, Case] = {}
+# They compute a part in float32 whatever the dtype: norms, softmax, rotary embeddings, the loss.
+SINGLE_INSIDE = {"Hugging Face GPT-2", "Hugging Face Llama"}
 CLASSES, TOKENS, WIDTH = 4, 11, 8
 
 

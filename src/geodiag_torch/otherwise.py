@@ -1,0 +1,102 @@
+"""Products made in another way than on the graph: by differences, shaken, or without autocast."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from geodiag.blocks import Blocks
+from geodiag.errors import EngineError
+from geodiag.oracles import Differences, shaken
+from geodiag_torch.forward import Leaves
+from geodiag_torch.frozen import outside_inference
+from geodiag_torch.graph import derivative
+from geodiag_torch.padding import held, padding_rows
+from geodiag_torch.passes import Passes
+
+if TYPE_CHECKING:
+    from geodiag_torch.problem import TorchProblem
+
+FLOAT32 = torch.finfo(torch.float32).eps
+
+
+class Otherwise:
+    """For one oracle, at its ``leaves``; it holds no reference to it."""
+
+    def __init__(self, problem: TorchProblem, passes: Passes, leaves: Leaves) -> None:
+        self._problem, self._passes, self._leaves = problem, passes, leaves
+        self._differences: Differences | None = None
+
+    def difference(self, d: Blocks, eps: float, notes: list[str]) -> Blocks:
+        """A product by differences of gradients that are rounded to a relative ``eps``.
+
+        Raises:
+            EngineError: they are rounded to less than single precision.
+        """
+        if self._differences is None:
+            if eps > FLOAT32:
+                why = "".join(f"; {note}" for note in notes)
+                raise EngineError(
+                    "finite differences need a loss that is computed in at least 32 bits",
+                    got=f"a relative precision of {eps:.1g} on the way from parameters to loss"
+                    + why,
+                    do="measure model.float(), outside of autocast",
+                )
+            self._differences = Differences(self._point(), eps)
+        return self._differences.hvp(self.slope, d)
+
+    def again(self, d: Blocks, eps: float) -> Blocks | None:
+        """See :meth:`geodiag.oracles.base.Oracle.again`."""
+        if self._differences is not None:
+            return self._differences.again(self.slope, d)
+        if not eps > FLOAT32:
+            return None
+        noise = self._problem.space.random(np.random.default_rng(0))
+        return shaken(self._point(), noise, eps, d, self._elsewhere)
+
+    def slope(self, params: Blocks) -> Blocks:
+        """The gradient at other parameters, as differences need it."""
+        rows = padding_rows(self._problem.loss.model, self._problem.live(), self._leaves)
+        leaves = outside_inference(lambda: self._problem.leaves(params))
+        part = partial(_derivative, leaves)
+        return self._passes.sum(leaves, part, within=partial(held, rows))[1]
+
+    def checked_without_autocast(self, at_model: bool) -> bool:
+        """Whether products were compared with differences in the parameters' own dtype.
+
+        There is nothing to compare where that is coarse too, or the model needs autocast.
+
+        Raises:
+            EngineError: they disagree.
+        """
+        with torch.autocast(self._problem.device.type, enabled=False):
+            twin = self._problem.at(None if at_model else self._point())
+        try:
+            if twin.precision > FLOAT32:
+                return False
+            twin.hvp(twin.point())
+        except EngineError:
+            raise
+        except RuntimeError:
+            return False
+        if any("finite differences" in note for note in twin.notes):
+            raise EngineError(
+                "Hessian-vector products are wrong, as they are without autocast",
+                got=twin.notes[-1],
+                do="measure outside of autocast",
+            )
+        return True
+
+    def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
+        """A product at other parameters, with the same randomness, of which no graph is kept."""
+        return self._problem.at(params).once(self._passes, d)
+
+    def _point(self) -> Blocks:
+        return {k: x.detach().to(self._problem.dtype) for k, x in self._leaves.items()}
+
+
+def _derivative(leaves: Leaves, value: torch.Tensor, weight: float) -> Leaves:
+    return derivative(value, leaves)
