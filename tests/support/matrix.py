@@ -14,7 +14,7 @@ import geodiag
 from tests.support import jax_cases, torch_cases
 from tests.support.cells import Outcome, measure
 from tests.support.torch_truths import SEED, torch_truth
-from tests.support.truths import Truth, truth
+from tests.support.truths import SINGLE_STEP, STEP, Truth, truth
 
 ENGINES = {
     "torch": ("graph", "recompute", "finite-difference", "auto"),
@@ -56,7 +56,8 @@ def true(framework: str, case: str) -> Truth:
     build = CASES[framework][case]
     if framework == "torch":
         return torch_truth(build)
-    return truth(*jax_cases.flat_gradient(build(jnp.float64)))
+    step = SINGLE_STEP if case in jax_cases.SINGLE_INSIDE else STEP
+    return truth(*jax_cases.flat_gradient(build(jnp.float64)), step)
 
 
 def _torch_cell(case: str, precision: str, engine: str) -> Outcome:

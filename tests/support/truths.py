@@ -14,6 +14,8 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 STEP = 1e-4
+# Where a part of the gradient is in float32 whatever the dtype: ε/h = 1e-5 and h⁴ = 1e-8.
+SINGLE_STEP = 1e-2
 Vector = np.ndarray[Any, Any]
 Sizes = dict[str, int]
 
@@ -28,14 +30,16 @@ class Truth:
     direction: dict[str, Vector]  # the d: flat, for each name
 
 
-def truth(gradient: Callable[[Vector], Vector], point: Vector, sizes: Sizes) -> Truth:
-    """From a gradient on flat vectors, in the order of ``sizes``."""
+def truth(
+    gradient: Callable[[Vector], Vector], point: Vector, sizes: Sizes, h: float = STEP
+) -> Truth:
+    """From a gradient on flat vectors, in the order of ``sizes``; ``h``: the step."""
 
     def product(d: Vector) -> Vector:
         length = float(np.linalg.norm(d))
-        step = np.ravel(d) * (STEP / length)
+        step = np.ravel(d) * (h / length)
         a, b, c, e = (gradient(point + k * step) for k in (-2, -1, 1, 2))
-        return (a - 8 * b + 8 * c - e) * (length / (12 * STEP))
+        return (a - 8 * b + 8 * c - e) * (length / (12 * h))
 
     n = point.size
     operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
