@@ -86,8 +86,8 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(f"{model}, edge", net, Criterion(criterion), batch, points)
 
 
-def _wide(trained: int = 40) -> Case:
-    """Random data in ten classes; trained a little, so that the spectrum is that of training."""
+def build_wide() -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]:
+    """An MLP of 199,210 parameters for random data in ten classes."""
     rng = np.random.default_rng(0)
     layers: list[nn.Module] = []
     for m, n in pairwise(WIDTHS):
@@ -99,7 +99,12 @@ def _wide(trained: int = 40) -> Case:
             p.copy_(torch.tensor(draw if p.ndim == 2 else 0 * draw))
     x = torch.tensor(rng.standard_normal((EXAMPLES, WIDTHS[0])), dtype=torch.float32)
     y = torch.tensor(rng.integers(0, CLASSES, EXAMPLES))
-    criterion = nn.CrossEntropyLoss()
+    return net, nn.CrossEntropyLoss(), (x, y)
+
+
+def _wide(trained: int = 40) -> Case:
+    """Trained a little, so that the spectrum is that of training."""
+    net, criterion, (x, y) = build_wide()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     _walk(net, criterion, (x, y), optimizer, trained)
     points = _walk(net, criterion, (x, y), optimizer, STEPS)
