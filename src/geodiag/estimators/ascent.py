@@ -52,6 +52,7 @@ CHECK = 20  # measurements from one cold check to the next ...
 CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
 HUGE = 2**24  # entries: beyond it one start, fewer products by default, and few vectors kept
+LARGE = 2**22  # beyond it few starts are rehearsed, and no products kept for later rounds
 
 
 class Ascent(SharpnessEstimator):
@@ -62,8 +63,9 @@ class Ascent(SharpnessEstimator):
     instead, the gradient's and random ones. Warm, from an earlier result: two or three products,
     every fifth time up to nine, some for a start found anew, and every 20th a cold check of 20.
 
-    Memory: about 60 parameter-sized vectors; about 12 from 16 million parameters on, where the
-    gradient's start climbs alone, with 14 products by default.
+    Memory, in parameter-sized vectors (docs/memory.md): up to 300; 70 from 4 million parameters on,
+    where fewer starts are tried; 17 from 16 million on, where the gradient's start climbs alone,
+    with 14 products by default.
     """
 
     def __init__(self, starts: int | None = None) -> None:
@@ -146,9 +148,10 @@ class Ascent(SharpnessEstimator):
 
     def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
         size, rtol = m.oracle.space.size, _rtol(m)
-        mixtures, rehearsal = (2, REHEARSAL) if m.norm.decomposes else (14, 8)
+        large = size > LARGE
+        mixtures, rehearsal = (2, REHEARSAL) if m.norm.decomposes or large else (14, 8)
         candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
-        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=True)
+        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=not large)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))

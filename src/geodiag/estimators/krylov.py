@@ -15,7 +15,7 @@ import numpy as np
 from geodiag.blocks import (
     Array,
     Blocks,
-    axpy,
+    add,
     epsilon,
     scale,
     subtract,
@@ -191,7 +191,7 @@ class Krylov:
             k = _count(rows)
             part = weights[:, at : at + k]
             mixed = combine(self._array(part), rows)
-            total = mixed if total is None else axpy(1.0, mixed, total)
+            total = mixed if total is None else add(total, mixed)
             at += k
         assert total is not None
         return total

@@ -29,6 +29,9 @@ RTOL = 1e-4
 FREE_RTOL = 1e-8
 BUDGET = 300
 BASIS = 64
+# Numbers in the basis, where none is asked for: from 16 million parameters on it has fewer
+# directions, down to LEAST_BASIS.
+ROOM, LEAST_BASIS = 2**30, 16
 FREE_BASIS = 1024  # for given matrices: no restarts up to this size
 LEAST = 8
 LEAP = 2  # steps between looks at the residual ...
@@ -69,8 +72,9 @@ class Terms:
 class Lanczos(SharpnessEstimator):
     """The top eigenvalue in the geometry of a :class:`QuadraticNorm`.
 
-    ``basis``: how many directions are kept at most (the memory, in parameter-sized vectors);
-    beyond it the iteration restarts from the ``basis // 4`` best Ritz vectors.
+    ``basis``: how many directions are kept at most; beyond it the iteration restarts from the
+    ``basis // 4`` best Ritz vectors. By default 64, and fewer, down to 16, from 16 million
+    parameters on. Memory, in parameter-sized vectors: 7/4 of that and 15 (docs/memory.md).
 
     Exact means: the residual met ``rtol`` (default 1e-4; 1e-8 where products are free) after at
     least 8 products. The residual certifies an eigenvalue; that it is the largest follows from the
@@ -80,10 +84,10 @@ class Lanczos(SharpnessEstimator):
     the value is then a lower bound, but for every 20th measurement, which starts anew.
     """
 
-    def __init__(self, basis: int = BASIS) -> None:
-        if not is_whole(basis):
+    def __init__(self, basis: int | None = None) -> None:
+        if basis is not None and not is_whole(basis):
             raise ArgumentError("basis= must be a number of directions", got=shown(basis))
-        self.basis = max(8, int(basis))
+        self.basis = None if basis is None else max(8, int(basis))
 
     def estimate(
         self,
@@ -117,7 +121,8 @@ class Lanczos(SharpnessEstimator):
 
     def _terms(self, oracle: Oracle, start: Blocks | None, options: Options) -> Terms:
         size, free = oracle.space.size, oracle.free_hvps
-        kept = size if free and size <= FREE_BASIS else min(self.basis, size)
+        most = self.basis or min(BASIS, max(LEAST_BASIS, ROOM // max(1, size)))
+        kept = size if free and size <= FREE_BASIS else min(most, size)
         # An eigenvalue that has overtaken the tracked one shows at the next cold check.
         young = options.age is not None and options.age + 1 < CHECK
         tracked = start is not None and options.rtol is not None and young
@@ -159,7 +164,7 @@ class Lanczos(SharpnessEstimator):
         return _judged(result, bool(n.invariant), int(n.count), scale, terms)
 
     def __repr__(self) -> str:
-        return "Lanczos()" if self.basis == BASIS else f"Lanczos(basis={self.basis})"
+        return "Lanczos()" if self.basis is None else f"Lanczos(basis={self.basis})"
 
 
 def _floor(oracle: Oracle) -> float:

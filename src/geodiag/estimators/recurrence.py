@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from geodiag.blocks import Array, Blocks, axpy, dot, scale, subtract
+from geodiag.blocks import Array, Blocks, add, axpy, dot, scale, subtract
 from geodiag.estimators import flat
 from geodiag.estimators.program import NormProgram, spent
 from geodiag.estimators.segment import positive
@@ -104,10 +104,10 @@ class Combination:
         self, oracle: Oracle, stacks: tuple[Blocks, ...], weights: tuple[Array, ...]
     ) -> Direction:
         """``weights``: (1, k) for each stack of k."""
-        pairs = zip(weights, stacks, strict=True)
-        total, *others = (only(combine(w, rows)) for w, rows in pairs)
-        for other in others:
-            total = axpy(1.0, other, total)
+        # One after the other: all parts together would be as many vectors as there are stacks.
+        total = only(combine(weights[0], stacks[0]))
+        for w, rows in zip(weights[1:], stacks[1:], strict=True):
+            total = add(total, only(combine(w, rows)))
         view = flat.of(oracle)
         return Direction(view.full(total) if view else total, spent(total, 0))
 
