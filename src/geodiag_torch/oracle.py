@@ -114,10 +114,10 @@ class TorchOracle(Oracle):
         return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def loss_at(self, params: Blocks) -> Tensor:
-        return self._at(params, lambda value, leaves: {})[0]
+        return self._passes.sum(self._leaves_at(params), lambda value, _: {})[0]
 
     def gradient_at(self, params: Blocks) -> Blocks:
-        return self._at(params, derivative)[1]
+        return self._passes.gradient(self._leaves_at(params))[1]
 
     def hvp(self, d: Blocks) -> Blocks:
         self._check_fresh(told=True)
@@ -289,8 +289,7 @@ class TorchOracle(Oracle):
             except EngineError as e:
                 self._fall_back(e)
         if self._first is None:
-            leaves = self._leaves
-            self._first = self._passes.sum(leaves, lambda value, _: derivative(value, leaves))
+            self._first = self._passes.gradient(self._leaves)
         return self._first
 
     def _build_graph(self) -> None:
@@ -315,14 +314,10 @@ class TorchOracle(Oracle):
         graph.whole = self._passes.whole
         self._graph, self._plain_backward = graph, False
 
-    def _at(
-        self, params: Blocks, part: Callable[[Tensor, Leaves], Mapping[str, Tensor]]
-    ) -> tuple[Tensor, Blocks]:
-        """Loss and summed parts at other parameters."""
+    def _leaves_at(self, params: Blocks) -> Leaves:
         self._check_fresh(told=True)
         check_like(params, self.space.shapes, "params")
-        leaves = outside_inference(lambda: self._problem.leaves(params))
-        return self._passes.sum(leaves, lambda value, _: part(value, leaves))
+        return outside_inference(lambda: self._problem.leaves(params))
 
     def _check_fresh(self, told: bool = False) -> None:
         """``told``: where other ranks would wait for this one, they are told."""

@@ -13,7 +13,6 @@ from geodiag.errors import EngineError
 from geodiag.oracles import Differences, shaken
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import outside_inference
-from geodiag_torch.graph import derivative
 from geodiag_torch.padding import held, padding_rows
 from geodiag_torch.passes import Passes
 
@@ -61,8 +60,7 @@ class Otherwise:
         """The gradient at other parameters, as differences need it."""
         rows = padding_rows(self._problem.loss.model, self._problem.live(), self._leaves)
         leaves = outside_inference(lambda: self._problem.leaves(params))
-        part = partial(_derivative, leaves)
-        return self._passes.sum(leaves, part, within=partial(held, rows))[1]
+        return self._passes.gradient(leaves, partial(held, rows))[1]
 
     def checked_without_autocast(self, at_model: bool) -> bool:
         """Whether products were compared with differences in the parameters' own dtype.
@@ -96,7 +94,3 @@ class Otherwise:
 
     def _point(self) -> Blocks:
         return {k: x.detach().to(self._problem.dtype) for k, x in self._leaves.items()}
-
-
-def _derivative(leaves: Leaves, value: torch.Tensor, weight: float) -> Leaves:
-    return derivative(value, leaves)

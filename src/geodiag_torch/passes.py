@@ -14,10 +14,11 @@ from geodiag.blocks import Blocks
 from geodiag.errors import DataError
 from geodiag_torch.forward import Leaves, move
 from geodiag_torch.frozen import frozen, random_state
-from geodiag_torch.graph import weighted
+from geodiag_torch.graph import derivative, weighted
 from geodiag_torch.interrupts import uninterrupted
 from geodiag_torch.precision import coarsest
 from geodiag_torch.ranks import Sums
+from geodiag_torch.reentrant import accumulated
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -36,6 +37,7 @@ class Passes:
         self.whole = 1.0  # what the last sum was divided by
         self._random = random_state(problem.device, problem.data)
         self._eps: float | None = None
+        self._reentrant = False
 
     @property
     def eps(self) -> float | None:
@@ -69,6 +71,16 @@ class Passes:
                 return self._problem.lend(nothing, run, poison=True)
 
         return uninterrupted(lent, run)
+
+    def gradient(self, leaves: Leaves, within: Within = NOTHING) -> tuple[Tensor, Blocks]:
+        """The loss, and its gradient."""
+
+        def part(value: Tensor, weight: float) -> Leaves:
+            if self._reentrant:
+                return accumulated(value, leaves, self._problem.loss.parameters())
+            return derivative(value, leaves)
+
+        return self.sum(leaves, part, within)
 
     def sum(
         self, leaves: Leaves, part: Part, within: Within = NOTHING, asked: Leaves | None = None
@@ -109,7 +121,7 @@ class Passes:
         for batch in batches:
             weight, value = batches.weigh(batch), self._problem.loss.of(move(batch, device))
             if self._eps is None:
-                self._eps = coarsest(value)
+                self._eps, self._reentrant = coarsest(value)
             yield weight, value
 
 

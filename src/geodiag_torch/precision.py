@@ -9,19 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geodiag_torch.reentrant import NODE
 
-def coarsest(loss: Tensor) -> float:
-    """The largest relative spacing of any floating tensor that the loss's graph passes through."""
+
+def coarsest(loss: Tensor) -> tuple[float, bool]:
+    """The largest relative spacing of any floating tensor that the loss's graph passes through.
+
+    And whether it passes through a reentrant checkpoint, on the same walk.
+    """
     nodes = [loss.grad_fn]
     seen = set(nodes)
-    dtypes = {loss.dtype}
+    dtypes, reentrant = {loss.dtype}, False
     while nodes:
         node = nodes.pop()
         if node is None:
             continue
+        reentrant |= node.name() == NODE
         dtypes.update(x.dtype for x in getattr(node, "_input_metadata", ()))
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)
                 nodes.append(following)
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return eps, reentrant

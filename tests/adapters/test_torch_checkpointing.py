@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import geodiag
+from geodiag import errors
 from tests.adapters.torch_models import fingerprint, random_like
 
 
@@ -118,3 +119,59 @@ def test_products_of_a_frozen_point_stay_when_the_model_moves_on(kind):
             p += 0.5
     for k, v in frozen.hvp(d).items():
         torch.testing.assert_close(v, expected[k], rtol=1e-11, atol=1e-12)
+
+
+class Reentrant(Checkpointed):
+    """The other variant, which ``autograd.grad`` does not reach through."""
+
+    def forward(self, x):
+        first, *rest = self.block
+        hidden = checkpoint(nn.Sequential(*rest), first(x), use_reentrant=True)
+        return self.head(hidden)
+
+
+def reentrant():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+    x, y = torch.randn(9, 5).double(), torch.randn(9, 3).double()
+    return Reentrant(block, nn.Linear(6, 3)).double(), (x, y)
+
+
+@pytest.mark.parametrize("where", [None, "block"])
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+def test_reentrant_checkpoints_are_measured_by_differences(engine, where):
+    model, data = reentrant()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = fingerprint(model)
+    ask = {"criterion": nn.MSELoss(), "data": data, "where": where}
+    oracle = geodiag.problem(model, engine=engine, **ask).at()
+    truth = geodiag.problem(plain(model), criterion=nn.MSELoss(), data=data).at()
+    names = dict(zip([n for n, _ in model.named_parameters()], truth.names, strict=True))
+    d = random_like(oracle, 0)
+    whole = {names[n]: d.get(n, torch.zeros_like(p)) for n, p in model.named_parameters()}
+    gradient, product = oracle.gradient(), oracle.hvp(d)
+    for name, x in product.items():
+        torch.testing.assert_close(gradient[name], truth.gradient()[names[name]])
+        # Central differences in float64: ε^{2/3} = 4e-11, times how the curvature varies.
+        torch.testing.assert_close(x, truth.hvp(whole)[names[name]], rtol=1e-7, atol=1e-8)
+    assert any("finite differences" in n for n in oracle.notes) == (engine == "auto")
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("engine", ["graph", "recompute"])
+def test_reentrant_checkpoints_have_no_second_derivative(engine):
+    model, data = reentrant()
+    with pytest.raises(errors.EngineError, match="finite-difference"):
+        geodiag.sharpness(model, criterion=nn.MSELoss(), data=data, engine=engine)
+
+
+def test_hooks_of_parameters_that_are_not_measured_do_not_run():
+    model, data = reentrant()
+    ran = []
+    model.head.weight.register_post_accumulate_grad_hook(ran.append)
+    ask = {"criterion": nn.MSELoss(), "data": data}
+    with pytest.raises(errors.EngineError, match="hooks"):
+        geodiag.sharpness(model, where="block", **ask)
+    geodiag.sharpness(model, max_hvps=4, **ask)
+    assert ran == []
