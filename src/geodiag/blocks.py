@@ -30,14 +30,14 @@ def namespace(blocks: Mapping[str, Array]) -> Any:
 
 def array_namespace(*arrays: Array) -> Any:
     """The array namespace (``xp``) of ``arrays``."""
-    kinds = {type(x) for x in arrays}
-    kind = next(iter(kinds), None)
-    if len(kinds) > 1 or kind not in _NAMESPACES:  # looked up anew, and with its checks
-        found = array_api_compat.array_namespace(*arrays)
-        if len(kinds) == 1:
-            _NAMESPACES[kind] = found
-        return found
-    return _NAMESPACES[kind]
+    kind = type(arrays[0]) if arrays else None
+    for x in arrays:
+        if type(x) is not kind:  # looked up anew, and with its checks
+            return array_api_compat.array_namespace(*arrays)
+    found = _NAMESPACES.get(kind)
+    if found is None:
+        found = _NAMESPACES[kind] = array_api_compat.array_namespace(*arrays)
+    return found
 
 
 def is_array(x: object) -> bool:

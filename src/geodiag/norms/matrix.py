@@ -109,6 +109,15 @@ class Trace(_TensorNorm):
         u, _, vh = array_namespace(x).linalg.svd(self.matrix(x), full_matrices=False)
         return {name: self.like(u[:, :1] @ vh[:1, :], x)}
 
+    def lmos(self, gs: Blocks) -> Blocks:
+        ((name, stacked),) = gs.items()
+        xp = array_namespace(stacked)
+        xs = [stacked[i, ...] for i in range(stacked.shape[0])]
+        matrices = xp.stack([self.matrix(x) for x in xs])
+        u, _, vh = xp.linalg.svd(matrices, full_matrices=False)
+        tops = u[:, :, :1] @ vh[:, :1, :]
+        return {name: xp.stack([self.like(tops[i, ...], x) for i, x in enumerate(xs)])}
+
     def dual(self, g: Blocks) -> Array:
         (x,) = g.values()
         xp = array_namespace(x)

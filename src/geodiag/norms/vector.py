@@ -71,6 +71,22 @@ class L1(Norm):
             answer[name] = xp.where(here & (place == first), xp.sign(x), xp.zeros_like(x))
         return answer
 
+    def lmos(self, gs: Blocks) -> Blocks:
+        xp = namespace(gs)
+        rows = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in gs.values()]
+        flat = xp.concat(rows, axis=1)
+        if flat.shape[1] == 0:
+            return gs
+        best = xp.argmax(xp.abs(flat), axis=1)
+        index = xp.arange(flat.shape[1], dtype=best.dtype, device=device(best))
+        one_hot = xp.where(index == best[:, None], xp.sign(flat), xp.zeros_like(flat))
+        out: Blocks = {}
+        at = 0
+        for (name, x), row in zip(gs.items(), rows, strict=True):
+            out[name] = xp.reshape(one_hot[:, at : at + row.shape[1]], x.shape)
+            at += row.shape[1]
+        return out
+
     def dual(self, g: Blocks) -> Array:
         return Linf().value(g)
 

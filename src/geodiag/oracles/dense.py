@@ -19,6 +19,7 @@ from geodiag.blocks import (
     dot,
     flatten,
     is_array,
+    namespace,
     unflatten,
 )
 from geodiag.checks import is_whole, own_arithmetic
@@ -29,7 +30,10 @@ from geodiag.spaces import MatrixView, Space
 
 
 class MatrixOracle(Oracle):
-    """½⟨w, H w⟩ at ``params`` (default 0), for the product ``apply`` = H· on vectors."""
+    """½⟨w, H w⟩ at ``params`` (default 0), for the product ``apply`` = H· on vectors.
+
+    ``applies``: the products of the rows of a matrix, where one call is cheaper than many.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,10 @@ class MatrixOracle(Oracle):
         params: Blocks | None = None,
         *,
         free_hvps: bool = True,
+        applies: Callable[[Array], Array] | None = None,
     ) -> None:
         self._apply, self.space, self.free_hvps = apply, space, free_hvps
+        self._applies = applies
         zeros = {n: space.asarray(np.zeros(s)) for n, s in space.shapes.items()}
         self._point = zeros if params is None else params
         self._moved = params is not None  # at w = 0 the loss and the gradient need no product
@@ -55,6 +61,20 @@ class MatrixOracle(Oracle):
 
     def hvp(self, d: Blocks) -> Blocks:
         return unflatten(self._apply(flatten({n: d[n] for n in self.names})), self.shapes)
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        if self._applies is None:
+            return super().hvps(ds)
+        xp, k = namespace(ds), next(iter(ds.values())).shape[0]
+        sizes = {name: self.space.size_of(name) for name in self.names}
+        out = self._applies(
+            xp.concat([xp.reshape(ds[n], (k, m)) for n, m in sizes.items()], axis=1)
+        )
+        products, at = {}, 0
+        for name, m in sizes.items():
+            products[name] = xp.reshape(out[:, at : at + m], (k, *self.shapes[name]))
+            at += m
+        return products
 
     def loss_at(self, params: Blocks) -> Array:
         return dot(params, self.hvp(params)) / 2
@@ -87,13 +107,21 @@ class MatrixProblem(Problem):
         if self._explicit:
             matrix = _as_real(matrix)
         self.space = _space(dims[0], shapes, matrix)
-        self.apply = _check_matrix(matrix) if self._explicit else _check_operator(matrix)
+        self._applies: Callable[[Array], Array] | None = None
+        if self._explicit:
+            symmetric = _checked(matrix)
+            self.apply = lambda x: symmetric @ x
+            self._applies = lambda rows: rows @ symmetric
+        else:
+            self.apply = _check_operator(matrix)
 
     def at(self, params: Any = None) -> MatrixOracle:
         point = None
         if params is not None:
             point = as_blocks(params, self.space, "params")
-        return MatrixOracle(self.apply, self.space, point, free_hvps=self._explicit)
+        return MatrixOracle(
+            self.apply, self.space, point, free_hvps=self._explicit, applies=self._applies
+        )
 
 
 def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) -> Space:
@@ -153,7 +181,8 @@ def _as_real(matrix: Any) -> Array:
     return xp.astype(matrix, xp.float32) if xp.finfo(matrix.dtype).bits < 32 else matrix
 
 
-def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
+def _checked(matrix: Any) -> Array:
+    """A copy, without the rounding by which ``matrix`` may differ from its transpose."""
     xp = array_namespace(matrix)
     try:
         largest = float(xp.max(xp.abs(matrix)))
@@ -170,8 +199,7 @@ def _check_matrix(matrix: Any) -> Callable[[Array], Array]:
             do="pass (H + Hᵀ)/2 if the difference is rounding",
         )
     # A copy in any case; halved first, large entries do not overflow.
-    symmetric = matrix / 2 + xp.matrix_transpose(matrix) / 2 if skew else matrix + 0
-    return lambda x: symmetric @ x
+    return matrix / 2 + xp.matrix_transpose(matrix) / 2 if skew else matrix + 0
 
 
 def _check_operator(operator: Any) -> Callable[[Array], Array]:
