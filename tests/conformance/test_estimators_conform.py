@@ -25,20 +25,29 @@ class Auto(SharpnessEstimator):
         return choose(norm, oracle.space).estimate(oracle, norm, start, options)
 
 
+BUILT_IN = [
+    estimators.Lanczos(),
+    estimators.Lanczos(basis=8),
+    estimators.Enumerate(),
+    estimators.Blockwise(),
+    estimators.Ascent(starts=2),
+    estimators.FrankWolfe(iterations=10, restarts=2),
+    Auto(),
+]
+# Forty starts for each of hundreds of measurements: another seed has its time in `make test-all`.
+LONG = {(estimators.Ascent, 7)}
+
+
 @pytest.mark.parametrize(
-    "estimator",
+    ("estimator", "seed"),
     [
-        estimators.Lanczos(),
-        estimators.Lanczos(basis=8),
-        estimators.Enumerate(),
-        estimators.Blockwise(),
-        estimators.Ascent(starts=2),
-        estimators.FrankWolfe(iterations=10, restarts=2),
-        Auto(),
+        pytest.param(
+            e, seed, marks=[pytest.mark.slow] * ((type(e), seed) in LONG), id=f"{e}-{seed}"
+        )
+        for seed in (0, 7)
+        for e in BUILT_IN
     ],
-    ids=repr,
 )
-@pytest.mark.parametrize("seed", [0, 7])
 def test_built_in(estimator, seed):
     check_estimator(estimator, seed=seed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def targets(node: ast.AST) -> Iterator[str]:
             yield name
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     """Each module with all that it imports: for type checking and inside functions too."""
     return {

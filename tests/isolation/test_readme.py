@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -31,10 +33,23 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """``ran(code)``: what an example printed, and the folder that it ran in; each runs once."""
+
+    @functools.cache
+    def once(code: str) -> tuple[CompletedProcess[str], Path]:
+        folder = tmp_path_factory.mktemp("example")
+        done = run(sys.executable, "-W", "error", "-c", code, cwd=folder)  # no warning either
+        assert done.returncode == 0, done.stderr
+        return done, folder
+
+    return once
+
+
 @pytest.mark.parametrize("code", CASES)
-def test_example_runs(code, tmp_path):
-    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)  # no warning either
-    assert done.returncode == 0, done.stderr
+def test_example_runs(ran, code):
+    done, _ = ran(code)
     stated = [float(number) for number in STATED.findall(code)]
     if stated:
         # Ascent on a given matrix stops when it improves by less than 1e-8; what is then left is
@@ -57,16 +72,15 @@ def test_readme_shows_each_framework_in_a_few_lines(framework):
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_twenty_lines_make_records_and_a_picture(framework, tmp_path):
+def test_twenty_lines_make_records_and_a_picture(ran, framework):
     (code,) = [c for _, c in examples(README) if f'geodiag.plot("{framework}.jsonl' in c]
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
-    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(x) for x in (tmp_path / f"{framework}.jsonl").read_text().splitlines()]
+    _, folder = ran(code)
+    rows = [json.loads(x) for x in (folder / f"{framework}.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(0, 100, 10))
     assert all(row["sharpness"] > 0 and row["ratio"] > 0 for row in rows)
     assert all(row["threshold"] == pytest.approx(10.0) for row in rows)
-    assert (tmp_path / f"{framework}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / f"{framework}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_page_is_reached_from_the_index():

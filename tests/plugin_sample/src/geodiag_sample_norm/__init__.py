@@ -21,7 +21,8 @@ class GroupLinf(geodiag.Norm):
     """
 
     def __init__(self, views: Mapping[str, MatrixView] | None = None) -> None:
-        self.views = views
+        # A tuple, which cannot change: what can, JAX would not compile.
+        self.views = None if views is None else tuple(views.items())
 
     def bind(self, space: Space) -> GroupLinf:
         # Which axis of a tensor holds its outputs is for the framework's adapter to say.
@@ -38,7 +39,7 @@ class GroupLinf(geodiag.Norm):
         return {name: _normalized(x, views.get(name)) for name, x in g.items()}
 
     def _views(self, blocks: Blocks) -> Mapping[str, MatrixView]:
-        return Space.of(blocks).matrix_view if self.views is None else self.views
+        return Space.of(blocks).matrix_view if self.views is None else dict(self.views)
 
 
 def _rows(x: Array, view: MatrixView | None) -> Array:
