@@ -138,8 +138,18 @@ def test_sharpness_from_an_equal_start_agrees(norm, other):
     assert values[0] == pytest.approx(values[1], rel=RTOL)
 
 
-@pytest.mark.parametrize("other", ["numpy", "jax"])
-@pytest.mark.parametrize("norm", NORMS)
+# Part by part in JAX, which "block" and "l1" show too: nuclear norms take the longest to compile.
+LONG = {("nuclear", "jax"): pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+    ("norm", "other"),
+    [
+        pytest.param(norm, other, marks=LONG.get((norm, other), ()))
+        for norm in NORMS
+        for other in ("numpy", "jax")
+    ],
+)
 def test_cold_sharpness_agrees(norm, other):
     # Rounding may lead the ascents to different local maxima of a non-convex problem: 3 %.
     one, two = (geodiag.sharpness(p(), norm) for p in (torch_problem, PROBLEMS[other]))
