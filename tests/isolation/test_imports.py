@@ -117,10 +117,12 @@ def test_framework_imported_after_the_core_is_found(python):
 
 
 def test_import_is_fast(python):
-    """Under 0.3 s beyond NumPy's own import, by the best of five: noise only ever adds."""
-    times = []
-    for _ in range(5):
-        done = python("import numpy; import geodiag", "-X", "importtime")
-        (line,) = re.findall(r"\|\s*(\d+) \| geodiag$", done.stderr, flags=re.MULTILINE)
-        times.append(int(line) / 1e6)
-    assert min(times) < 0.3
+    """Under 0.3 s beyond NumPy's own import, by the best of three: noise only ever adds.
+
+    Of the processor's time, so that a busy machine does not count.
+    """
+    code = (
+        "import time, numpy; began = time.process_time(); import geodiag\n"
+        "print(time.process_time() - began)"
+    )
+    assert min(float(python(code).stdout) for _ in range(3)) < 0.3
