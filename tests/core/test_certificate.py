@@ -174,6 +174,6 @@ def test_bad_input():
     with pytest.raises(ArgumentError, match="delta"):
         certified(np.eye(3), Linf(), delta=0.0)
     oracle = CountingOracle(MatrixProblem(np.eye(3)).at())
-    oracle.inner.hvp = lambda d: {"x": d["x"] * np.nan}
+    oracle.inner.hvp = oracle.inner.hvps = lambda d: {"x": d["x"] * np.nan}
     with pytest.raises(NonFiniteError):
         certify(oracle, Linf(), {"x": np.ones(3)})

@@ -200,7 +200,7 @@ def test_collapse_keeps_quadratic_norms_quadratic():
         (
             lambda: ByParameter({"W": L2()}, radii={"b": 2.0}),
             ArgumentError,
-            r"must use the patterns of its norms. Got: \['b'\]. Do: use \['W'\]",
+            "must use the patterns of its norms. Got: 'b'. Do: use 'W'",
         ),
     ],
 )
