@@ -24,7 +24,7 @@ from geodiag_jax import compiled, programs
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm, Feed
 from geodiag_jax.placement import refusals_explained, relabel
-from geodiag_jax.precision import coarsest
+from geodiag_jax.precision import SINGLE, coarsest, fine
 from geodiag_jax.pytree import Layout, as_blocks
 
 S = TypeVar("S")
@@ -39,7 +39,6 @@ _PRODUCTS = {
 _UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
 # Kept linearizations that a program is compiled for: the compilation grows with their number.
 UNROLLED = 8
-SINGLE = float(np.finfo(np.float32).eps)
 _FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
 
@@ -91,14 +90,7 @@ class JaxOracle(Oracle):
 
     def _central(self) -> Differences:
         if self._differences is None:
-            eps = self.precision
-            if eps > SINGLE:
-                raise EngineError(
-                    "finite differences need a loss that is computed in at least 32 bits",
-                    got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
-                    do="convert the parameters to float32, or leave out the casts in the loss",
-                )
-            self._differences = Differences(self.point(), eps)
+            self._differences = Differences(self.point(), fine(self.precision))
         return self._differences
 
     def point(self) -> Blocks:

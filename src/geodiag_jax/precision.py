@@ -13,9 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from geodiag.errors import EngineError
 from geodiag_jax.compiled import Arrays, Form
 from geodiag_jax.feed import BatchForm
+
+SINGLE = float(np.finfo(np.float32).eps)
 
 
 def coarsest(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> float:
@@ -65,3 +69,18 @@ def _inner(values: list[Any]) -> Iterator[Any]:
             yield value.jaxpr
         elif hasattr(value, "eqns"):
             yield value
+
+
+def fine(eps: float) -> float:
+    """``eps``, where finite differences of gradients that are rounded to it are of use.
+
+    Raises:
+        EngineError: it is more than single precision's.
+    """
+    if eps > SINGLE:
+        raise EngineError(
+            "finite differences need a loss that is computed in at least 32 bits",
+            got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
+            do="convert the parameters to float32, or leave out the casts in the loss",
+        )
+    return eps
