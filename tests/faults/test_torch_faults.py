@@ -18,7 +18,7 @@ from tests.adapters.torch_models import fingerprint
 from tests.faults.injector import ERRORS, ORACLE, Injected, Injector, first_of_each, thinned
 from tests.faults.torch_cases import MEASUREMENTS, Case, said
 
-LATER = 4  # calls of each measurement that are not the first of their site, in the fast run
+LATER = 2  # calls of each measurement that are not the first of their site, in the fast run
 FAST = [name for name in MEASUREMENTS if name != "spectral certificate"]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -71,7 +73,7 @@ class Case:
 
     def criterion(self, output, target):
         self.injector.tick("criterion")
-        torch.rand(1)  # moves the random state
+        torch.rand(1), random.random(), np.random.random()  # move the random states
         return nn.functional.mse_loss(output, target)
 
     def problem(self, batches: bool = False, **options: Any) -> Any:
