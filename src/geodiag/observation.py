@@ -14,7 +14,6 @@ from typing import Any
 from geodiag.blocks import (
     Blocks,
     all_finite,
-    array_namespace,
     epsilon,
     map_blocks,
     to_numpy,
@@ -260,4 +259,4 @@ def said(e: BaseException) -> str:
 
 
 def _copy(blocks: Blocks) -> Blocks:
-    return map_blocks(lambda x: array_namespace(x).asarray(x, copy=True), blocks)
+    return map_blocks(lambda x: x + 0, blocks)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -68,6 +70,9 @@ class TorchProblem(Problem):
             raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
         self.engine, self.memory = engine, memory
         inner = unwrap(model)
+        self._sharding = _sharding(inner)
+        if self._sharding is not None:
+            self._sharding.prepared(inner, engine)
         self.loss = Loss(inner, loss_fn, criterion)
         if weight is None and reduction == "mean" and loss_fn is None and criterion is None:
             weight = token_weight(inner)
@@ -78,7 +83,11 @@ class TorchProblem(Problem):
                 do="wrap it: torch.utils.data.DataLoader(dataset, batch_size=…)",
             )
         self.data = data
-        self.ranks = ranks_of(model, process_group, next(inner.parameters(), NO_DEVICE).device)
+        device = next(inner.parameters(), NO_DEVICE).device
+        if self._sharding is None:
+            self.ranks = ranks_of(model, process_group, device)
+        else:
+            self.ranks = self._sharding.ranks_of_mesh(inner, process_group, device)
         self.leads = self.ranks.rank == 0
         batches = Batches if self.ranks.size == 1 else RankBatches
         self.batches = batches(data, weight, reduction)
@@ -98,6 +107,8 @@ class TorchProblem(Problem):
             {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
             self._asarray,
         )
+        if self._sharding is not None:
+            self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         self._params = params
         if params is not None:
             self._check_params(params)
@@ -108,7 +119,8 @@ class TorchProblem(Problem):
         params = self._params if params is None else params
         if params is not None:
             self._check_params(params)
-        oracle = TorchOracle(self, params)
+        kind = TorchOracle if self._sharding is None else self._sharding.ShardedOracle
+        oracle: TorchOracle = kind(self, params)
         self._oracles.add(oracle)
         return oracle
 
@@ -173,8 +185,33 @@ class TorchProblem(Problem):
         check_like(params, self.space.shapes, "params")
 
     def _asarray(self, x: Any) -> Tensor:
+        if self._sharding is not None and isinstance(x, Tensor):
+            x = self._sharding.ours(x)
         tensor = x if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
         return tensor.detach().to(device=self.device, dtype=self.dtype)
+
+
+def _sharding(model: nn.Module) -> Any:
+    """The module of this package for sharded parameters, imported where there are any.
+
+    Raises:
+        ParameterError: sharded otherwise than by fully_shard.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is not None and any(isinstance(m, kind) for m in model.modules()):
+        return import_module("geodiag_torch.fsdp")
+    dtensor = sys.modules.get("torch.distributed.tensor")
+    wrapped = getattr(fsdp, "FullyShardedDataParallel", None)
+    if (wrapped is not None and any(isinstance(m, wrapped) for m in model.modules())) or (
+        dtensor is not None and any(isinstance(p, dtensor.DTensor) for p in model.parameters())
+    ):
+        raise ParameterError(
+            "the parameters are sharded otherwise than by torch.distributed.fsdp.fully_shard",
+            got=type(model).__name__,
+            do="shard the model with fully_shard, or measure it unsharded",
+        )
+    return None
 
 
 def _public_names(model: nn.Module) -> dict[str, str]:

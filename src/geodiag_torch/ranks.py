@@ -51,6 +51,10 @@ class Alone:
         """The error, of which the others have been told."""
         return error
 
+    def tell(self, error: BaseException) -> bool:
+        """Tell the others, wherever they wait, of an error; whether they answered."""
+        return True
+
     def any(self, yes: bool) -> bool:
         """Whether it is so on any rank."""
         return yes
@@ -79,7 +83,7 @@ class Ranks(Alone):
             size = sum(x.numel() for x in found.blocks.values())
             numbers = [size, found.weight, float(found.loss), *_checksum(asked)]
         except BaseException as e:
-            self._tell(e)
+            self.tell(e)
             raise
         rows = self._exchange(question, numbers)
         _check_same([row[3] for row in rows], AGREE * rows[0][4])
@@ -87,7 +91,7 @@ class Ranks(Alone):
         return Sums(sum(row[1] for row in rows), loss, self._added(found.blocks))
 
     def told(self, error: GeodiagError) -> GeodiagError:
-        self._tell(error)
+        self.tell(error)
         return error
 
     def any(self, yes: bool) -> bool:
@@ -115,21 +119,20 @@ class Ranks(Alone):
             )
         return [row[2:] for row in rows]
 
-    def _tell(self, error: BaseException) -> None:
-        """Tell the others, wherever they wait; raises only where one of them met something worse.
-
-        Nothing is raised where they do not answer: this rank has its own error to raise.
-        """
-        if isinstance(error, DistributedError):
-            return  # all have one
+    def tell(self, error: BaseException) -> bool:
+        """Raises only where one of the others met something worse."""
+        if isinstance(error, DistributedError) or getattr(error, "told_to_ranks", False):
+            return True  # all know
+        error.told_to_ranks = True  # type: ignore[attr-defined]
         engine = isinstance(error, EngineError)
         try:
             rows = self._gather([ENGINE if engine else ERROR, 0])
             texts = self._texts(f"{type(error).__name__}: {first_line(error)}")
         except DistributedError:
-            return
+            return False
         if engine and any(row[0] == ERROR for row in rows):
             self._report(rows, texts)
+        return True
 
     def _report(self, rows: list[list[float]], texts: list[str]) -> None:
         """Raise what a rank has met: the worst, of the first rank that met such a thing."""
@@ -151,7 +154,7 @@ class Ranks(Alone):
         row = row + [0.0] * (2 + 5 - len(row))
         mine = torch.tensor(row, dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
-        _collective(lambda: dist.all_gather(rows, mine, group=self._group))
+        collective(lambda: dist.all_gather(rows, mine, group=self._group))
         found: list[list[float]] = torch.stack(rows).tolist()
         return found
 
@@ -159,7 +162,7 @@ class Ranks(Alone):
         raw = mine.encode()[:TEXT].ljust(TEXT)
         text = torch.tensor(list(raw), dtype=torch.uint8, device=self._device)
         texts = [torch.empty_like(text) for _ in range(self.size)]
-        _collective(lambda: dist.all_gather(texts, text, group=self._group))
+        collective(lambda: dist.all_gather(texts, text, group=self._group))
         return [bytes(t.tolist()).decode(errors="replace").strip() for t in texts]
 
     def _added(self, blocks: Blocks) -> Blocks:
@@ -180,7 +183,7 @@ class Ranks(Alone):
         return out
 
     def _add(self, x: Tensor) -> None:
-        _collective(lambda: dist.all_reduce(x, group=self._group))
+        collective(lambda: dist.all_reduce(x, group=self._group))
 
 
 class RankBatches(Batches):
@@ -207,7 +210,14 @@ def ranks_of(model: nn.Module, group: Any, device: torch.device) -> Alone:
         group = _wrapped_group(model)
         if group is None or not _alive(group):
             return Alone()
-    return Ranks(group, device) if dist.get_world_size(group) > 1 else Alone()
+    return ranks_among(group, device)
+
+
+def ranks_among(group: dist.ProcessGroup | None, device: torch.device) -> Alone:
+    """This rank among those of a group that it is in."""
+    if group is None or dist.get_world_size(group) == 1:
+        return Alone()
+    return Ranks(group, device)
 
 
 def _wrapped_group(model: nn.Module) -> dist.ProcessGroup | None:
@@ -238,16 +248,26 @@ def _check_group(group: Any) -> None:
         )
 
 
-def _collective(run: Callable[[], Any]) -> None:
+def collective(run: Callable[[], Any]) -> None:
+    """Communicate.
+
+    Raises:
+        DistributedError: a rank did not answer.
+    """
     try:
         run()
     except RuntimeError as e:
-        raise DistributedError(
-            "a rank did not answer: it ended, hangs, or does something else",
-            got=first_line(e),
-            do="look for an error on the other ranks; if one is only slow, give the process group "
-            "a longer timeout",
-        ) from e
+        raise no_answer(e) from e
+
+
+def no_answer(e: BaseException) -> DistributedError:
+    """The error of a rank whose communication failed with ``e``."""
+    return DistributedError(
+        "a rank did not answer: it ended, hangs, or does something else",
+        got=first_line(e),
+        do="look for an error on the other ranks; if one is only slow, give the process group a "
+        "longer timeout",
+    )
 
 
 def _checksum(asked: Blocks) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from tests.distributed.problems import (
     relative,
     shard,
     together,
+    trained,
 )
 
 
@@ -33,8 +34,8 @@ def same_everywhere(value: float) -> None:
 
 def equal_the_union(rank: int) -> None:
     """All norms, both reductions, several engines."""
-    truth = network()
-    ddp = DistributedDataParallel(network())
+    truth = trained()
+    ddp = DistributedDataParallel(trained())
     before = fingerprint(ddp)
     for kind in KINDS:
         expected = alone(truth, kind)

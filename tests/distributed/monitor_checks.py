@@ -17,14 +17,13 @@ from tests.distributed.problems import CLOSE, batches, criterion, network, relat
 STEPS = 6
 
 
-def train(model: nn.Module, data: Any, monitor: Any = None, **options: Any) -> Any:
-    """Full-batch gradient descent; returns the attached monitor."""
+def train(model: nn.Module, data: Any, x: Any = None, **options: Any) -> Any:
+    """Full-batch gradient descent, on ``x`` if given; returns the attached monitor."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = geodiag_torch.attach(
         optimizer, model, criterion=criterion("mean"), data=data, **{"every": 2} | options
     )
-    x = torch.cat([x for x, _ in data])
-    y = torch.cat([y for _, y in data])
+    x, y = (torch.cat(parts) for parts in zip(*(data if x is None else x), strict=True))
     for _ in range(STEPS):
         optimizer.zero_grad()
         criterion("mean")(model(x), y).backward()

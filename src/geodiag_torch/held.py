@@ -1,0 +1,125 @@
+"""A module sharded by ``fully_shard`` while its own forward and backward passes run.
+
+Gradients, accumulated ones too, hooks on parameters and the settings of gradient synchronisation
+are put aside, and given back with the parameters' entries when the passes are over, however they
+end. Entries are written past autograd's version counters: nothing has changed in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+# Of FSDP's groups of parameters, while a pass runs: gradients are reduced, and parameters let go.
+SETTINGS = {
+    "reduce_grads": True,
+    "all_reduce_grads": True,
+    "reshard_after_backward": True,
+    "reduce_scatter_unused_params": True,
+    "_partial_reduce_output": None,
+}
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered parameters, so that the module holds its sharded ones."""
+    for m in model.modules():
+        if isinstance(m, FSDPModule):
+            m.reshard()
+
+
+def groups(model: nn.Module) -> list[Any]:
+    """FSDP's groups of parameters."""
+    found: dict[int, Any] = {}
+    for m in model.modules():
+        if isinstance(m, FSDPModule):
+            state = m._get_fsdp_state()
+            several = getattr(state, "_fsdp_param_groups", None)
+            for group in [state._fsdp_param_group] if several is None else several:
+                if group is not None:
+                    found[id(group)] = group
+    return list(found.values())
+
+
+def precisions(model: nn.Module) -> list[float]:
+    """The relative spacings of what FSDP computes or communicates in."""
+    policies = [group.mp_policy for group in groups(model)]
+    dtypes = {d for policy in policies for d in (policy.param_dtype, policy.reduce_dtype) if d}
+    return [torch.finfo(d).eps for d in dtypes] or [0.0]
+
+
+def divisors(model: nn.Module, size: int) -> dict[int, float]:
+    """By the ids of sharded parameters, what FSDP divides the sums of their gradients by."""
+    return {
+        id(param.sharded_param): group.gradient_divide_factor or float(size)
+        for group in groups(model)
+        for param in group.fsdp_params
+    }
+
+
+@contextmanager
+def held(model: nn.Module, written: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside, parameters have other entries and no gradients; afterwards all is as it was.
+
+    ``written``: by name, the parameter and its (local) entries inside.
+    """
+    params: list[Any] = list(model.parameters())
+    grads = [p.grad for p in params]
+    hooks = [p._post_accumulate_grad_hooks for p in params]
+    before = {name: local(p).clone() for name, (p, _) in written.items()}
+    with ExitStack() as stack:
+        for owner, name, value in _settings(model):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        try:
+            for p in params:
+                p.grad = None
+                p._post_accumulate_grad_hooks = None
+            for changed, entries in written.values():
+                local(changed).copy_(entries)
+            yield
+        except BaseException:
+            _recover(model)
+            raise
+        finally:
+            reshard(model)
+            for name, (changed, _) in written.items():
+                local(changed).copy_(before[name])
+            for p, grad, hook in zip(params, grads, hooks, strict=True):
+                p.grad, p._post_accumulate_grad_hooks = grad, hook
+
+
+def local(p: Tensor) -> Tensor:
+    """The entries of a parameter on this rank, out of sight of autograd and its counters."""
+    with torch.no_grad():
+        return (p._local_tensor if isinstance(p, DTensor) else p).data
+
+
+def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
+    for group in groups(model):
+        for name, value in SETTINGS.items():
+            if hasattr(group, name):
+                yield group, name, value
+        for param in group.fsdp_params:
+            if getattr(param, "unsharded_accumulated_grad", None) is not None:
+                yield param, "unsharded_accumulated_grad", None
+            gathered = getattr(param, "_unsharded_param", None)
+            if gathered is not None and gathered.grad is not None:
+                yield gathered, "grad", None
+    for m in model.modules():
+        if isinstance(m, FSDPModule):
+            yield m._get_fsdp_state()._state_ctx, "is_last_backward", True
+
+
+def _recover(model: nn.Module) -> None:
+    """After an exception in the middle of a pass: FSDP's own state as between two passes."""
+    for m in model.modules():
+        if isinstance(m, FSDPModule) and m._get_fsdp_state()._is_root:
+            reset = getattr(m, "reset_iter_state", None)
+            if reset is not None:
+                reset()

@@ -1,0 +1,32 @@
+"""Sharded parameters and sharded data on two ranks, against one process with all of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.distributed import fsdp_checks as checks
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.equal_the_union,
+        checks.other_questions,
+        checks.options_of_fsdp,
+        checks.unsharded_at_first,
+        checks.hooks_stay_silent,
+        checks.a_failure,
+        checks.refused,
+        checks.in_float32,
+        checks.trains_alike,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_fsdp(ranks: Any, check: Any) -> None:
+    ranks(check)
+
+
+def test_a_rank_that_is_killed(ranks: Any) -> None:
+    ranks(checks.killed, timeout=5, codes=[0, -9])
