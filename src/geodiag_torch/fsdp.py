@@ -272,7 +272,7 @@ class ShardedOracle(Oracle):
         problem = self._problem
         value = problem.loss.of(move(batch, problem.device))
         if self._eps is None:
-            self._eps = max(coarsest(value), *precisions(problem.loss.model))
+            self._eps = max(coarsest(value)[0], *precisions(problem.loss.model))
         return problem.batches.weigh(batch) if more else 0.0, value
 
     def _told(self, run: Callable[[], T]) -> T:
