@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from geodiag.blocks import Array
-from geodiag.errors import ArgumentError, DataError, GeodiagError, ParameterError
+from geodiag.errors import ArgumentError, DataError, GeodiagError, LossError, ParameterError
 from geodiag.spaces import MatrixView, Space
 
 PartitionSpec: Any = jax.sharding.PartitionSpec
@@ -28,6 +28,7 @@ _AXIS: Any = getattr(jax.sharding, "AxisType", None)  # not in older versions of
 # What JAX says where the arrays of one call do not go together.
 _APART = ("incompatible devices", "mesh for all inputs", "incompatible shardings")
 _UNEVEN = ("divisible", "evenly divide", "divides evenly")
+_NO_KERNEL = "is not supported by dot_general"
 
 
 @dataclass(frozen=True)
@@ -259,10 +260,11 @@ def in_dtype(dtype: Any, place: Any = None) -> Callable[[Any], Array]:
 
 @contextmanager
 def refusals_explained() -> Iterator[None]:
-    """JAX's refusal to compute with arrays that do not go together, as a geodiag error.
+    """JAX's refusal of arrays that do not go together, or of a dtype, as a geodiag error.
 
     Raises:
-        DataError: JAX refused.
+        DataError: they do not go together.
+        LossError: the device cannot compute in this dtype.
     """
     try:
         yield
@@ -283,5 +285,11 @@ def refusals_explained() -> Iterator[None]:
                 "an array cannot be sharded: its size is not a multiple of the mesh axis",
                 got=said[:400],
                 do="pad or cut that axis, or leave it whole (None in the PartitionSpec)",
+            ) from e
+        if _NO_KERNEL in said:
+            raise LossError(
+                "the loss does not run in this precision on this device",
+                got=said.partition("\n")[0],
+                do="measure it in float32 or bfloat16",
             ) from e
         raise

@@ -83,7 +83,7 @@ class Otherwise:
         if any("finite differences" in note for note in twin.notes):
             raise EngineError(
                 "Hessian-vector products are wrong, as they are without autocast",
-                got=twin.notes[-1],
+                got=twin.notes[-1].partition(": ")[2],
                 do="measure outside of autocast",
             )
         return True

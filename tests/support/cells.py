@@ -60,19 +60,23 @@ def measure(
     except geodiag.GeodiagError as e:
         return Outcome(ERROR, said=_sentence(e))
     different = engine == "finite-difference" or any("difference" in n for n in result.notes)
-    plain = [n for n in result.notes if "moves the value" not in n and "resolve" not in n]
+    plain = [n for n in result.notes if not re.search("moves the value|does not resolve", n)]
     return Outcome(
         BY_DIFFERENCES if different else WORKS,
         top=abs(result.value - truth.top) / abs(truth.top),
         signs=abs(float(along) - truth.signs) / truth.scale,
         noted=max(map(_noted, result.notes), default=0.0),
-        said="; ".join(plain),
+        said=_lasting("; ".join(plain)),
     )
 
 
 def _sentence(e: geodiag.GeodiagError) -> str:
-    """What was wrong, and what was got, without the figures of the moment."""
-    text = f"{type(e).__name__}: {e.what}" + (f" ({e.got})" if e.got else "")
+    """What was wrong, and what was got."""
+    return _lasting(f"{type(e).__name__}: {e.what}" + (f" ({e.got})" if e.got else ""))
+
+
+def _lasting(text: str) -> str:
+    """In one line, without the figures of the moment."""
     text = " ".join(text.split())
     return re.sub(r"relative difference of [\d.e+-]+", "relative difference", text)
 

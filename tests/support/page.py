@@ -27,7 +27,7 @@ on a CPU.
 
 ## Stated errors
 
-| precision | bound | largest measured | engine | by finite differences: bound | largest measured |
+| precision | bound | largest measured | where | by finite differences: bound | largest measured |
 |---|---|---|---|---|---|
 """
 BELOW = """
@@ -45,6 +45,19 @@ models) makes it a float32 measurement. What a device does inside of one operati
 seen. In float16, numbers below 6e-8 vanish: gradients of a loss that averages over very many terms
 can, without a trace in the product. Scale such a loss inside of `loss_fn`, as a GradScaler does,
 and divide S by the same factor; or measure in bfloat16 or float32.
+
+## A model of 124 million parameters
+
+`examples/gpt2.py` builds GPT-2 small from its configuration (Hugging Face, random weights, nothing
+is downloaded) and measures all of its 124,439,808 parameters in ℓ∞, in 15 lines:
+
+    pip install -c constraints.txt torch==2.13.0
+    pip install -c constraints.txt -e ".[torch]" transformers
+    python examples/gpt2.py
+
+From such an environment, made anew, it took 119 s with one thread, on a machine of two cores that
+was busy with other work (load 1 to 2), and 7.9 GiB at the peak: 14 Hessian-vector products of 64
+tokens.
 
 ## Limits
 
