@@ -15,7 +15,7 @@ from tests.fuzz.case import Case
 from tests.fuzz.runner import NO_CHECKS, explore, run_one
 from tests.fuzz.targets import TARGETS
 
-CASES = 1200  # of all targets together
+CASES = 800  # of all targets together
 SHARES = sum(share for _, share in TARGETS.values())
 
 QUIET = {"database": None, "deadline": None, "suppress_health_check": NO_CHECKS}
