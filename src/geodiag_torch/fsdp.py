@@ -9,6 +9,7 @@ pass, so ranks that have run out of batches repeat their last one with weight ze
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +26,7 @@ from geodiag.errors import (
     ParameterError,
     StaleOracle,
 )
-from geodiag.oracles import Oracle, finite_difference_hvp
+from geodiag.oracles import Differences, Oracle
 from geodiag.oracles.base import Program
 from geodiag.spaces import Space
 from geodiag_torch import sharded_rules as sharded_rules
@@ -145,6 +146,7 @@ class ShardedOracle(Oracle):
         self._watch = problem.watch(self._at_model)
         self._first: tuple[Tensor, Blocks] | None = None
         self._eps: float | None = None
+        self._differences: Differences | None = None
         self._divisors = divisors(problem.loss.model, problem.ranks.size)
 
     @property
@@ -161,12 +163,8 @@ class ShardedOracle(Oracle):
     def release(self) -> None:
         """Nothing is kept."""
 
-    def moved(self, params: Blocks) -> ShardedOracle:
-        self._check_fresh()
-        check_like(params, self.space.shapes, "params")
-        other = ShardedOracle(self._problem, params)
-        other._passes = self._passes
-        return other
+    def surroundings(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._problem.device.type, enabled=False)
 
     def point(self) -> Blocks:
         self._check_fresh()
@@ -186,7 +184,15 @@ class ShardedOracle(Oracle):
                 got=f"a relative precision of {self.precision:.1g} between parameters and loss",
                 do="measure in float32, without a MixedPrecisionPolicy and outside of autocast",
             )
-        return finite_difference_hvp(self.gradient_at, self._point, self._placed(d), self.precision)
+        return self._by_differences().hvp(self.gradient_at, self._placed(d))
+
+    def again(self, d: Blocks) -> Blocks | None:
+        return self._by_differences().again(self.gradient_at, self._placed(d))
+
+    def _by_differences(self) -> Differences:
+        if self._differences is None:
+            self._differences = Differences(self._point, self.precision)
+        return self._differences
 
     def loss_at(self, params: Blocks) -> Tensor:
         check_like(params, self.space.shapes, "params")

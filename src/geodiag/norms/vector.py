@@ -58,34 +58,25 @@ class L1(Norm):
         return xp.sum(xp.stack([xp.sum(xp.abs(x)) for x in d.values()]))
 
     def lmo(self, g: Blocks) -> Blocks:
-        xp = namespace(g)
-        # Not by way of one vector, which would gather tensors that are split over devices.
-        peaks = xp.stack([_largest(x) for x in g.values()])
-        best = xp.argmax(peaks)
-        answer = {}
-        for i, (name, x) in enumerate(g.items()):
-            place, size = _numbered(x), math.prod(x.shape)
-            # NaN counts as the largest, and stays NaN.
-            here = ((xp.abs(x) == peaks[i]) | (x != x)) & (best == i)
-            first = xp.min(xp.where(here, place, size)) if size else size
-            answer[name] = xp.where(here & (place == first), xp.sign(x), xp.zeros_like(x))
-        return answer
+        stacked = self.lmos({name: x[None, ...] for name, x in g.items()})
+        return {name: x[0, ...] for name, x in stacked.items()}
 
     def lmos(self, gs: Blocks) -> Blocks:
         xp = namespace(gs)
-        rows = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in gs.values()]
-        flat = xp.concat(rows, axis=1)
-        if flat.shape[1] == 0:
-            return gs
-        best = xp.argmax(xp.abs(flat), axis=1)
-        index = xp.arange(flat.shape[1], dtype=best.dtype, device=device(best))
-        one_hot = xp.where(index == best[:, None], xp.sign(flat), xp.zeros_like(flat))
-        out: Blocks = {}
-        at = 0
-        for (name, x), row in zip(gs.items(), rows, strict=True):
-            out[name] = xp.reshape(one_hot[:, at : at + row.shape[1]], x.shape)
-            at += row.shape[1]
-        return out
+        # Not by way of one vector, which would gather tensors that are split over devices.
+        peaks = xp.stack([_largest_of_each(x) for x in gs.values()])
+        best = xp.argmax(peaks, axis=0)
+        answer = {}
+        for i, (name, x) in enumerate(gs.items()):
+            column = (x.shape[0], *(1 for _ in x.shape[1:]))
+            place, size = _numbered(x), math.prod(x.shape[1:])
+            peak, chosen = xp.reshape(peaks[i, ...], column), xp.reshape(best == i, column)
+            # NaN counts as the largest, and stays NaN.
+            here = ((xp.abs(x) == peak) | (x != x)) & chosen
+            inner = tuple(range(1, x.ndim))
+            first = xp.min(xp.where(here, place, size), axis=inner, keepdims=True) if size else size
+            answer[name] = xp.where(here & (place == first), xp.sign(x), xp.zeros_like(x))
+        return answer
 
     def dual(self, g: Blocks) -> Array:
         return Linf().value(g)
@@ -106,13 +97,20 @@ class L1(Norm):
 
 
 def _numbered(x: Array) -> Array:
-    """The row-major number of each entry."""
+    """The row-major number of each entry of a member of a stack."""
     xp = array_namespace(x)
     number = xp.zeros((), dtype=xp.int32, device=device(x))
-    for n in x.shape:
+    for n in x.shape[1:]:
         along = xp.arange(n, dtype=xp.int32, device=device(x))
         number = number[..., None] * n + along
     return number
+
+
+def _largest_of_each(x: Array) -> Array:
+    """max |x| of each member of a stack, and zero for empty ones."""
+    xp = array_namespace(x)
+    inner = tuple(range(1, x.ndim))
+    return xp.sum(x, axis=inner) if 0 in x.shape else xp.max(xp.abs(x), axis=inner)
 
 
 def _largest(x: Array) -> Array:
