@@ -69,10 +69,12 @@ class JaxOracle(Oracle):
         return tuple(self._notes)
 
     @property
+    @refusals_explained()
     def precision(self) -> float:
         _, batch, arrays = next(iter(self._feed))
         return coarsest(self._form, batch, self._point, self._fixed, arrays)
 
+    @refusals_explained()
     def again(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
             return self._central().again(self.gradient_at, d)

@@ -41,12 +41,11 @@ def ask(norm: Any, params: Any, data: Any, f: Any = loss) -> geodiag.SharpnessRe
 
 
 def equal() -> None:
-    """Data-parallel, parameter-sharded and both: values, shardings, nothing compiled twice."""
+    """Data-parallel, and parameters in pieces too: values, shardings, nothing compiled twice."""
     params, batch = draw()
     over = models.mesh()
     ways = {
         "data": (put(params, over), put(batch, over, "data")),
-        "model": (split(params, over), put(batch, over)),
         "both": (split(params, over), put(batch, over, "data")),
     }
     for name, norm in NORMS.items():
@@ -206,6 +205,17 @@ def gathers() -> None:
                     assert gather not in text, f"{name}: {gather} in {program}"
     finally:
         programs._run = run
+
+
+def pieces() -> None:
+    """Parameters in pieces, each device with the whole batch."""
+    params, batch = draw()
+    over = models.mesh()
+    p, b = split(params, over), put(batch, over)
+    for name, norm in NORMS.items():
+        got, want = ask(norm, p, b), ask(norm, params, batch)
+        close(got, want, name)
+        assert name not in ELEMENTWISE or kept(got.direction, p), name
 
 
 def whole() -> None:

@@ -42,6 +42,8 @@ def test_sharded_results_equal_those_of_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["oracle", "tracked", "explicit", "refused", "gathers", "whole"])
+@pytest.mark.parametrize(
+    "name", ["oracle", "pieces", "tracked", "explicit", "refused", "gathers", "whole"]
+)
 def test_over_four_devices(name):
     check(name)
