@@ -209,3 +209,14 @@ def kept_bytes(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, array
     eval_shape: Compiled = linearized.eval_shape
     linear = eval_shape(form, batch, point, fixed, arrays)[2]
     return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(linear))
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_works(form: Form) -> list[bool]:
+    """[], or whether forward mode works, as found so far; JAX does not remember what failed."""
+    return []
+
+
+def blocked(form: Form) -> bool:
+    """Whether forward mode is known not to work."""
+    return forward_works(form) == [False]

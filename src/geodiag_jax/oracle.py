@@ -7,7 +7,6 @@ find the frozen loss again means that the data changed.
 
 from __future__ import annotations
 
-import functools
 import math
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -157,7 +156,7 @@ class JaxOracle(Oracle):
     def _fresh(self) -> tuple[programs.Source, Any] | None:
         """The source of a program that linearizes for itself, where nothing has been asked yet."""
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
-        if not unasked or not self._feed.single or (self._auto and _blocked(self._form)):
+        if not unasked or not self._feed.single or (self._auto and compiled.blocked(self._form)):
             return None
         ((_, batch, arrays),) = self._feed
         return programs.Fresh(self._form, batch), (self._point, self._fixed, arrays)
@@ -174,7 +173,9 @@ class JaxOracle(Oracle):
             return programs.Kept(), (frozen, self._feed.shares(self._kept))
         if self._kept is None and self._feed.single:
             ((_, batch, arrays),) = self._feed
-            forward = self._engine == "recompute" and not (self._auto and _blocked(self._form))
+            forward = self._engine == "recompute" and not (
+                self._auto and compiled.blocked(self._form)
+            )
             where = (self._point, self._fixed, arrays)
             return programs.Recomputed(self._form, batch, forward), (frozen, where)
         return None
@@ -215,7 +216,7 @@ class JaxOracle(Oracle):
         answers: list[tuple[float, tuple[Array, Arrays]]] = []
         for weight, batch, arrays in self._feed:
             question = (self._form, batch, self._point, self._fixed, arrays)
-            if self._auto and _blocked(self._form):
+            if self._auto and compiled.blocked(self._form):
                 self._use_reverse()
                 return None
             try:
@@ -245,7 +246,7 @@ class JaxOracle(Oracle):
 
     def _try_forward(self, linear: Any) -> None:
         """Once per loss: a ``custom_vjp`` in a linearization raises only when it is lowered."""
-        known = _forward_works(self._form)
+        known = compiled.forward_works(self._form)
         if known != [True]:
             compiled.apply.lower(linear, self._point)
             known[:] = [True]
@@ -268,7 +269,7 @@ class JaxOracle(Oracle):
     def _recomputed(self, batch: BatchForm, arrays: Arrays, d: Arrays, many: bool) -> Any:
         """(loss, product) of one batch."""
         question = (self._form, batch, self._point, self._fixed, arrays, d)
-        if self._auto and self._engine == "recompute" and _blocked(self._form):
+        if self._auto and self._engine == "recompute" and compiled.blocked(self._form):
             self._use_reverse()
         if self._engine == "recompute":
             try:
@@ -300,7 +301,7 @@ class JaxOracle(Oracle):
         self._use_reverse()
 
     def _use_reverse(self) -> None:
-        _forward_works(self._form)[:] = [False]
+        compiled.forward_works(self._form)[:] = [False]
         self._engine = "reverse"
         self._note(
             "forward-mode differentiation is blocked (by a custom_vjp); "
@@ -340,13 +341,3 @@ def _curvature(d: Arrays, product: Arrays) -> float:
     along = sum(float(jnp.vdot(x, y)) for x, y in zip(d, product, strict=True))
     length2 = sum(float(jnp.vdot(x, x)) for x in d)
     return abs(along) / length2 if length2 else 0.0
-
-
-@functools.lru_cache(maxsize=1024)
-def _forward_works(form: Form) -> list[bool]:
-    """[], or whether forward mode works, as found so far; JAX does not remember what failed."""
-    return []
-
-
-def _blocked(form: Form) -> bool:
-    return _forward_works(form) == [False]
