@@ -1,0 +1,43 @@
+"""The examples of docs/distributed.md, as they stand, under torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import geodiag
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "distributed.md"
+EXAMPLES = re.findall(
+    r"^```py\n# (\S+): torchrun (.*?) \S+\n(.*?)^```$", PAGE.read_text(), re.M | re.S
+)
+
+
+def test_there_are_examples() -> None:
+    assert [name for name, _, _ in EXAMPLES] == ["run.py", "sharded.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "code"), EXAMPLES, ids=lambda x: x.split("\n")[0])
+def test_example_runs(tmp_path: Path, name: str, options: str, code: str) -> None:
+    (tmp_path / name).write_text(code)
+    source = str(Path(geodiag.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options.split(), name],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(re.findall(r"^rank (\d): (\S+?),?(?: .*)?$", done.stdout, re.MULTILINE))
+    assert set(said) == {"0", "1"}, done.stdout
+    assert said["0"] == said["1"]
+    assert float(said["0"]) > 0
