@@ -27,6 +27,8 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     image = oracle.again(result.direction)
     if image is None:
         return result
+    noted = [note for note in oracle.notes if note not in result.notes]  # while it was asked
+    result = replace(result, notes=(*result.notes, *noted))
     eps = oracle.precision
     doubt = abs(float(dot(result.direction, image)) - result.value)
     doubt = math.inf if math.isnan(doubt) else doubt

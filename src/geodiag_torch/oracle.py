@@ -90,6 +90,9 @@ class TorchOracle(Oracle):
         return self._passes.eps or max(torch.finfo(x.dtype).eps for x in self._leaves.values())
 
     def again(self, d: Blocks) -> Blocks | None:
+        if self._engine != "finite-difference":
+            note = self._otherwise.vanishing(self._loss_and_gradient()[1], self._eps)
+            self._notes += [note] if note and note not in self._notes else []
         return self._otherwise.again(d, self._eps)
 
     def once(self, passes: Passes, d: Blocks) -> Blocks:

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, norm2, scale, subtract
 from geodiag.errors import EngineError
 from geodiag.oracles import Differences, shaken
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import outside_inference
+from geodiag_torch.graph import derivative
 from geodiag_torch.padding import held, padding_rows
 from geodiag_torch.passes import Passes
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
 
+# What a loss in float16 is scaled by, to see whether its gradients vanish: 6e-8 becomes 6e-5, from
+# where on numbers have all their digits; gradients of up to 64 do not overflow.
+SCALE = 2.0**10
 FLOAT32 = torch.finfo(torch.float32).eps
 
 
@@ -55,6 +59,23 @@ class Otherwise:
             return None
         noise = self._problem.space.random(np.random.default_rng(0))
         return shaken(self._point(), noise, eps, d, self._elsewhere)
+
+    def vanishing(self, gradient: Blocks, eps: float) -> str | None:
+        """A note where gradients in float16 vanish: where those of a loss scaled up are others."""
+        if eps != torch.finfo(torch.float16).eps:
+            return None
+
+        def part(value: torch.Tensor, weight: float) -> Leaves:
+            return derivative(value * SCALE, self._leaves)
+
+        scaled = scale(self._passes.sum(self._leaves, part)[1], 1 / SCALE)
+        change, size = float(norm2(subtract(scaled, gradient))), float(norm2(scaled))
+        if not change > 16 * eps * size:  # nor where the scaled ones are not finite
+            return None
+        return (
+            f"gradients vanish in float16: with the loss scaled by {SCALE:.0f} they change by "
+            f"{change / size:.2g} of it; scale the loss, or measure in bfloat16 or float32"
+        )
 
     def slope(self, params: Blocks) -> Blocks:
         """The gradient at other parameters, as differences need it."""

@@ -180,3 +180,24 @@ def test_a_model_that_needs_autocast_is_measured_unchecked_and_the_note_says_so(
     with autocast():
         result = geodiag.sharpness(Stubborn(), criterion=nn.MSELoss(), data=data, max_hvps=8)
     assert any("not cross-checked" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "autocast"])
+def test_gradients_that_vanish_in_float16_are_noted(kind):
+    """A loss of 1e-6 has gradients of about 1e-7 per entry; the least float16 number is 6e-8."""
+    model, (x, y) = mlp(torch.float16 if kind == "parameters" else torch.float32)
+
+    def measured(factor):
+        def loss_fn(m, batch):
+            # In the model's own precision: a loss in float32 would scale the rest in float32 only.
+            return ((m(batch[0]) - batch[1]) * factor).square().mean()
+
+        with autocast(torch.float16) if kind == "autocast" else torch.no_grad():
+            return geodiag.sharpness(model, loss_fn=loss_fn, data=(x, y), max_hvps=8)
+
+    assert not any("vanish" in note for note in measured(1.0).notes)
+    small = measured(1e-3)
+    assert any("gradients vanish in float16" in note for note in small.notes)
+    model, (x, y) = model.bfloat16(), (x.bfloat16(), y.bfloat16())
+    if kind == "parameters":
+        assert not any("vanish" in note for note in measured(1e-3).notes)
