@@ -42,9 +42,10 @@ tolerance; they are refused below 32 bits.
 Sums over batches, and all vectors of a search, are in float32 or better, also inside of autocast. A
 part of a float64 model that computes in float32 (softmax, norms and the loss of Hugging Face
 models) makes it a float32 measurement. What a device does inside of one operation (TF32) cannot be
-seen. In float16, numbers below 6e-8 vanish: gradients of a loss that averages over very many terms
-can, without a trace in the product. Scale such a loss inside of `loss_fn`, as a GradScaler does,
-and divide S by the same factor; or measure in bfloat16 or float32.
+seen. In float16, numbers below 6e-8 vanish, as gradients of a loss that averages over very many
+terms can. In PyTorch a note tells where those of the loss scaled by 1,024 are others; JAX does not
+look. Scale such a loss inside of `loss_fn`, as a GradScaler does, and divide S by the same factor;
+or measure in bfloat16 or float32.
 
 ## A model of 124 million parameters
 
