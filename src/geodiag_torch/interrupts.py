@@ -41,16 +41,27 @@ class _Waiting:
         # Others are the system's own (default, ignored), which raise nothing.
         self._handlers: dict[int, Any] = {n: h for n, h in found.items() if callable(h)}
         self._seen: dict[int, Any] = {}
+        self._through = False  # whether they get theirs at once
 
     def __call__(self, number: int, frame: Any) -> None:
-        self._seen[number] = frame
+        if self._through:
+            self._handlers[number](number, frame)
+        else:
+            self._seen[number] = frame
 
     def hold(self) -> None:
-        """From here on nothing is raised. What came before still is: then it is to be held anew."""
+        """From here on nothing is raised; what came before still is."""
         for number in self._handlers:
-            before = signal.signal(number, self)
-            if before is not self:  # whoever has set another one meanwhile gets it back
-                self._handlers[number] = before
+            signal.signal(number, self)
+
+    def released(self, run: Callable[[], T]) -> T:
+        """``run()``, which signals interrupt."""
+        try:
+            self._through = True
+            self._deliver()
+            return run()
+        finally:
+            self._through = False
 
     def release(self) -> None:
         """Put the handlers back, and let them have what came in the meantime."""
@@ -59,24 +70,16 @@ class _Waiting:
         except BaseException:  # of the first of them, with others still to be put back
             self._put_back()
             raise
-        while self._seen:
-            number, frame = self._seen.popitem()
-            handler = self._handlers[number]
-            if callable(handler):
-                handler(number, frame)
-
-    def released(self, run: Callable[[], T]) -> T:
-        """``run()`` with the handlers in their places."""
-        try:
-            self.release()
-            return run()
         finally:
-            try:
-                self.hold()
-            except BaseException:
-                self.hold()
-                raise
+            self._through = True  # should somebody in the run have kept this one to put it back
+        self._deliver()
 
     def _put_back(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is self:  # else the run has set another
+                signal.signal(number, handler)
+
+    def _deliver(self) -> None:
+        while self._seen:
+            number, frame = self._seen.popitem()
+            self._handlers[number](number, frame)

@@ -33,14 +33,16 @@ class Injected:
 class Injector:
     """Passive until :meth:`record` or :meth:`inject` runs something."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: str | None = None) -> None:
+        """``ignored``: a file of geodiag whose own calls do not count."""
         self.calls: list[str] = []
+        self._ignored = ignored
         self._fatal, self._error, self._active = -1, RuntimeError, False
         self.raised = 0  # injections in all
 
     def tick(self, what: str) -> None:
         """One call of ``what``: the place where the fault comes."""
-        caller = _caller() if self._active else None
+        caller = _caller(self._ignored) if self._active else None
         if caller is None:
             return
         self.calls.append(f"{what} < {caller}")
@@ -117,15 +119,17 @@ def thinned(calls: list[str], count: int) -> list[int]:
     return later[:: max(1, len(later) // count)] if count else []
 
 
-def _caller() -> str | None:
+def _caller(ignored: str | None) -> str | None:
     """The nearest line of geodiag that decides something; None for the user's own calls."""
-    frame, nearest = sys._getframe(2), None
+    frame, nearest, deciding = sys._getframe(2), None, None
     while frame is not None:
         path = frame.f_code.co_filename
         if "/src/geodiag" in path:
             name = path.rpartition("/")[2]
+            if name == ignored:
+                return None
             nearest = nearest or f"{name}:{frame.f_lineno}"
-            if name not in ON_THE_WAY:
-                return f"{name}:{frame.f_lineno}"
+            if deciding is None and name not in ON_THE_WAY:
+                deciding = f"{name}:{frame.f_lineno}"
         frame = frame.f_back
-    return nearest
+    return deciding or nearest

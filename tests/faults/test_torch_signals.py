@@ -132,6 +132,32 @@ class TestWhatWaits:
         assert signal.getsignal(signal.SIGALRM) is other
         signal.signal(signal.SIGALRM, before)
 
+    def test_a_handler_that_is_put_back_too_late_still_works(self, alarm):
+        kept = []
+        uninterrupted(lambda run: run(), lambda: kept.append(signal.getsignal(signal.SIGALRM)))
+        before = signal.signal(signal.SIGALRM, kept[0])
+        with pytest.raises(KeyboardInterrupt):
+            self.send()
+        signal.signal(signal.SIGALRM, before)
+
+    def test_one_within_the_other(self, alarm):
+        seen = []
+
+        def inner(run):
+            self.send()
+            seen.append("inner")
+            return run()
+
+        def outer(run):
+            try:
+                return run()
+            finally:
+                seen.append("outer")
+
+        with pytest.raises(KeyboardInterrupt):
+            uninterrupted(outer, lambda: uninterrupted(inner, lambda: seen.append("never")))
+        assert seen == ["inner", "outer"]
+
     def test_every_handler_is_back_also_when_one_raises_in_between(self, alarm):
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGALRM)}
 
