@@ -25,6 +25,7 @@ from geodiag.errors import (
 from geodiag.norms import Norm
 from geodiag.problems import as_norm
 from geodiag.spaces import MatrixView, Space
+from geodiag_torch.dtensors import ours, spread_as
 
 
 class NonEuclideanGD(torch.optim.Optimizer):
@@ -127,7 +128,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             g = gradients[name]
             # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
             update = torch.where((g != 0).any(), direction[name] * (group["lr"] * factor), 0.0)
-            p.sub_(update.to(p.dtype))
+            p.sub_(spread_as(update.to(p.dtype), p))
         return loss
 
     def _named(self) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
@@ -141,14 +142,14 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
     def _gradient(self, p: Tensor) -> Tensor:
         if p.grad is None:
-            return torch.zeros_like(p, dtype=self._dtype)
+            return torch.zeros_like(ours(p), dtype=self._dtype)
         if p.grad.layout != torch.strided:
             raise ParameterError(
                 "sparse gradients are not supported",
                 got=str(p.grad.layout),
                 do="build the embedding with sparse=False",
             )
-        return p.grad.to(self._dtype)
+        return ours(p.grad).to(self._dtype)
 
     def _bind(self) -> Norm:
         named: dict[str, Tensor] = {}

@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import geodiag
+import geodiag_torch
+import geodiag_torch.dtensors
 from geodiag import errors
 from geodiag_torch.fsdp import NOTE
 from geodiag_torch.sharded import Sharded
@@ -286,3 +288,42 @@ def trains_alike(rank: int) -> None:
     monitor_checks.train(plain, mine, x=data, every=10**6)
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.to_local(), q.to_local())
+
+
+def optimizers(rank: int) -> None:
+    """Optimizers with sharded states, and our own, step and are measured as in one process."""
+    data = batches((4, 4, 4, 4))
+    mine = data[2 * rank : 2 * rank + 2]
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    makers = [
+        lambda named: torch.optim.Adam([p for _, p in named], lr=1e-3),
+        lambda named: geodiag_torch.NonEuclideanGD(named, lr=1e-3, norm="linf"),
+        lambda named: geodiag_torch.NonEuclideanGD(named, lr=1e-3, norm="spectral"),
+    ]
+    for make in makers:
+        records, points = [], []
+        for model, shard_of_it in ((trained(), data), (sharded(), mine)):
+            optimizer = make(list(model.named_parameters()))
+            monitor = geodiag_torch.attach(
+                optimizer,
+                model,
+                criterion=criterion("mean"),
+                data=shard_of_it,
+                every=lambda step: step == 1,
+                estimator=geodiag.estimators.Ascent(starts=1),
+                max_hvps=6,
+            )
+            for _ in range(3):
+                optimizer.zero_grad()
+                criterion("mean")(model(x), y).backward()
+                optimizer.step()
+            monitor.detach()
+            records += monitor.records
+            points.append([geodiag_torch.dtensors.ours(p.detach()) for p in model.parameters()])
+        for p, q in zip(*points, strict=True):
+            torch.testing.assert_close(q.full() if isinstance(q, Sharded) else q, p)
+        expected, found = records
+        assert not found.note.replace(NOTE, ""), found.note
+        for field in ("loss", "sharpness", "ratio", "directional_smoothness"):
+            a, b = getattr(found, field), getattr(expected, field)
+            assert relative(a, b) < CLOSE, (field, a, b)

@@ -21,6 +21,7 @@ from tests.distributed import fsdp_checks as checks
         checks.refused,
         checks.in_float32,
         checks.trains_alike,
+        checks.optimizers,
     ],
     ids=lambda check: check.__name__,
 )

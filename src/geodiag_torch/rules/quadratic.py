@@ -15,6 +15,7 @@ from geodiag.errors import NormError
 from geodiag.geometry import UnknownRule
 from geodiag.monitor import Update
 from geodiag.norms import L2, Norm, Preconditioned
+from geodiag_torch.dtensors import ours
 from geodiag_torch.rules.base import Family, Slot, minimizing, one, relative_rates
 
 # Groups may differ in weight decay where that moves the threshold by no more than this.
@@ -85,7 +86,7 @@ class Stateful(Quadratic):
                 got="no state in the optimizer",
                 do="wait for its first step; leave parameters without gradients out with where=",
             )
-        p = self.root(slot.state, slot.group)
+        p = ours(self.root(slot.state, slot.group))
         if not bool((p > 0).all() & torch.isfinite(p).all()):
             raise NormError(f"the preconditioner is not positive and finite at {slot.name!r}")
         return p
