@@ -10,10 +10,12 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from geodiag.checks import is_whole
 from geodiag.errors import ArgumentError, MissingDependency, shown
 from geodiag.page import page
 from geodiag.records import Record, read_records
@@ -31,6 +33,8 @@ COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 MANY = 60  # points in a run beyond which a line needs no markers
+LARGEST = 1e100  # a number that is drawn
+LARGEST_STEP = 2**53  # beyond it, not every whole number is a float
 WIDE = 30  # a range of S and threshold beyond which their axis is logarithmic
 
 Runs: TypeAlias = dict[str, list[Record]]
@@ -46,7 +50,8 @@ def plot(
 
     Args:
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
-            or a dict that gives each run's records or path a label.
+            or a dict that gives each run's records or path a label. Numbers beyond 1e100 are left
+            out.
         path: where to save the picture: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
             file that needs no network and holds a table of the last records too.
 
@@ -59,10 +64,11 @@ def plot(
     """
     runs = _runs(records)
     target = None if path is None else _target(path)
+    drawn = {label: [_drawable(r) for r in run] for label, run in runs.items()}
     figure = _figure(7.2, 7.4)
     loss, curvature, ratio = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
     for draw, axes in ((_loss, loss), (_curvature, curvature), (_ratio, ratio)):
-        draw(axes, runs)
+        draw(axes, drawn)
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -96,6 +102,7 @@ def _runs(source: Any) -> Runs:
             )
     if not runs:
         raise ArgumentError("there are no records to draw", got="no runs")
+    _check_steps(runs)
     return runs
 
 
@@ -111,6 +118,19 @@ def _read(source: Any) -> list[Record]:
             do="pass monitor.records, the path of a log, a list of paths, or a dict of these",
         )
     return found
+
+
+def _drawable(r: Record) -> Record:
+    """The record without numbers beyond LARGEST, for which an axis has no room."""
+    lost = [k for k, x in vars(r).items() if isinstance(x, float) and LARGEST < abs(x) < math.inf]
+    return replace(r, **dict.fromkeys(lost, math.nan))
+
+
+def _check_steps(runs: Runs) -> None:
+    for run in runs.values():
+        for r in run:
+            if not is_whole(r.step) or abs(r.step) > LARGEST_STEP:
+                raise ArgumentError("a step cannot be drawn", got=shown(r.step))
 
 
 def _labels(paths: list[Path]) -> dict[str, Path]:
