@@ -121,9 +121,12 @@ def _read(source: Any) -> list[Record]:
 
 
 def _drawable(r: Record) -> Record:
-    """The record without numbers beyond LARGEST, for which an axis has no room."""
-    lost = [k for k, x in vars(r).items() if isinstance(x, float) and LARGEST < abs(x) < math.inf]
-    return replace(r, **dict.fromkeys(lost, math.nan))
+    """The record as an axis has room for it: beyond LARGEST left out, below its inverse zero."""
+    changed: dict[str, Any] = {}
+    for name, x in vars(r).items():
+        if isinstance(x, float) and x and math.isfinite(x) and not 1 / LARGEST <= abs(x) <= LARGEST:
+            changed[name] = math.nan if abs(x) > LARGEST else 0.0
+    return replace(r, **changed)
 
 
 def _check_steps(runs: Runs) -> None:
