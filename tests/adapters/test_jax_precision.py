@@ -100,3 +100,19 @@ def test_the_step_of_differences_suits_the_loss():
     again = oracle.again(d)
     assert again is not None
     np.testing.assert_allclose(again["w"], [1.0, 0.0, 0.0, 0.0], atol=1e-3)
+
+
+def test_a_precision_without_kernels_is_named():
+    def loss(params):
+        preset = jax.lax.DotAlgorithmPreset.F16_F16_F32
+        w = params["w"].astype(jnp.float16)
+        return jax.lax.dot(w, w, precision=preset, preferred_element_type=jnp.float32)
+
+    params = {"w": jnp.ones(3, dtype=jnp.float32)}
+    try:
+        jax.jit(loss)(params)
+    except ValueError:
+        with pytest.raises(errors.LossError, match="does not run in this precision"):
+            geodiag.sharpness(loss, params=params)
+    else:  # another device
+        geodiag.sharpness(loss, params=params, max_hvps=4)
