@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, TypeVar
 
 import jax
@@ -67,7 +68,7 @@ class JaxOracle(Oracle):
     def notes(self) -> tuple[str, ...]:
         return tuple(self._notes)
 
-    @property
+    @cached_property
     @refusals_explained()
     def precision(self) -> float:
         _, batch, arrays = next(iter(self._feed))

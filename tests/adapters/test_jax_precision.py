@@ -116,3 +116,16 @@ def test_a_precision_without_kernels_is_named():
             geodiag.sharpness(loss, params=params)
     else:  # another device
         geodiag.sharpness(loss, params=params, max_hvps=4)
+
+
+def test_the_data_are_not_read_again_for_it():
+    class Loader:
+        passes = 0
+
+        def __iter__(self):
+            Loader.passes += 1
+            return iter([(jnp.ones(3),), (2 * jnp.ones(3),)])
+
+    oracle = geodiag.problem(plain, params={"w": jnp.ones(3)}, data=Loader()).at()
+    before = oracle.precision, Loader.passes
+    assert (oracle.precision, Loader.passes) == before
