@@ -24,6 +24,7 @@ import optax
 
 from geodiag.blocks import Array, Blocks, epsilon
 from geodiag.checks import as_number, is_number
+from geodiag.data import DEEPEST
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.geometry import UnknownRule, equal
 from geodiag.monitor import Update
@@ -249,8 +250,12 @@ def _family(slots: list[Slot]) -> Family:
     return family
 
 
-def _walk(node: Any, injected: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def _walk(
+    node: Any, injected: Mapping[str, Any], depth: int = 0
+) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """The states that matter, each with the injected hyperparameters that hold there."""
+    if depth > DEEPEST:
+        raise _unknown("states in states without an end")
     if isinstance(node, (*FAMILIES, optax.TraceState)):
         yield node, injected
     elif isinstance(node, WRAPPERS):
@@ -259,10 +264,10 @@ def _walk(node: Any, injected: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping
         injected = {**muons, **injected, **getattr(node, "hyperparams", {})}
         for inner in INNER:
             if inner in _fields(node):
-                yield from _walk(getattr(node, inner), injected)
+                yield from _walk(getattr(node, inner), injected, depth + 1)
     elif type(node) in (tuple, list) or isinstance(node, Mapping):
         for child in node.values() if isinstance(node, Mapping) else node:
-            yield from _walk(child, injected)
+            yield from _walk(child, injected, depth + 1)
     elif not isinstance(node, IDLE):
         raise _unknown(type(node).__name__)
 

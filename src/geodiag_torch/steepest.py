@@ -73,6 +73,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             raise ParameterError("a parameter group is a dict with params", got=got)
         if "lr" in param_group:
             _check_lr(param_group["lr"])
+            param_group["lr"] = float(param_group["lr"])  # a tensor times a huge int would overflow
         try:
             super().add_param_group(param_group)
         except (TypeError, ValueError) as e:

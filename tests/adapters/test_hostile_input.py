@@ -86,6 +86,7 @@ BAD = {
         ParameterError,
     ),
     "gradients that hold themselves": (lambda: update(grads=own_dict()), ParameterError),
+    "a state that holds itself": (lambda: geodiag_jax.geometry(ENDLESS, POINT), ArgumentError),
     "a tracked point that holds itself": (
         lambda: geodiag_jax.tracker(loss).init(own_dict()),
         ParameterError,
@@ -161,3 +162,11 @@ def test_globals_that_hold_themselves_do_no_harm():
 def test_a_learning_rate_beyond_an_integer_of_jax():
     moved = update(10**30)
     assert jax.tree_util.tree_all(jax.tree_util.tree_map(lambda x: jnp.all(jnp.isfinite(x)), moved))
+
+
+def test_a_groups_learning_rate_beyond_an_integer_of_torch():
+    p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = descend([{"params": [p], "lr": 10**30}])
+    p.grad = torch.full((2,), 1e-30, dtype=torch.float64)
+    optimizer.step()  # ‖g‖*·lmo(g) is g itself in l2
+    assert torch.allclose(p.detach(), torch.zeros(2, dtype=torch.float64), atol=1e-12)

@@ -62,7 +62,7 @@ def check_sharpness(model: Any, asked: Any, result: Any, shapes: Any = None) -> 
 def _length(norm: Any, direction: Any, model: Any, shapes: Any) -> float:
     """‖direction‖, by the formula where the norm has one in :mod:`tests.truth`."""
     host = truth.back(direction)
-    flat = all(x.ndim < 3 for x in host.values())
+    flat = all(x.ndim < 3 and x.size for x in host.values())
     if repr(norm) in NAMED and flat:
         return float(NAMED[repr(norm)](host))
     return float(norm.bind(geodiag.problem(model, shapes=shapes).space).value(direction))

@@ -72,6 +72,15 @@ class Plain:
             raise Own("no arguments")
 
 
+class Module(torch.nn.Linear):
+    """A module of the user's."""
+
+    forward = guard(torch.nn.Linear.forward)
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+
+
 class Odd:
     """An object with the attributes of an array or an operator, and nonsense in them."""
 
@@ -138,7 +147,7 @@ FRESH = (
     recursive_list, recursive_dict, functools.partial(deep, list), functools.partial(deep, tuple),
     Brittle, Odd, functools.partial(iter, [1, 2]), functools.partial(map, str, [1]),
     lambda: (i for i in range(3)), lambda: (np.eye(2) for _ in range(2)),
-    lambda: np.ma.masked_array(np.eye(3), np.eye(3)), lambda: torch.nn.Linear(2, 1),
+    lambda: np.ma.masked_array(np.eye(3), np.eye(3)), Module,
     lambda: torch.nn.Parameter(torch.ones(2, 2)), lambda: torch.eye(3).to_sparse(),
     lambda: torch.empty(2, 2, device="meta"),
 )  # fmt: skip
