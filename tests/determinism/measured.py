@@ -112,7 +112,9 @@ def monitored(x: Any, y: Any) -> geodiag.Monitor:
 MEASUREMENTS = dict(measurements())
 # JAX takes 3 to 20 s to compile each of these.
 LONG = {
-    n for n in MEASUREMENTS if n in ("jax, block", "jax, nuclear") or ("jax" in n and "cert" in n)
+    n
+    for n in MEASUREMENTS
+    if n in ("jax, spectral", "jax, block", "jax, nuclear") or ("jax" in n and "cert" in n)
 }
 
 
