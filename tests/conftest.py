@@ -5,8 +5,10 @@ The formulas that tests compare with are in :mod:`tests.truth`.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +35,15 @@ except ImportError:
 else:
     # The tests' own process may compute in float64; the library never flips this for its users.
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> Iterator[None]:
+    """What was there before a module is not looked through for its garbage, of which a search would
+    take a second: frameworks and compiled programs are many objects."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=BACKENDS)
