@@ -219,22 +219,29 @@ def pieces() -> None:
 
 
 def whole() -> None:
-    """The default search with its surrogate and its certificate."""
+    """The default search with its surrogate, and a warm start."""
     params, batch = draw()
     over = models.mesh()
     p, b = split(params, over), put(batch, over, "data")
-    for name in ("linf", "l1", "spectral", "rms", "block"):
+    for name in ("linf", "l1"):
         want = geodiag.sharpness(loss, name, params=params, data=batch)
         got = geodiag.sharpness(loss, name, params=p, data=b)
         close(got, want, name)
         again = geodiag.sharpness(loss, name, params=p, data=b, start=got)
         assert float(again) >= float(got) * (1 - 1e-9), name
-    for name in ("l2", "linf"):
-        want = geodiag.sharpness(loss, name, params=params, data=batch, certificate=True)
-        got = geodiag.sharpness(loss, name, params=p, data=b, certificate=True)
-        assert got.upper is not None
-        np.testing.assert_allclose(got.upper, want.upper, rtol=1e-4)
-        assert float(got) <= got.upper * (1 + 1e-9)
+
+
+def certified() -> None:
+    """An upper bound: the same on one device up to what its stopping rule leaves."""
+    params, batch = draw()
+    over = models.mesh()
+    p, b = split(params, over), put(batch, over, "data")
+    options = {"certificate": True, "max_hvps": 40}
+    want = geodiag.sharpness(loss, "l2", params=params, data=batch, **options)
+    got = geodiag.sharpness(loss, "l2", params=p, data=b, **options)
+    assert got.upper is not None
+    np.testing.assert_allclose(got.upper, want.upper, rtol=1e-4)
+    assert float(got) <= got.upper * (1 + 1e-9)
 
 
 def main(names: list[str]) -> None:

@@ -43,7 +43,7 @@ def test_sharded_results_equal_those_of_one_device():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["oracle", "pieces", "tracked", "explicit", "refused", "gathers", "whole"]
+    "name", ["oracle", "pieces", "tracked", "explicit", "refused", "gathers", "whole", "certified"]
 )
 def test_over_four_devices(name):
     check(name)

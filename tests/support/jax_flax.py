@@ -97,7 +97,7 @@ def nnx_case(dtype: Any, train: bool) -> dict[str, Any]:
     model = Net(nnx.Rngs(0))
     (model.train if train else model.eval)()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    rest = cast(rest, dtype)
+    rest = cast(rest, jnp.promote_types(dtype, jnp.float32))  # running statistics
 
     def loss(params: Any, x: Any, y: Any) -> Any:
         return cross_entropy(nnx.merge(graph, params, rest, copy=True)(x), y)
