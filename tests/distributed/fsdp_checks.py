@@ -174,9 +174,10 @@ def options_of_fsdp(rank: int) -> None:
 
 def unsharded_at_first(rank: int) -> None:
     """A model that was just run without a backward pass holds gathered parameters."""
-    model = sharded()
+    model = fully_shard(trained())  # in one group: that of the root is kept after a forward pass
     with torch.no_grad():
         model(batches((4,))[0][0])
+    assert not any(isinstance(p, DTensor) for p in model.parameters())
     found = together(model, rank, "l2", rtol=1e-3)
     assert relative(found.value, alone(trained(), "l2", rtol=1e-3).value) < CLOSE
 
@@ -212,6 +213,7 @@ def a_failure(rank: int) -> None:
     with pytest.raises(ValueError, match="everywhere"):
         geodiag.sharpness(model, loss_fn=everywhere, data=shard(rank))
     assert state(model) == before
+    assert model._get_fsdp_state()._state_ctx.iter_forward_root is None
     assert relative(together(model, rank, "l2", rtol=1e-2).value, expected) < CLOSE
 
 
