@@ -106,11 +106,11 @@ def alone_on_rank_0(rank: int) -> None:
     ddp = DistributedDataParallel(network())
     dist.barrier()
     if rank == 0:
-        expected = alone(network(), "l2").value
-        assert alone(ddp.module, "l2").value == expected
+        expected = alone(network(), "l2", rtol=1e-2).value
+        assert alone(ddp.module, "l2", rtol=1e-2).value == expected
     dist.barrier()
     dist.destroy_process_group()
-    assert alone(ddp, "l2").value == alone(network(), "l2").value
+    assert alone(ddp, "l2", rtol=1e-2).value == alone(network(), "l2", rtol=1e-2).value
 
 
 def subgroups(rank: int) -> None:
