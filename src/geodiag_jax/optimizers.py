@@ -193,7 +193,8 @@ def check_hyperparams(hyperparams: Any) -> None:
             do=f"use those of {', '.join(DEFAULTS)}; the learning rate is lr=",
         )
     for name, value in hyperparams.items():
-        if not (is_number(value) or (value is None and DEFAULTS[name] is None)):
+        switch = isinstance(DEFAULTS[name], bool) and isinstance(value, bool)
+        if not (switch or is_number(value) or (value is None and DEFAULTS[name] is None)):
             raise ArgumentError(f"hyperparams[{name!r}] must be a number", got=shown(value))
 
 
