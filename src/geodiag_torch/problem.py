@@ -74,7 +74,8 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self._sharding.prepared(inner, engine)
         self.loss = Loss(inner, loss_fn, criterion)
-        if weight is None and reduction == "mean" and loss_fn is None and criterion is None:
+        means = isinstance(reduction, str) and reduction == "mean"
+        if weight is None and means and loss_fn is None and criterion is None:
             weight = token_weight(inner)
         if isinstance(data, torch.utils.data.Dataset):
             raise DataError(

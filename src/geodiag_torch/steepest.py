@@ -62,7 +62,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             super().__init__(params, {"lr": float(lr)})
         except GeodiagError:
             raise
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, IndexError) as e:
             raise _unusable(e) from e
         self._bound = self._bind()
 
@@ -76,7 +76,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             param_group["lr"] = float(param_group["lr"])  # a tensor times a huge int would overflow
         try:
             super().add_param_group(param_group)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, IndexError) as e:
             raise _unusable(e) from e
         if hasattr(self, "_bound"):
             try:

@@ -117,6 +117,11 @@ BAD = {
     "kept graphs without an end": (lambda: measure_torch(memory=float("inf")), ArgumentError),
     "parameters that are a number": (lambda: descend(1), ParameterError),
     "parameters that are a text": (lambda: descend("x"), ParameterError),
+    "a named parameter without a name": (lambda: descend(((),)), ParameterError),
+    "a reduction without entries": (
+        lambda: measure_torch(criterion=None, reduction=np.ones((3, 0))),
+        ArgumentError,
+    ),
     "no parameters": (lambda: descend([]), ParameterError),
     "parameters that are no leaves": (
         lambda: descend([nn.Linear(1, 1).weight * 2]),

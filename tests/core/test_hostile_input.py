@@ -84,6 +84,7 @@ BAD = {
     "too deep to be shown": (lambda: run(norm=deep()), ArgumentError),
     "a seed that is true": (lambda: run(seed=True), ArgumentError),
     "progress that is an array": (lambda: run(progress=np.ones(2)), ArgumentError),
+    "progress that is a class": (lambda: run(progress=geodiag.norms.L2), ArgumentError),
     "certificate that is a text": (lambda: run(certificate="no"), ArgumentError),
     "throw that is an array": (lambda: run(throw=np.ones(2)), ArgumentError),
     "reduction that is an array": (lambda: run(reduction=np.ones(2)), ArgumentError),

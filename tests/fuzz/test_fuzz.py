@@ -72,6 +72,6 @@ def test_a_geodiag_error_is_no_finding():
     run_one(target, None)
 
 
-@pytest.mark.parametrize("seed", reader.seeds(), ids=lambda s: f"{s[0]}-{len(s)}")
+@pytest.mark.parametrize("seed", reader.seeds(), ids=lambda s: str(s[0]))
 def test_readers_on_their_seeds(seed):
     reader.test_one_input(seed)

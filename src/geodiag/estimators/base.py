@@ -58,7 +58,7 @@ class Options:
                 got=shown(self.max_hvps),
                 do="one product asks, one certifies the answer",
             )
-        if not callable(self.progress):
+        if not callable(self.progress) or isinstance(self.progress, type):
             require_flag(self.progress, "progress=")
         # NumPy's small integers overflow; more products than UNLIMITED nobody waits for.
         budget = None if self.max_hvps is None else min(int(self.max_hvps), UNLIMITED)
