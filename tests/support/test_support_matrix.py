@@ -39,7 +39,15 @@ def page():
 def check(key, page):
     found = cell(key)
     assert found.fault(bound_of(key)) is None
-    assert page[key] == (found.kind, found.said)
+    kind, said = page[key]
+    assert found.kind == kind
+    assert reason_left_out(key, found.said) == reason_left_out(key, said)
+
+
+def reason_left_out(key, said):
+    """A compiled module has two reasons to be without second derivatives, and which of them comes
+    first depends on what torch has compiled before in this process."""
+    return said.split("finite differences:")[0] if "torch.compile" in key[1] else said
 
 
 # What torch.compile itself warns of, where warnings are errors.
