@@ -37,10 +37,11 @@ else:
     jax.config.update("jax_enable_x64", True)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _frozen() -> Iterator[None]:
-    """What was there before a module is not looked through for its garbage, of which a search would
-    take a second: frameworks and compiled programs are many objects."""
+@pytest.fixture(scope="module")
+def old_things_frozen() -> Iterator[None]:
+    """For modules that look for garbage again and again: what was there before is not looked
+    through, which takes a second, for frameworks and compiled programs are many objects."""
+    gc.collect()  # or the garbage of earlier modules would stay
     gc.freeze()
     yield
     gc.unfreeze()

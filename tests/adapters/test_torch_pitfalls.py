@@ -21,6 +21,8 @@ import geodiag_torch
 from geodiag import errors
 from tests.adapters.torch_models import gradient_difference, mlp, random_like
 
+pytestmark = pytest.mark.usefixtures("old_things_frozen")
+
 
 def relative_error(oracle):
     d = random_like(oracle, 0)

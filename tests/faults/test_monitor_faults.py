@@ -26,6 +26,8 @@ from tests.faults.injector import ERRORS, Injector, first_of_each, thinned
 from tests.faults.torch_cases import Case
 from tests.monitored import H, gradient, loss, pair
 
+pytestmark = pytest.mark.usefixtures("old_things_frozen")
+
 STEPS = 2
 OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), 0.05),

@@ -18,6 +18,8 @@ from tests.adapters.torch_models import fingerprint
 from tests.faults.injector import ERRORS, ORACLE, Injected, Injector, first_of_each, thinned
 from tests.faults.torch_cases import MEASUREMENTS, Case, said
 
+pytestmark = pytest.mark.usefixtures("old_things_frozen")
+
 LATER = 2  # calls of each measurement that are not the first of their site, in the fast run
 FAST = [name for name in MEASUREMENTS if name != "spectral certificate"]
 

@@ -22,7 +22,10 @@ from tests.adapters.torch_models import fingerprint
 from tests.faults.injector import Injector
 from tests.faults.torch_cases import Case, said, sharp, smoothness
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a system's timer")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a system's timer"),
+    pytest.mark.usefixtures("old_things_frozen"),
+]
 
 MEASUREMENTS = {
     "graph": (sharp("l2", 6), False),
