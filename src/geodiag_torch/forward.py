@@ -199,8 +199,15 @@ def _clone(buffer: Tensor, poison: bool) -> Tensor:
     return clone.fill_(torch.nan) if poison and clone.is_floating_point() else clone
 
 
-def move(batch: Any, device: torch.device, depth: int = 0) -> Any:
+def wide(x: Tensor) -> Tensor:
+    """``x``, in 32 bits where it is in fewer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
     """``batch`` with its tensors on ``device``; containers keep their types.
+
+    ``widened``: and in at least 32 bits.
 
     Raises:
         DataError: containers in containers without an end, as of a list that holds itself.
@@ -209,10 +216,10 @@ def move(batch: Any, device: torch.device, depth: int = 0) -> Any:
         raise DataError("a batch holds containers in containers without an end")
 
     def inner(x: Any) -> Any:
-        return move(x, device, depth + 1)
+        return move(x, device, depth + 1, widened)
 
     if isinstance(batch, Tensor):
-        moved = batch.to(device)
+        moved = wide(batch.to(device)) if widened else batch.to(device)
         return moved.clone() if moved.is_inference() else moved
     if isinstance(batch, dict):
         moved_items = copy.copy(batch)

@@ -262,14 +262,21 @@ class TorchOracle(Oracle):
         """Once per model and structure of its gradient: are products its differences?"""
         if self._checked or self._structure is None:
             return
-        if self._passes.autocast or self._eps > FLOAT32:
-            without_autocast = self._otherwise.checked_without_autocast
-            if self._structure.custom and not without_autocast(self._at_model):
-                self._notes.append("custom autograd functions are not cross-checked below 32 bits")
-        elif not self._passed_everywhere("products"):
-            compare(self, self._exact_hvp, self._otherwise.slope, self._eps)
-            self._passed("products", True)
+        if not self._passed_everywhere("products"):
+            if not self._passes.autocast and self._eps <= FLOAT32:
+                compare(self, self._exact_hvp, self._otherwise.slope, self._eps)
+                self._passed("products", True)
+            elif self._structure.custom:
+                self._check_custom()
         self._checked = True
+
+    def _check_custom(self) -> None:
+        """In single precision, where that can be had; else it is noted."""
+        if not self._passed_everywhere("nowhere") and self._otherwise.checked(self._at_model):
+            self._passed("products", True)
+        else:
+            self._passed("nowhere", True)
+            self._notes.append("custom autograd functions are not cross-checked below 32 bits")
 
     def _passed_everywhere(self, what: str) -> bool:
         if what not in self._known and not self._problem.ranks.any(not self._passed(what)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from geodiag_torch.frozen import outside_inference
 from geodiag_torch.graph import derivative
 from geodiag_torch.padding import held, padding_rows
 from geodiag_torch.passes import Passes
+from geodiag_torch.single import in_single
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -83,23 +85,31 @@ class Otherwise:
         leaves = outside_inference(lambda: self._problem.leaves(params))
         return self._passes.gradient(leaves, partial(held, rows))[1]
 
-    def checked_without_autocast(self, at_model: bool) -> bool:
-        """Whether products were compared with differences in the parameters' own dtype.
+    def checked(self, at_model: bool) -> bool:
+        """Whether products were compared with differences in single precision.
 
-        There is nothing to compare where that is coarse too, or the model needs autocast.
+        That is without autocast, and where this does not do, in a copy of the model in 32 bits.
+        There is nothing to compare where the model needs autocast, cannot be copied, or has 16 bits
+        of its own making.
 
         Raises:
             EngineError: they disagree.
         """
-        with torch.autocast(self._problem.device.type, enabled=False):
-            twin = self._problem.at(None if at_model else self._point())
+        return any(self._compared(make, at_model) for make in (lambda: self._problem, self._copy))
+
+    def _copy(self) -> TorchProblem:
+        return in_single(self._problem)
+
+    def _compared(self, make: Callable[[], TorchProblem], at_model: bool) -> bool:
         try:
+            with torch.autocast(self._problem.device.type, enabled=False):
+                twin = make().at(None if at_model else self._point())
             if twin.precision > FLOAT32:
                 return False
             twin.hvp(twin.point())
         except EngineError:
             raise
-        except RuntimeError:
+        except (RuntimeError, TypeError):
             return False
         if any("finite differences" in note for note in twin.notes):
             raise EngineError(

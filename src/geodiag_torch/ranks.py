@@ -42,6 +42,7 @@ class Alone:
     """One process by itself: nothing is exchanged."""
 
     rank, size = 0, 1
+    group: dist.ProcessGroup | None = None
 
     def sum(self, question: str, asked: Blocks, local: Callable[[], Sums]) -> Sums:
         """``local()``, added over the ranks; ``asked``: tensors that must be equal on all."""
@@ -73,7 +74,7 @@ class Ranks(Alone):
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self._group = group
+        self.group = group
         self._device = device if device.type == "cuda" else torch.device("cpu")
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
@@ -154,7 +155,7 @@ class Ranks(Alone):
         row = row + [0.0] * (2 + 5 - len(row))
         mine = torch.tensor(row, dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
-        collective(lambda: dist.all_gather(rows, mine, group=self._group))
+        collective(lambda: dist.all_gather(rows, mine, group=self.group))
         found: list[list[float]] = torch.stack(rows).tolist()
         return found
 
@@ -162,7 +163,7 @@ class Ranks(Alone):
         raw = mine.encode()[:TEXT].ljust(TEXT)
         text = torch.tensor(list(raw), dtype=torch.uint8, device=self._device)
         texts = [torch.empty_like(text) for _ in range(self.size)]
-        collective(lambda: dist.all_gather(texts, text, group=self._group))
+        collective(lambda: dist.all_gather(texts, text, group=self.group))
         return [bytes(t.tolist()).decode(errors="replace").strip() for t in texts]
 
     def _added(self, blocks: Blocks) -> Blocks:
@@ -183,7 +184,7 @@ class Ranks(Alone):
         return out
 
     def _add(self, x: Tensor) -> None:
-        collective(lambda: dist.all_reduce(x, group=self._group))
+        collective(lambda: dist.all_reduce(x, group=self.group))
 
 
 class RankBatches(Batches):

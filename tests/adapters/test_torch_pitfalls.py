@@ -90,12 +90,41 @@ def test_an_honest_custom_function_keeps_its_engine():
     assert oracle.notes == ()
 
 
-def test_custom_functions_below_32_bits_are_measured_and_the_gap_is_noted():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_custom_functions_below_32_bits_are_checked_in_32(dtype):
     torch.manual_seed(0)
-    _, (x, y) = mlp(torch.bfloat16)
-    problem = geodiag.problem(Cubes(Honest).bfloat16(), criterion=nn.MSELoss(), data=(x, y))
+    _, data = mlp(dtype)
+    honest, hiding = Cubes(Honest).to(dtype), Cubes(Hiding).to(dtype)
+    before = [p.clone() for p in honest.parameters()]
     for _ in range(2):
-        oracle = problem.at()
+        oracle = geodiag.problem(honest, criterion=nn.MSELoss(), data=data).at()
+        oracle.hvp(random_like(oracle, 0))
+        assert oracle.notes == ()
+        assert all(map(torch.equal, honest.parameters(), before))
+    # Also away from the model's own parameters.
+    for params in (None, {k: 2 * x for k, x in oracle.point().items()}):
+        wrong = geodiag.problem(hiding, criterion=nn.MSELoss(), data=[data, data]).at(params)
+        with pytest.raises(errors.EngineError, match="relative difference"):
+            wrong.hvp(random_like(wrong, 0))
+
+
+class Sixteen(Cubes):
+    """With 16 bits of its own making: nothing that is lent to it makes it finer."""
+
+    def forward(self, x):
+        return super().forward(x).bfloat16().float()
+
+
+@pytest.mark.parametrize("kind", ["makes 16 bits", "cannot be copied"])
+def test_custom_functions_that_cannot_be_checked_are_measured_and_it_is_noted(kind):
+    torch.manual_seed(0)
+    _, data = mlp(torch.bfloat16 if kind == "cannot be copied" else torch.float32)
+    model = Sixteen(Honest)
+    if kind == "cannot be copied":
+        model = Cubes(Honest).bfloat16()
+        model.kept = model.first.weight * 2  # no leaf: torch does not copy it
+    for _ in range(2):
+        oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
         oracle.hvp(random_like(oracle, 0))
         assert oracle.notes == ("custom autograd functions are not cross-checked below 32 bits",)
 

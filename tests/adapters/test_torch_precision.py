@@ -165,21 +165,27 @@ def test_a_wrong_second_derivative_is_found_out_under_autocast_too():
 class Stubborn(nn.Module):
     """A layer in bfloat16 inside of a float32 model: it does not run without autocast."""
 
-    def __init__(self):
+    def __init__(self, function):
         super().__init__()
-        self.cubes, self.last = Cubes(Honest), nn.Linear(3, 3).bfloat16()
+        self.cubes, self.last = Cubes(function), nn.Linear(3, 3).bfloat16()
         self.last.requires_grad_(False)
 
     def forward(self, x):
         return self.last(self.cubes(x))
 
 
-def test_a_model_that_needs_autocast_is_measured_unchecked_and_the_note_says_so():
+@pytest.mark.parametrize("function", [Honest, Hiding])
+def test_a_model_that_needs_autocast_is_checked_in_a_copy_of_one_precision(function):
     torch.manual_seed(0)
     _, data = mlp(torch.float32)
     with autocast():
-        result = geodiag.sharpness(Stubborn(), criterion=nn.MSELoss(), data=data, max_hvps=8)
-    assert any("not cross-checked" in note for note in result.notes)
+        oracle = geodiag.problem(Stubborn(function), criterion=nn.MSELoss(), data=data).at()
+    if function is Hiding:
+        with pytest.raises(errors.EngineError, match="relative difference"):
+            oracle.hvp(random_like(oracle, 0))
+    else:
+        oracle.hvp(random_like(oracle, 0))
+        assert oracle.notes == ()
 
 
 @pytest.mark.parametrize("kind", ["parameters", "autocast"])

@@ -32,7 +32,7 @@ class Outcome:
 
     def fault(self, precision: str) -> str | None:
         """Why the cell is wrong: outside of the bound of a precision, and silent about it."""
-        if self.kind == ERROR or "not cross-checked" in self.said:
+        if self.kind == ERROR:
             return None
         bound = (DIFFERENCES if self.kind == BY_DIFFERENCES else BOUNDS)[precision]
         allowed = max(bound, TIMES * self.noted)

@@ -103,10 +103,7 @@ def _summary(known: Mapping[Key, Outcome], precision: str) -> str:
         found = [
             (max(outcome.top, outcome.signs), f"{key[1]}, {key[3]}")
             for key, outcome in known.items()
-            if key[2] == precision
-            and bound_of(key) == base
-            and outcome.kind == kind
-            and "not cross-checked" not in outcome.said
+            if key[2] == precision and bound_of(key) == base and outcome.kind == kind
         ]
         error, where = max(found, default=(0.0, "–"))
         return (f"{error:.0e}" if found else "refused"), where
