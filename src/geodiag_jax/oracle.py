@@ -134,8 +134,8 @@ class JaxOracle(Oracle):
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
         """The program compiled, once for equal ones, where the loss is held in memory.
 
-        One that cannot be traced (it calls ``float`` on an array) runs as it is, and after the
-        second time it is not tried again; the first may have been an accident.
+        One that cannot be traced (it calls ``float`` on an array) runs as it is, and after twice in
+        a row it is not tried again; once may have been an accident.
         """
         sources = (self._fresh, self._held) if getattr(program, "alone", False) else (self._held,)
         tried = []
@@ -144,14 +144,17 @@ class JaxOracle(Oracle):
             if found is None:
                 continue
             job = programs.Job.of(program, found[0], self.space, *self._kind)
-            if len(programs.refusals(job)) >= programs.REFUSED:
+            refusals = programs.refusals(job)
+            if len(refusals) >= programs.REFUSED:
                 continue
             with suppress(Exception):  # what is not of the tracing is raised by the run as it is
-                return programs.run(job, found[1], arguments)  # type: ignore[no-any-return]
-            tried.append(job)
+                answer: S = programs.run(job, found[1], arguments)
+                refusals.clear()
+                return answer
+            tried.append(refusals)
         answer = super().run(program, *arguments, asks=asks)
-        for job in tried:
-            programs.refusals(job).append(None)
+        for refusals in tried:
+            refusals.append(None)
         return answer
 
     def _fresh(self) -> tuple[programs.Source, Any] | None:

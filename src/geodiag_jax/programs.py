@@ -26,7 +26,7 @@ from geodiag_jax.placement import Places
 from geodiag_jax.pytree import as_blocks
 
 S = TypeVar("S")
-REFUSED = 2  # failures to trace a program, after which it runs eagerly ever after
+REFUSED = 2  # failures in a row to trace a program, after which it runs eagerly ever after
 Product = Callable[[Arrays], Arrays]
 Frozen = tuple[Array, Arrays]  # loss and gradient
 
@@ -269,5 +269,5 @@ def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def refusals(job: Job) -> list[None]:
-    """As many as the times that the program could not be traced."""
+    """As many as the times in a row that the program could not be traced."""
     return []

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from geodiag.blocks import Blocks, check_like, to_numpy
 from geodiag.checks import is_number
 from geodiag.data import Batches
-from geodiag.errors import ArgumentError, DataError, ParameterError, shown
+from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError, shown
 from geodiag.oracles import Problem
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.oracle import ENGINES, TorchOracle
-from geodiag_torch.ranks import RankBatches, ranks_of
+from geodiag_torch.ranks import RankBatches, ranks_of, world_size
 from geodiag_torch.watching import Watch
 
 NO_DEVICE = torch.empty(0)
@@ -74,6 +74,7 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self._sharding.prepared(inner, engine)
         self.loss = Loss(inner, loss_fn, criterion)
+        self._synchronised = [m for m in inner.modules() if isinstance(m, nn.SyncBatchNorm)]
         means = isinstance(reduction, str) and reduction == "mean"
         if weight is None and means and loss_fn is None and criterion is None:
             weight = token_weight(inner)
@@ -116,7 +117,16 @@ class TorchProblem(Problem):
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
 
     def at(self, params: Any = None) -> TorchOracle:
-        """The oracle at ``params`` (blocks), or at the module's parameters as they are now."""
+        """The oracle at ``params`` (blocks), or at the module's parameters as they are now.
+
+        Raises:
+            EngineError: batch norms that communicate in the middle of a pass.
+        """
+        if any(m.training and world_size(m.process_group) > 1 for m in self._synchronised):
+            raise EngineError(
+                "SyncBatchNorm in training mode talks to other ranks within a pass",
+                do="measure model.eval(), or a copy of the model with nn.BatchNorm layers",
+            )
         params = self._params if params is None else params
         if params is not None:
             self._check_params(params)
@@ -190,6 +200,17 @@ class TorchProblem(Problem):
             x = self._sharding.ours(x)
         tensor = x if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
         return tensor.detach().to(device=self.device, dtype=self.dtype)
+
+
+def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:
+    """Whether ``model`` is measured by several ranks together, so that each must take part.
+
+    Raises:
+        ParameterError, ArgumentError: as for a problem.
+    """
+    if _sharding(unwrap(model)) is not None:
+        return True
+    return ranks_of(model, process_group, torch.device("cpu")).size > 1
 
 
 def _sharding(model: nn.Module) -> Any:

@@ -214,6 +214,11 @@ def ranks_of(model: nn.Module, group: Any, device: torch.device) -> Alone:
     return ranks_among(group, device)
 
 
+def world_size(group: dist.ProcessGroup | None) -> int:
+    """Of a group, or of the default one; 1 where there is none."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
 def ranks_among(group: dist.ProcessGroup | None, device: torch.device) -> Alone:
     """This rank among those of a group that it is in."""
     if group is None or dist.get_world_size(group) == 1:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import group
 from torch.nn.parallel import DistributedDataParallel
 
 import geodiag
+from geodiag import errors
 from tests.adapters.torch_models import fingerprint
 from tests.distributed.problems import (
     CLOSE,
@@ -125,3 +129,16 @@ def subgroups(rank: int) -> None:
     else:
         found = together(model, rank, "linf", process_group=pair)
         assert relative(found.value, alone(model, "linf").value) < CLOSE
+
+
+def synchronised_batch_norm(rank: int) -> None:
+    """It is refused where it would communicate, and equal to its like elsewhere."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3)).double()
+    data, both = shard(rank), {"criterion": nn.MSELoss(), "max_hvps": 8}
+    truth = geodiag.sharpness(model.eval(), data=data, **both).value
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert geodiag.sharpness(synchronised, data=data, **both).value == truth
+    with pytest.raises(errors.EngineError, match="SyncBatchNorm in training mode"):
+        geodiag.sharpness(synchronised.train(), data=data, **both)
+    with pytest.raises(errors.EngineError, match="SyncBatchNorm in training mode"):
+        geodiag.sharpness(synchronised, data=data, process_group=group.WORLD, **both)

@@ -29,3 +29,7 @@ def test_without_a_group_nothing_is_communicated(ranks: Any) -> None:
 
 def test_groups_of_some_ranks(ranks: Any) -> None:
     ranks(checks.subgroups, size=3)
+
+
+def test_synchronised_batch_norm(ranks: Any) -> None:
+    ranks(checks.synchronised_batch_norm)

@@ -37,9 +37,9 @@ LEAST = 8
 LEAP = 2  # steps between looks at the residual ...
 LEAPING = 32  # ... in a basis of at most so many; then every step is orthogonalised in full
 CHECK = 20  # warm measurements from one cold check to the next
-# Of a relative spacing of fewer than 32 bits: two roundings of the product's length; fifty would be
-# no tolerance at all.
-COARSE, SINGLE = 2.0, float(np.finfo(np.float32).eps)
+# Of a relative spacing of fewer than 32 bits. The recurrence's own residual falls below what
+# products are rounded by, and the value gains by it: at two spacings some ended 5 % too low.
+COARSE, SINGLE = 0.5, float(np.finfo(np.float32).eps)
 # A cold start is the gradient, which training turns to the top of the spectrum, and as much noise.
 # A warm one is mixed with a little: exactly an eigenvector, it would hide larger ones.
 COLD_NOISE, NOISE = 1.0, 0.02

@@ -9,6 +9,7 @@ import torch
 
 from geodiag.records import Record
 from geodiag_torch.attach import OptimizerMonitor, attach
+from geodiag_torch.problem import takes_ranks
 
 
 class Attachment:
@@ -25,6 +26,10 @@ class Attachment:
         self.monitor: OptimizerMonitor | None = None
         self.records: list[Record] = []
         self._fresh: list[Record] = []
+
+    def takes_part(self, model: torch.nn.Module, first: bool) -> bool:
+        """Whether this rank measures: the ``first`` alone, or each where the model takes all."""
+        return takes_ranks(model, self._arguments.get("process_group")) or first
 
     def attach(self, optimizer: Any, model: torch.nn.Module, batch: Any, steps: int) -> None:
         """Attach, with ``batch`` for the probe data where none was given."""

@@ -15,13 +15,15 @@ TrainerCallback: Any = import_module("transformers").TrainerCallback
 
 
 class HuggingFaceMonitor(TrainerCallback):
-    """Measures while a Trainer trains, on the first process.
+    """Measures while a Trainer trains.
 
         trainer = Trainer(model, args, train_dataset=dataset)
         trainer.add_callback(HuggingFaceMonitor(trainer, every=50))
 
     The records' numbers go through ``trainer.log``, so to ``state.log_history`` and wherever the
-    Trainer reports to, as ``geodiag/sharpness`` and so on.
+    Trainer reports to, as ``geodiag/sharpness`` and so on. Of several processes the first one
+    measures, on its own data; all of them do, together, where parameters are sharded (FSDP2), or
+    with ``process_group=``.
 
     Args:
         trainer: None: they go to ``state.log_history`` alone.
@@ -60,7 +62,7 @@ class HuggingFaceMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()  # the last training may have ended in an exception
-        if not state.is_world_process_zero:
+        if not self._attachment.takes_part(kwargs["model"], state.is_world_process_zero):
             return
         if self._attachment.data is None:
             self._hook = kwargs["model"].register_forward_pre_hook(self._see, with_kwargs=True)

@@ -25,12 +25,13 @@ def _callback() -> Any:
 
 
 class LightningMonitor(_callback()):  # type: ignore[misc]
-    """Measures while a Lightning Trainer fits, on rank zero.
+    """Measures while a Lightning Trainer fits.
 
     The records' numbers go to every logger of the Trainer, at the optimizer's own steps, and to
     ``trainer.callback_metrics``, as ``geodiag/sharpness`` and so on. The module is measured in the
     precision of its parameters, and through its ``forward``: ``training_step``, which may log and
-    update metrics, is not called.
+    update metrics, is not called. Of several ranks rank zero measures, on its own data; all of them
+    do, together, where parameters are sharded (fully_shard), or with ``process_group=``.
 
     Args:
         norm: None: the optimizer's own.
@@ -94,7 +95,9 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._attachment.monitor is not None or not trainer.is_global_zero:
+        if self._attachment.monitor is not None:
+            return
+        if not self._attachment.takes_part(pl_module, trainer.is_global_zero):
             return
         count = len(trainer.optimizers)
         if not 0 <= self._optimizer < count:

@@ -1,0 +1,147 @@
+"""What runs on each rank for test_callbacks.py: the callbacks of training frameworks on sharded
+modules, and on replicated ones."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, TensorDataset
+
+import geodiag
+from geodiag_torch import callbacks
+from tests.adapters.test_torch_callbacks import hide_torchvision
+from tests.distributed.ddp_checks import same_everywhere
+from tests.distributed.problems import CLOSE, batches, criterion, network, relative
+
+STEPS = 3
+
+
+def shards(model: nn.Module) -> nn.Module:
+    for layer in model:  # type: ignore[attr-defined]
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    return fully_shard(model)
+
+
+def check(rank: int, callback: Any, model: nn.Module, data: Any) -> None:
+    """Rank zero has all records, of all data: the first is of the network at the start."""
+    assert [r.step for r in callback.records] == ([0, 1, 2] if rank == 0 else [])
+    problem = geodiag.problem(shards(network()), criterion=criterion("mean"), data=data)
+    loss, expected = problem.at().loss(), geodiag.sharpness(problem)
+    if rank == 0:
+        assert not any(r.note for r in callback.records[1:]), callback.records
+        close(callback.records[0], loss, expected.value)
+    for p in model.parameters():
+        same_everywhere(float(p.full_tensor().sum()))  # type: ignore[attr-defined]
+
+
+def close(record: Any, loss: Any, sharpness: float) -> None:
+    """A record is of that loss; its search of S is a short one, from below."""
+    assert relative(record.loss, float(loss)) < CLOSE
+    assert 0.9 * sharpness < record.sharpness < (1 + CLOSE) * sharpness
+
+
+def monitor(name: str) -> Any:
+    """The class; its framework is imported now."""
+    hide_torchvision()
+    warnings.simplefilter("ignore")  # the frameworks' advice, and torch's on what they call
+    return getattr(callbacks, name)
+
+
+def huggingface(rank: int) -> None:
+    """The events of a Trainer, in its order, on a module that is sharded as Accelerate does it."""
+    data = batches((4, 4))[rank]
+    x, y = data
+    model = shards(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = SimpleNamespace(
+        is_world_process_zero=rank == 0, global_step=0, log_history=[], epoch=0.0
+    )
+    control = SimpleNamespace(should_log=False)
+    callback = monitor("HuggingFaceMonitor")(
+        norm="l2", every=1, loss_fn=lambda model, batch: criterion("mean")(model(batch[0]), y)
+    )
+    arguments: Any = {"model": model, "optimizer": optimizer}
+    callback.on_train_begin(None, state, control, **arguments)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        criterion("mean")(model(x), y).backward()
+        callback.on_pre_optimizer_step(None, state, control, **arguments)
+        optimizer.step()
+        state.global_step += 1
+        callback.on_step_end(None, state, control, **arguments)
+    callback.on_train_end(None, state, control, **arguments)
+    assert len(state.log_history) == len(callback.records)
+    check(rank, callback, model, [data])
+
+
+def replicated(rank: int) -> None:
+    """A plain module is measured on rank zero alone, without a word to the others."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = batches((4, 4))[rank]
+    state = SimpleNamespace(
+        is_world_process_zero=rank == 0, global_step=0, log_history=[], epoch=0.0
+    )
+    for process_group, expected in ((None, [STEPS, 0]), (dist.group.WORLD, [STEPS, 0])):
+        callback = monitor("HuggingFaceMonitor")(
+            norm="l2", every=1, loss_fn=lambda m, batch: criterion("mean")(m(batch[0]), batch[1]),
+            data=[(x, y)], process_group=process_group,
+        )  # fmt: skip
+        # Only together do both ranks get here with a monitor.
+        callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+        attached = callback._attachment.monitor is not None
+        assert attached == (rank == 0 or process_group is not None)
+        for _ in range(STEPS):
+            optimizer.step()
+        callback.on_train_end(None, state, SimpleNamespace(should_log=False))
+        assert len(callback.records) == expected[rank]
+        data = batches((4, 4)) if process_group else [(x, y)]
+        problem = geodiag.problem(model, criterion=criterion("mean"), data=data)
+        for record in callback.records:
+            close(record, problem.at().loss(), geodiag.sharpness(problem).value)
+
+
+def lightning(rank: int) -> None:
+    """Its own Trainer, whose strategy shards the module with fully_shard."""
+    kind = monitor("LightningMonitor")
+    import lightning.pytorch as pl
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def configure_model(self) -> None:
+            shards(self.net)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x)
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            return criterion("mean")(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    x, y = (torch.cat(parts) for parts in zip(*batches((4, 4)), strict=True))
+    callback = kind("l2", criterion=criterion("mean"), every=1)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=2, max_epochs=STEPS, callbacks=[callback], logger=False,
+        strategy=pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        plugins=[TorchElasticEnvironment()], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = Module()
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    trainer.fit(module, loader)
+    own = [b for i, b in enumerate(DataLoader(TensorDataset(x, y), batch_size=1)) if i % 2 == rank]
+    check(rank, callback, module, own)
+    assert ("geodiag/sharpness" in trainer.callback_metrics) == (rank == 0)
