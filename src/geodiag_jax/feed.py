@@ -101,16 +101,19 @@ def _placed(piece: Piece, places: Places) -> Piece:
 
 
 def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
-    """The static form and the arrays of one batch; NumPy memory is copied."""
-    if batch is None:
-        arguments: tuple[Any, ...] = ()
-    elif isinstance(batch, (tuple, list)):
-        arguments = tuple(batch)
-    elif isinstance(batch, Mapping) and jax.tree_util.all_leaves([batch]):
-        arguments = (dict(batch),)  # a mapping that JAX does not know as a pytree
-    else:
-        arguments = (batch,)
-    leaves, treedef = jax.tree_util.tree_flatten(arguments)
+    """The static form and the arrays of one batch; NumPy memory is copied.
+
+    Raises:
+        DataError: it holds itself, or what JAX cannot compute with.
+    """
+    try:
+        leaves, treedef = jax.tree_util.tree_flatten(_arguments(batch))
+    except (RecursionError, SystemError, TypeError, ValueError) as e:
+        raise DataError(
+            "a batch is no pytree that JAX can take apart",
+            got=f"{type(batch).__name__}: {type(e).__name__}",
+            do="pass arrays, in tuples, lists and dicts which end somewhere",
+        ) from e
     arrays = [_to_jax(x) for x in leaves if is_array(x)]
     try:
         static = tuple(None if is_array(x) else Static(x, "a part of a batch") for x in leaves)
@@ -119,6 +122,17 @@ def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
             e.what, got=e.got, do="let batches hold arrays of numbers, and hashable options"
         ) from e
     return BatchForm(treedef, static, Outside.of(arrays)), tuple(map(relabel, arrays))
+
+
+def _arguments(batch: Any) -> tuple[Any, ...]:
+    """What the loss takes after the parameters."""
+    if batch is None:
+        return ()
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch)
+    if isinstance(batch, Mapping) and jax.tree_util.all_leaves([batch]):
+        return (dict(batch),)  # a mapping that JAX does not know as a pytree
+    return (batch,)
 
 
 def _to_jax(x: Any) -> Array:

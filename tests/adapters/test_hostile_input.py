@@ -80,6 +80,7 @@ BAD = {
         lambda: measure({"W": np.ones(2, np.longdouble), "b": np.ones(())}),
         ParameterError,
     ),
+    "a batch that holds itself": (lambda: measure(data=[[ENDLESS]]), DataError),
     "an observed point that holds itself": (lambda: observed(own_dict()), ParameterError),
     "a state's point that holds itself": (
         lambda: geodiag_jax.geometry(STATE, own_dict()),

@@ -148,6 +148,7 @@ def test_construction_errors(P, said):
         (np.eye(7), r"P must have shape \(8, 8\). Got: shape \(7, 7\)"),
         (np.eye(8) + np.eye(8, k=1), "P must be finite and symmetric"),
         (np.diag([np.nan] + [1.0] * 7), "P must be finite and symmetric"),
+        (1e308 * (np.eye(8, k=1) - np.eye(8, k=-1)), "P must be finite and symmetric"),
         (np.diag([-1.0] + [1.0] * 7), "positive definite. Got: smallest eigenvalue -1"),
         ({"W": DIAGONAL["W"]}, "not name every measured tensor. Got: no entry for 'b'"),
         (DIAGONAL | {"b": np.ones(3)}, r"diagonal of P at 'b'.*\(2,\). Got: shape \(3,\)"),
