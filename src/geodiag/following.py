@@ -13,8 +13,7 @@ from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, choose
 from geodiag.estimators.ascent import CHECK, GLANCE
 from geodiag.estimators.look import Look, Looked
-from geodiag.estimators.starts import arrays_of, as_start, is_state
-from geodiag.given import is_mapping_of_names
+from geodiag.estimators.starts import arrays_of, as_start, holds_arrays, is_state
 from geodiag.measure import sharpness
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
@@ -124,11 +123,9 @@ class Follower:
         change.
         """
         last, ahead = state["last"], state["ahead"]
-        if last is not None and not is_state(last):
+        if last is not None and not (is_state(last) and holds_arrays(last["witness"])):
             raise ValueError("a witness of another form")
-        if (last is None) is not (ahead is None) or not (
-            ahead is None or is_mapping_of_names(ahead)
-        ):
+        if (last is None) is not (ahead is None) or not (ahead is None or holds_arrays(ahead)):
             raise ValueError("a direction of another form")
         numbers = [state["value"], state["found"]]
         if not all(x is None or is_number(x) for x in numbers):

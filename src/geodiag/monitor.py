@@ -220,7 +220,7 @@ class Monitor:
             follower, pace = copy.copy(self._follower), copy.copy(self._pace)
             follower.load_state_dict(state["following"])
             pace.load_state_dict(state["pace"])
-        except (KeyError, TypeError, ValueError) as e:
+        except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=said(e), do=do) from e
         self._follower, self._pace = follower, pace

@@ -207,6 +207,15 @@ def test_a_product_that_is_not_finite_is_raised():
 
 
 @pytest.mark.slow
+def test_near_overflow_a_residual_is_no_zero():
+    """λ_max = 6e38 is beyond float32, and 1/3e38 below what compiled code tells from zero."""
+    huge = jnp.full((2, 2), 3e38, jnp.float32)
+    start = {"x": jnp.asarray([0.0, 1.0], jnp.float32)}
+    result = geodiag.sharpness(huge, "l2", start=start, rtol=0.3, max_hvps=2)
+    assert result.bound is geodiag.Bound.LOWER
+    assert result.residual > 0.9
+
+
 def test_lost_orthogonality_is_noticed():
     """Products rounded to 16 bits: the value is still that of a product at the direction."""
 

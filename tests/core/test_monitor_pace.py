@@ -16,6 +16,22 @@ from geodiag.pacing import Pace
 from tests.monitored import LR, H, W, loss, note, pair
 
 
+PACE = Pace(1).state_dict()
+
+
+def state_with(witness=None, ahead=None):
+    """That of a Follower, as it comes from JSON."""
+    plain = {"x": [1.0, 2.0]}
+    return {
+        "last": {"witness": witness or plain, "age": 1, "norm": "L2()"},
+        "ahead": ahead or plain,
+        "value": 1.0,
+        "found": 1.0,
+        "age": 1,
+        "check": 20,
+    }
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still, but for what a test adds."""
@@ -166,8 +182,15 @@ class TestTracking:
             {"version": 1, "following": {"last": {"x": 1}}, "pace": {}},
             {"version": 1, "following": {"last": [], "ahead": None}, "pace": {}},
             {"version": 1, "following": {"last": None, "ahead": {"x": [1.0]}}, "pace": {}},
+            {"version": 1, "following": state_with(ahead={"x": {"x": [1.0]}}), "pace": PACE},
+            {"version": 1, "following": state_with(witness={"x": [[1.0], [2, 3]]}), "pace": PACE},
+            {"version": 1, "following": state_with(), "pace": np.float16(1.0)},
         ],
     )
     def test_another_state_is_refused(self, state):
+        monitor = Monitor(self.problem())
         with pytest.raises(ArgumentError, match="not the state"):
-            Monitor(self.problem()).load_state_dict(state)
+            monitor.load_state_dict(state)
+        plain = {"version": 1, "following": state_with(), "pace": PACE}
+        monitor.load_state_dict(plain)  # what the refused ones differ from
+        assert json.loads(json.dumps(monitor.state_dict()))["following"] == state_with()

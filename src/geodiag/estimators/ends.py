@@ -101,4 +101,5 @@ def safe_value(norm: Norm, d: Blocks) -> Array:
     xp = namespace(d)
     peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
     peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-    return norm.value(map_blocks(lambda x: x / peak, d)) * peak
+    root = xp.sqrt(peak)  # twice: compilers multiply by the inverse, which may underflow
+    return norm.value(map_blocks(lambda x: x / root / root, d)) * peak

@@ -10,7 +10,7 @@ import numpy as np
 from geodiag.blocks import Blocks, all_finite, dot, is_array
 from geodiag.checks import is_whole
 from geodiag.errors import ArgumentError, shown
-from geodiag.given import as_blocks, is_mapping_of_names
+from geodiag.given import as_blocks, is_mapping_of_names, is_real
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult
@@ -62,6 +62,14 @@ def _age(state: Mapping[str, Any]) -> int:
     if not is_whole(state["age"]) or state["age"] < 0:
         raise ArgumentError("the age in start= must be a count", got=shown(state["age"]))
     return int(state["age"])
+
+
+def holds_arrays(x: Any) -> bool:
+    """Whether ``x`` is a witness: arrays of real numbers by name, or lists of such numbers."""
+    try:
+        return is_mapping_of_names(x) and all(map(is_real, arrays_of(x).values()))
+    except ArgumentError:
+        return False
 
 
 def arrays_of(witness: Any) -> Any:

@@ -205,7 +205,7 @@ def _definite(m: Any, n: int, what: str) -> tuple[Any, Any]:
     if matrix.shape != (n, n):
         raise NormError(f"{what} must have shape ({n}, {n})", got=f"shape {matrix.shape}")
     tolerance = 1e-6 * np.abs(matrix).max(initial=0.0)
-    with np.errstate(over="ignore"):  # an infinite difference is one too
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite difference is one too
         skew = np.abs(matrix - matrix.T).max(initial=0.0)
     if not np.all(np.isfinite(matrix)) or skew > tolerance:
         raise NormError(f"{what} must be finite and symmetric", do="pass (P + Pᵀ)/2")
