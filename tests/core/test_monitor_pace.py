@@ -15,7 +15,6 @@ from geodiag.oracles import CallablesProblem
 from geodiag.pacing import Pace
 from tests.monitored import LR, H, W, loss, note, pair
 
-
 PACE = Pace(1).state_dict()
 
 
