@@ -20,6 +20,7 @@ from tests.distributed import fsdp_checks as checks
         checks.a_failure,
         checks.refused,
         pytest.param(checks.in_float32, marks=pytest.mark.slow),
+        pytest.param(checks.placements, marks=pytest.mark.slow),
         checks.trains_alike,
         checks.optimizers,
     ],
@@ -27,6 +28,10 @@ from tests.distributed import fsdp_checks as checks
 )
 def test_fsdp(ranks: Any, check: Any) -> None:
     ranks(check)
+
+
+def test_replicas(ranks: Any) -> None:
+    ranks(checks.replicas, size=4)
 
 
 def test_a_rank_that_is_killed(ranks: Any) -> None:
