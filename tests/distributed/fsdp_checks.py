@@ -334,7 +334,7 @@ def optimizers(rank: int) -> None:
 
 
 def replicas(rank: int) -> None:
-    """Two copies of the parameters, each sharded over two of four ranks, and four shards of data."""
+    """Two copies of the parameters, each over two of four ranks, and four shards of the data."""
     mesh = init_device_mesh(device().type, (2, 2), mesh_dim_names=("replicate", "shard"))
     truth, model = trained(), sharded(mesh=mesh)
     before = state(model)
