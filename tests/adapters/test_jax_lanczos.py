@@ -6,6 +6,8 @@ counted by a callback at each that XLA really computes.
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,21 @@ def test_one_call_of_xla(monkeypatch):
     assert calls == ["_run"]
     geodiag.sharpness(ready, start=result, rtol=1e-2)
     assert calls == ["_run", "_run"]
+
+
+def test_no_step_copies_the_basis(monkeypatch):
+    """XLA copies what a loop writes before it has read all of it."""
+    texts, plain = [], programs.run
+
+    def spy(job, operands, arguments):
+        texts.append(programs._run.lower(job, operands, arguments).compile().as_text())
+        return plain(job, operands, arguments)
+
+    monkeypatch.setattr(programs, "run", spy)
+    geodiag.sharpness(problem(matrix("outliers")))
+    (text,) = texts
+    assert f"f64[32,{N}]" in text  # the basis
+    assert not re.findall(rf"= f64\[32,{N}\]\S* copy\(", text)
 
 
 def test_a_hundred_measurements_compile_once():

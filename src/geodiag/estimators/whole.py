@@ -227,10 +227,13 @@ class _Search:
         )
         thetas = xp.where(here & due, look.theta, s.thetas)
         following = scale(w, 1 / positive(beta))
+        # q, by way of beta: a row that could be written before the others are read would make XLA
+        # copy all of them in every step, which takes as long as a product.
+        row = {flat.NAME: xp.where(xp.isfinite(beta), q[flat.NAME], 0 * q[flat.NAME])}
         return Steps(
             following, q, image, beta, s.count + 1, alphas, betas, thetas,
             xp.maximum(slip, s.slip), invariant, look,
-        ), q  # fmt: skip
+        ), row  # fmt: skip
 
     def _cleaned(self, w: Blocks, rows: Blocks) -> tuple[Blocks, Array]:
         """w less its components along all rows, and the largest of these, relative to it."""
