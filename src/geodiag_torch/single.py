@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def in_single(problem: TorchProblem) -> TorchProblem:
     """The problem of a copy of the model, with everything of fewer than 32 bits in 32 bits.
 
-    Raises:
-        RuntimeError, TypeError: (torch's or Python's) the model cannot be copied.
+    Torch's and Python's own errors come from a model that cannot be copied.
     """
     loss: Loss = copy.deepcopy(problem.loss, _widened(problem.loss))
     return type(problem)(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import geodiag
@@ -34,7 +33,6 @@ from tests.distributed.problems import (
     criterion,
     device,
     network,
-    norm,
     relative,
     shard,
     together,
@@ -331,34 +329,3 @@ def optimizers(rank: int) -> None:
         for field in ("loss", "sharpness", "ratio", "directional_smoothness"):
             a, b = getattr(found, field), getattr(expected, field)
             assert relative(a, b) < CLOSE, (field, a, b)
-
-
-def replicas(rank: int) -> None:
-    """Two copies of the parameters, each over two of four ranks, and four shards of the data."""
-    mesh = init_device_mesh(device().type, (2, 2), mesh_dim_names=("replicate", "shard"))
-    truth, model = trained(), sharded(mesh=mesh)
-    before = state(model)
-    for kind in KINDS:
-        options = {} if kind == "l2" else {"max_hvps": 16}
-        options |= {"criterion": criterion("mean")}
-        expected = geodiag.sharpness(truth, norm(kind), data=batches(), **options)
-        found = geodiag.sharpness(model, norm(kind), data=batches()[rank::4], **options)
-        assert relative(found.value, expected.value) < CLOSE, (kind, found, expected)
-        same_everywhere(found.value)
-        assert state(model) == before, kind
-
-
-def placements(rank: int) -> None:
-    """Matrices that are sharded by columns, and parameters that wait on the CPU."""
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
-    plain = plain.double()
-    for options in (
-        {"shard_placement_fn": lambda p: Shard(1) if p.shape == (6, 8) else Shard(0)},
-        {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
-    ):
-        model = fully_shard(copy.deepcopy(plain), **options)
-        for kind in ("l2", "spectral"):
-            expected = alone(plain, kind, max_hvps=12)
-            found = together(model, rank, kind, max_hvps=12)
-            assert relative(found.value, expected.value) < CLOSE, (kind, options)

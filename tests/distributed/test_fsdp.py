@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import fsdp_checks as checks
+from tests.distributed import layout_checks as layout
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from tests.distributed import fsdp_checks as checks
         checks.a_failure,
         checks.refused,
         pytest.param(checks.in_float32, marks=pytest.mark.slow),
-        pytest.param(checks.placements, marks=pytest.mark.slow),
+        pytest.param(layout.placements, marks=pytest.mark.slow),
         checks.trains_alike,
         checks.optimizers,
     ],
@@ -31,7 +32,7 @@ def test_fsdp(ranks: Any, check: Any) -> None:
 
 
 def test_replicas(ranks: Any) -> None:
-    ranks(checks.replicas, size=4)
+    ranks(layout.replicas, size=4)
 
 
 def test_a_rank_that_is_killed(ranks: Any) -> None:
