@@ -26,6 +26,9 @@ RTOL = 0.02
 # Where a look changes S by more than this, another follows; where it lowers S by so much, a search.
 STEADY = 0.02
 LOOKS = 2
+# In other than quadratic norms: where the second changes this little, and S has fallen by no more
+# than this, S itself falls.
+STILL, FALLING = 0.01, 0.2
 # Where S has changed by this factor since the last glance or check, the next glance is taken.
 DRIFT = 1.3
 # A cold check that finds at most this much more than was known doubles the time to the next.
@@ -37,10 +40,11 @@ class Follower:
 
     A *look* is one product at lmo(Hd), with d and Hd those of the last measurement, or at the last
     witness itself after a search. In a quadratic norm it holds where its residual meets ``rtol``,
-    in others where it is not more than 2 % below the last value. Where it does not, the measurement
-    is a warm one of :func:`geodiag.sharpness`: two or three products more. Every 20th time it is a
-    cold check, every 40th or 80th time where such checks found nothing new; and where S has changed
-    by 30 %, every fifth time tries a start found anew.
+    in others where it is not more than 2 % below the last value, or where it is 20 % below it and a
+    second look changes it by 1 % at most. Where it does not, the measurement is a warm one of
+    :func:`geodiag.sharpness`: two or three products more. Every 20th time it is a cold check, every
+    40th or 80th time where such checks found nothing new; and where S has changed by 30 %, every
+    fifth time tries a start found anew.
 
     Args:
         options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a
@@ -85,8 +89,8 @@ class Follower:
             result = self._search(oracle, asked, _aged(last, GLANCE - 1), options)
             self._found = result.value
         else:
-            looked = self._look(oracle, norm, options["rtol"])
-            if looked is not None and _holds(looked, value, norm, options["rtol"]):
+            looked, holds = self._look(oracle, norm, options["rtol"])
+            if looked is not None and holds:
                 self._last, self._value = looked, looked.value
                 return looked
             if looked is not None and isinstance(norm, QuadraticNorm):
@@ -166,23 +170,28 @@ class Follower:
 
     def _look(
         self, oracle: CountingOracle, norm: Norm, rtol: float | None
-    ) -> SharpnessResult | None:
-        """The better of at most two looks; None where something is not finite."""
+    ) -> tuple[SharpnessResult | None, bool]:
+        """The better of at most two looks, and whether it holds; None if one is not finite."""
         if not math.isfinite(float(oracle.loss())):
-            return None
+            return None, False
         best: SharpnessResult | None = None
+        still = False
         for _ in range(LOOKS):
             assert self._ahead is not None
             with oracle.surroundings():
                 looked = oracle.run(Look(norm), self._ahead, oracle.gradient())
             result = _result(looked, oracle, norm, self._age)
             if result is None:
-                return None
+                return None, False
+            if best is not None and not isinstance(norm, QuadraticNorm):
+                still = abs(result.value - best.value) <= STILL * best.value
+                still = still and best.value >= (1 - FALLING) * self._value
             if best is None or result.value > best.value:
                 best, self._ahead = result, looked.ahead
             if _steady(best, self._value, norm, rtol):
                 break
-        return best
+        assert best is not None
+        return best, still or _holds(best, self._value, norm, rtol)
 
 
 def _aged(last: Any, age: int) -> Any:

@@ -112,7 +112,17 @@ class TestLinf:
         assert min(ratios[3:]) >= 0.9
         assert np.median(counts) == 2
 
-    def test_a_lower_value_is_not_believed(self, monkeypatch):
+    def test_a_hessian_that_shrinks_is_followed_without_a_search(self, monkeypatch):
+        calls = searches(monkeypatch)
+        run = Moving(positive(N, 0), norm="linf")
+        for step in range(5):
+            before = len(calls)
+            record = run.observe()
+            assert record.sharpness == pytest.approx(self.truth(run.H), rel=1e-2)
+            assert step == 0 or (record.num_hvps <= 3 and len(calls) == before)
+            run.H = 0.9 * run.H
+
+    def test_a_value_much_lower_is_not_believed(self, monkeypatch):
         """Half the old maximum at the old witness, but more elsewhere."""
         a, b = np.ones(N), np.resize([1.0, -1.0], N)
         calls = searches(monkeypatch)
