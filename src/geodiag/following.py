@@ -40,8 +40,8 @@ class Follower:
 
     A *look* is one product at lmo(Hd), with d and Hd those of the last measurement, or at the last
     witness itself after a search. In a quadratic norm it holds where its residual meets ``rtol``,
-    in others where it is not more than 2 % below the last value, or where it is 20 % below it and a
-    second look changes it by 1 % at most. Where it does not, the measurement is a warm one of
+    in others where it is at most 2 % below the last value, or at most 20 % below it where a second
+    look changes it by no more than 1 %. Where it does not, the measurement is a warm one of
     :func:`geodiag.sharpness`: two or three products more. Every 20th time it is a cold check, every
     40th or 80th time where such checks found nothing new; and where S has changed by 30 %, every
     fifth time tries a start found anew.
@@ -158,7 +158,7 @@ class Follower:
     def _glance_due(self, norm: Norm) -> bool:
         if isinstance(norm, QuadraticNorm) or self._age % GLANCE:
             return False
-        return not 1 / DRIFT < self._value / self._found < DRIFT
+        return not self._found / DRIFT < self._value < DRIFT * self._found
 
     def _search(
         self, oracle: CountingOracle, asked: Norm, start: Any, options: dict[str, Any]

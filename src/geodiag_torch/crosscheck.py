@@ -36,16 +36,14 @@ def passed(model: nn.Module) -> set[Hashable]:
     return _passed.setdefault(model, set())
 
 
-def compare(oracle: Oracle, hvp: Product, gradient_at: Product, eps: float) -> None:
-    """Products against central differences of gradients, along random directions.
+def disagreement(oracle: Oracle, hvp: Product, gradient_at: Product, eps: float) -> float | None:
+    """Products against central differences of gradients, along random directions: how far they
+    are from each other, where they disagree.
 
     The directions move every tensor in proportion to its own size. Where the difference cannot
     tell, nothing is said: an alarm needs two directions. The step √ε is smaller than the best for
     smooth gradients, and crosses fewer kinks. Costs two gradients and one product where they
     agree, and at most eight and two.
-
-    Raises:
-        EngineError: they disagree.
     """
     h, point = eps**0.5, oracle.point()
     rounding = eps / h * norm2(oracle.gradient())
@@ -60,18 +58,28 @@ def compare(oracle: Oracle, hvp: Product, gradient_at: Product, eps: float) -> N
         exact, near = hvp(d), slope(h, d)
         # A gradient that stands still is rounded or quantised by the model: no measure of products.
         if agree(exact, near) or float(norm2(near)) == 0.0:
-            return
+            return None
         error = subtract(exact, near)
         unsure = norm2(subtract(slope(2 * h, d), near)) + rounding
         if not norm2(error) > RESOLVED * unsure:
-            return
+            return None
         found = _relative(error, exact, near)
-    raise EngineError(
-        "Hessian-vector products disagree with finite differences of the gradient",
-        got=f"a relative difference of {found:.2g}, as a compiled function, a custom autograd "
-        "function or a detached part can make",
-        do='mend it, or pass engine="finite-difference"',
-    )
+    return found
+
+
+def refuse(found: float | None, do: str) -> None:
+    """Let products pass that do not disagree.
+
+    Raises:
+        EngineError: these do.
+    """
+    if found is not None:
+        raise EngineError(
+            "Hessian-vector products disagree with finite differences of the gradient",
+            got=f"a relative difference of {found:.2g}, as a compiled function, a custom autograd "
+            "function or a detached part can make",
+            do=do,
+        )
 
 
 def agree(a: Blocks, b: Blocks) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError
 from geodiag.oracles import Oracle
-from geodiag_torch.crosscheck import agree, compare, passed
+from geodiag_torch.crosscheck import agree, disagreement, passed, refuse
 from geodiag_torch.forward import Leaves
 from geodiag_torch.frozen import outside_inference
 from geodiag_torch.graph import (
@@ -264,18 +264,23 @@ class TorchOracle(Oracle):
             return
         if not self._passed_everywhere("products"):
             if not self._passes.autocast and self._eps <= FLOAT32:
-                compare(self, self._exact_hvp, self._otherwise.slope, self._eps)
+                refuse(self.disagreement(), 'mend it, or pass engine="finite-difference"')
                 self._passed("products", True)
             elif self._structure.custom:
                 self._check_custom()
         self._checked = True
 
+    def disagreement(self) -> float | None:
+        """How far a product is from a difference of gradients, where they disagree."""
+        return disagreement(self, self._exact_hvp, self._otherwise.slope, self._eps)
+
     def _check_custom(self) -> None:
         """In single precision, where that can be had; else it is noted."""
-        if not self._passed_everywhere("nowhere") and self._otherwise.checked(self._at_model):
-            self._passed("products", True)
-        else:
-            self._passed("nowhere", True)
+        if not self._passed_everywhere("uncheckable"):
+            checked, found = self._otherwise.checked(self._at_model)
+            refuse(found, "mend it, or measure model.float() outside of autocast")
+            self._passed("products" if checked else "uncheckable", True)
+        if self._passed("uncheckable"):
             self._notes.append("custom autograd functions are not cross-checked below 32 bits")
 
     def _passed_everywhere(self, what: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,24 @@ from geodiag_torch.passes import Passes
 from geodiag_torch.single import in_single
 
 if TYPE_CHECKING:
+    from geodiag_torch.oracle import TorchOracle
     from geodiag_torch.problem import TorchProblem
+
+T = TypeVar("T")
 
 # What a loss in float16 is scaled by, to see whether its gradients vanish: 6e-8 becomes 6e-5, from
 # where on numbers have all their digits; gradients of up to 64 do not overflow.
 SCALE = 2.0**10
 FLOAT32 = torch.finfo(torch.float32).eps
+
+
+def _itself(problem: TorchProblem) -> TorchProblem:
+    return problem
+
+
+def _compared(twin: TorchOracle) -> tuple[float | None] | None:
+    """A disagreement of products in single precision; None where they are coarser."""
+    return None if twin.precision > FLOAT32 else (twin.disagreement(),)
 
 
 class Otherwise:
@@ -85,39 +97,32 @@ class Otherwise:
         leaves = outside_inference(lambda: self._problem.leaves(params))
         return self._passes.gradient(leaves, partial(held, rows))[1]
 
-    def checked(self, at_model: bool) -> bool:
-        """Whether products were compared with differences in single precision.
+    def checked(self, at_model: bool) -> tuple[bool, float | None]:
+        """Whether products could be compared with differences in single precision, and how far
+        apart they were, where they disagreed.
 
-        That is without autocast, and where this does not do, in a copy of the model in 32 bits.
-        There is nothing to compare where the model needs autocast, cannot be copied, or has 16 bits
-        of its own making.
-
-        Raises:
-            EngineError: they disagree.
+        The loss is then that without autocast; where this does not do, that of a copy of the model
+        in 32 bits. Nothing can be compared where the model cannot be copied, insists on 16 bits, or
+        makes some of its own.
         """
-        return any(self._compared(make, at_model) for make in (lambda: self._problem, self._copy))
+        for way in (_itself, in_single) if self._passes.autocast else (in_single,):
+            twin = self._attempt(partial(self._twin, way, at_model))
+            compared = None if twin is None else self._attempt(partial(_compared, twin))
+            if compared is not None:
+                return True, compared[0]
+        return False, None
 
-    def _copy(self) -> TorchProblem:
-        return in_single(self._problem)
+    def _twin(self, way: Callable[[TorchProblem], TorchProblem], at_model: bool) -> TorchOracle:
+        with torch.autocast(self._problem.device.type, enabled=False):
+            return way(self._problem).at(None if at_model else self._point())
 
-    def _compared(self, make: Callable[[], TorchProblem], at_model: bool) -> bool:
+    def _attempt(self, run: Callable[[], T | None]) -> T | None:
+        """None where it fails on any rank: a model may object to other numbers in any way."""
         try:
-            with torch.autocast(self._problem.device.type, enabled=False):
-                twin = make().at(None if at_model else self._point())
-            if twin.precision > FLOAT32:
-                return False
-            twin.hvp(twin.point())
-        except EngineError:
-            raise
-        except (RuntimeError, TypeError):
-            return False
-        if any("finite differences" in note for note in twin.notes):
-            raise EngineError(
-                "Hessian-vector products are wrong, as they are without autocast",
-                got=twin.notes[-1].partition(": ")[2],
-                do="measure outside of autocast",
-            )
-        return True
+            answer = outside_inference(run)
+        except Exception:
+            answer = None
+        return None if self._problem.ranks.any(answer is None) else answer
 
     def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
         """A product at other parameters, with the same randomness, of which no graph is kept."""

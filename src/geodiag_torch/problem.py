@@ -74,7 +74,7 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self._sharding.prepared(inner, engine)
         self.loss = Loss(inner, loss_fn, criterion)
-        self._synchronised = [m for m in inner.modules() if isinstance(m, nn.SyncBatchNorm)]
+        self._synchronised = synchronised(inner)
         means = isinstance(reduction, str) and reduction == "mean"
         if weight is None and means and loss_fn is None and criterion is None:
             weight = token_weight(inner)
@@ -122,11 +122,8 @@ class TorchProblem(Problem):
         Raises:
             EngineError: batch norms that communicate in the middle of a pass.
         """
-        if any(m.training and world_size(m.process_group) > 1 for m in self._synchronised):
-            raise EngineError(
-                "SyncBatchNorm in training mode talks to other ranks within a pass",
-                do="measure model.eval(), or a copy of the model with nn.BatchNorm layers",
-            )
+        if any(m.training for m in self._synchronised):
+            refuse_synchronised(self._synchronised)
         params = self._params if params is None else params
         if params is not None:
             self._check_params(params)
@@ -200,6 +197,26 @@ class TorchProblem(Problem):
             x = self._sharding.ours(x)
         tensor = x if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
         return tensor.detach().to(device=self.device, dtype=self.dtype)
+
+
+def synchronised(model: nn.Module) -> list[nn.SyncBatchNorm]:
+    """The batch norms that talk to other ranks while they are trained."""
+    return [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+
+
+def refuse_synchronised(layers: list[nn.SyncBatchNorm]) -> None:
+    """Let those pass that have nobody to talk to.
+
+    Raises:
+        EngineError: these do.
+    """
+    ranks = max((world_size(m.process_group) for m in layers), default=1)
+    if ranks > 1:
+        raise EngineError(
+            "SyncBatchNorm in training mode talks to other ranks within a pass",
+            got=f"{len(layers)} such layers, on {ranks} ranks",
+            do="measure model.eval(), or a copy of the model with nn.BatchNorm layers",
+        )
 
 
 def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from geodiag_torch.forward import Loss, move, wide
 
@@ -18,10 +18,16 @@ def in_single(problem: TorchProblem) -> TorchProblem:
 
     Torch's and Python's own errors come from a model that cannot be copied.
     """
+
+    def value(model: nn.Module, batch: Any) -> Tensor:
+        # A loss that closes over its model runs that, with the buffers lent as ever.
+        wide_batch = move(batch, problem.device, widened=True)
+        return problem.loss.lend({}, lambda: loss.of(wide_batch))
+
     loss: Loss = copy.deepcopy(problem.loss, _widened(problem.loss))
     return type(problem)(
         loss.model,
-        loss_fn=lambda model, batch: loss.of(move(batch, problem.device, widened=True)),
+        loss_fn=value,
         data=problem.data,
         where=lambda name, p: name in problem.space.shapes,
         weight=problem.batches.weigh,

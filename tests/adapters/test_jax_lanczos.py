@@ -6,6 +6,7 @@ counted by a callback at each that XLA really computes.
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 
 import geodiag
 from geodiag import Bound, Status, errors, norms
+from geodiag.estimators.ends import safe_value
 from geodiag_jax import compiled, programs
 from tests import truth
 from tests.adapters.jax_models import Counted, guarded
@@ -223,16 +225,29 @@ def test_a_product_that_is_not_finite_is_raised():
         geodiag.sharpness(curved, params=point())
 
 
-@pytest.mark.slow
 def test_near_overflow_a_residual_is_no_zero():
     """λ_max = 6e38 is beyond float32, and 1/3e38 below what compiled code tells from zero."""
-    huge = jnp.full((2, 2), 3e38, jnp.float32)
+
+    def huge(params):
+        x, y = params["x"]
+        return 3e38 * (0.5 * x * x + x * y + 0.5 * y * y)
+
     start = {"x": jnp.asarray([0.0, 1.0], jnp.float32)}
-    result = geodiag.sharpness(huge, "l2", start=start, rtol=0.3, max_hvps=2)
-    assert result.bound is geodiag.Bound.LOWER
+    result = geodiag.sharpness(
+        huge, params={"x": jnp.zeros(2, jnp.float32)}, start=start, rtol=0.3, max_hvps=2
+    )
+    assert result.bound is Bound.LOWER
     assert result.residual > 0.9
 
 
+@pytest.mark.parametrize("peak", [1e-37, 1.0, 9e37, 3e38])
+def test_a_length_near_the_ends_of_the_floats(peak):
+    d = {"x": jnp.asarray([peak, 0.5 * peak], jnp.float32)}
+    found = float(jax.jit(lambda d: safe_value(norms.L2(), d))(d))
+    assert found == pytest.approx(math.sqrt(1.25) * peak, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_lost_orthogonality_is_noticed():
     """Products rounded to 16 bits: the value is still that of a product at the direction."""
 

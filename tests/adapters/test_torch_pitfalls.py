@@ -115,18 +115,70 @@ class Sixteen(Cubes):
         return super().forward(x).bfloat16().float()
 
 
-@pytest.mark.parametrize("kind", ["makes 16 bits", "cannot be copied"])
-def test_custom_functions_that_cannot_be_checked_are_measured_and_it_is_noted(kind):
+class Strict(Cubes):
+    """That wants its 16 bits."""
+
+    def forward(self, x):
+        assert x.dtype == torch.bfloat16
+        return super().forward(x)
+
+
+class Single(Cubes):
+    """Of which there is one."""
+
+    def __deepcopy__(self, memo):
+        raise ValueError("not to be copied")
+
+
+def keeping():
+    model = Cubes(Honest).bfloat16()
+    model.kept = model.first.weight * 2  # no leaf: torch does not copy it
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sixteen(Honest),
+        lambda: Strict(Honest).bfloat16(),
+        lambda: Single(Honest).bfloat16(),
+        keeping,
+    ],
+    ids=["makes 16 bits", "insists on them", "refuses to be copied", "cannot be copied"],
+)
+def test_custom_functions_that_cannot_be_checked_are_measured_and_it_is_noted(make):
     torch.manual_seed(0)
-    _, data = mlp(torch.bfloat16 if kind == "cannot be copied" else torch.float32)
-    model = Sixteen(Honest)
-    if kind == "cannot be copied":
-        model = Cubes(Honest).bfloat16()
-        model.kept = model.first.weight * 2  # no leaf: torch does not copy it
+    model = make()
+    _, data = mlp(next(model.parameters()).dtype)
     for _ in range(2):
         oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
         oracle.hvp(random_like(oracle, 0))
         assert oracle.notes == ("custom autograd functions are not cross-checked below 32 bits",)
+
+
+def test_a_loss_that_closes_over_its_model_does_not_touch_it_while_a_copy_is_checked():
+    torch.manual_seed(0)
+    _, (x, y) = mlp(torch.bfloat16)
+    model = nn.Sequential(nn.BatchNorm1d(5), Cubes(Honest)).bfloat16()
+    before = [b.clone() for b in model.buffers()]
+    problem = geodiag.problem(
+        model, loss_fn=lambda _, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
+        data=(x, y),
+    )  # fmt: skip
+    oracle = problem.at()
+    oracle.hvp(random_like(oracle, 0))
+    assert oracle.notes == ("custom autograd functions are not cross-checked below 32 bits",)
+    assert all(map(torch.equal, model.buffers(), before))
+
+
+def test_custom_functions_are_checked_in_inference_mode_too():
+    torch.manual_seed(0)
+    _, data = mlp(torch.bfloat16)
+    model = Cubes(Hiding).bfloat16()
+    with torch.inference_mode():
+        oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=data).at()
+        with pytest.raises(errors.EngineError, match="relative difference"):
+            oracle.hvp(random_like(oracle, 0))
 
 
 def test_weight_norm_whose_double_backward_is_wrong_uses_differences():

@@ -7,6 +7,7 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 import geodiag
+from geodiag import errors
 from geodiag_torch import callbacks
 from tests.adapters.test_torch_callbacks import hide_torchvision
 from tests.distributed.ddp_checks import same_everywhere
@@ -30,13 +32,12 @@ def shards(model: nn.Module) -> nn.Module:
 
 
 def check(rank: int, callback: Any, model: nn.Module, data: Any) -> None:
-    """Rank zero has all records, of all data: the first is of the network at the start."""
-    assert [r.step for r in callback.records] == ([0, 1, 2] if rank == 0 else [])
+    """Both ranks have all records, of all data: the first is of the network at the start."""
+    assert [r.step for r in callback.records] == [0, 1, 2]
     problem = geodiag.problem(shards(network()), criterion=criterion("mean"), data=data)
     loss, expected = problem.at().loss(), geodiag.sharpness(problem)
-    if rank == 0:
-        assert not any(r.note for r in callback.records[1:]), callback.records
-        close(callback.records[0], loss, expected.value)
+    assert not any(r.note for r in callback.records[1:]), callback.records
+    close(callback.records[0], loss, expected.value)
     for p in model.parameters():
         same_everywhere(float(p.full_tensor().sum()))  # type: ignore[attr-defined]
 
@@ -60,10 +61,7 @@ def huggingface(rank: int) -> None:
     x, y = data
     model = shards(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    state = SimpleNamespace(
-        is_world_process_zero=rank == 0, global_step=0, log_history=[], epoch=0.0
-    )
-    control = SimpleNamespace(should_log=False)
+    state, control = trainer_state(rank), SimpleNamespace(should_log=False)
     callback = monitor("HuggingFaceMonitor")(
         norm="l2", every=1, loss_fn=lambda model, batch: criterion("mean")(model(batch[0]), y)
     )
@@ -81,31 +79,42 @@ def huggingface(rank: int) -> None:
     check(rank, callback, model, [data])
 
 
+def trainer_state(rank: int) -> Any:
+    return SimpleNamespace(
+        is_world_process_zero=rank == 0, global_step=0, log_history=[], epoch=0.0
+    )
+
+
 def replicated(rank: int) -> None:
-    """A plain module is measured on rank zero alone, without a word to the others."""
+    """A plain module is measured on rank zero alone, without a word to the others, or together."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = batches((4, 4))[rank]
-    state = SimpleNamespace(
-        is_world_process_zero=rank == 0, global_step=0, log_history=[], epoch=0.0
-    )
-    for process_group, expected in ((None, [STEPS, 0]), (dist.group.WORLD, [STEPS, 0])):
+    first = dist.new_group([0])  # on rank 1, the mark of one that is not in it
+    for group, ranks in ((None, [0]), (first, [0]), (dist.group.WORLD, [0, 1])):
         callback = monitor("HuggingFaceMonitor")(
             norm="l2", every=1, loss_fn=lambda m, batch: criterion("mean")(m(batch[0]), batch[1]),
-            data=[(x, y)], process_group=process_group,
+            data=[(x, y)], process_group=group,
         )  # fmt: skip
-        # Only together do both ranks get here with a monitor.
+        state = trainer_state(rank)
         callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
-        attached = callback._attachment.monitor is not None
-        assert attached == (rank == 0 or process_group is not None)
         for _ in range(STEPS):
             optimizer.step()
         callback.on_train_end(None, state, SimpleNamespace(should_log=False))
-        assert len(callback.records) == expected[rank]
-        data = batches((4, 4)) if process_group else [(x, y)]
+        assert len(callback.records) == len(state.log_history) == (STEPS if rank in ranks else 0)
+        data = batches((4, 4)) if len(ranks) == 2 else [(x, y)]
         problem = geodiag.problem(model, criterion=criterion("mean"), data=data)
         for record in callback.records:
             close(record, problem.at().loss(), geodiag.sharpness(problem).value)
+
+
+def synchronised_batch_norm(rank: int) -> None:
+    """An error on every rank: one that measured alone would wait for the others."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.SyncBatchNorm(7))
+    callback = monitor("HuggingFaceMonitor")(norm="l2", data=[batches((4,))[0]])
+    arguments = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    with pytest.raises(errors.EngineError, match="SyncBatchNorm"):
+        callback.on_train_begin(None, trainer_state(rank), None, **arguments)
 
 
 def lightning(rank: int) -> None:
@@ -144,4 +153,4 @@ def lightning(rank: int) -> None:
     trainer.fit(module, loader)
     own = [b for i, b in enumerate(DataLoader(TensorDataset(x, y), batch_size=1)) if i % 2 == rank]
     check(rank, callback, module, own)
-    assert ("geodiag/sharpness" in trainer.callback_metrics) == (rank == 0)
+    assert float(trainer.callback_metrics["geodiag/sharpness"]) > 0

@@ -24,3 +24,7 @@ def test_replicated_modules_are_measured_on_one_rank_or_together(ranks: Any) -> 
 
 def test_sharded_under_lightning(ranks: Any) -> None:
     ranks(checks.lightning)
+
+
+def test_synchronised_batch_norm_is_refused_on_every_rank(ranks: Any) -> None:
+    ranks(checks.synchronised_batch_norm)

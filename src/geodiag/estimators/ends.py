@@ -101,5 +101,7 @@ def safe_value(norm: Norm, d: Blocks) -> Array:
     xp = namespace(d)
     peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
     peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-    root = xp.sqrt(peak)  # twice: compilers multiply by the inverse, which may underflow
-    return norm.value(map_blocks(lambda x: x / root / root, d)) * peak
+    # Of the root, twice: compilers multiply by inverses, and those of the largest floats may count
+    # as zero.
+    inverse = 1 / xp.sqrt(peak)
+    return norm.value(map_blocks(lambda x: x * inverse * inverse, d)) * peak

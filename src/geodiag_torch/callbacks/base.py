@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from geodiag.records import Record
 from geodiag_torch.attach import OptimizerMonitor, attach
-from geodiag_torch.problem import takes_ranks
+from geodiag_torch.problem import refuse_synchronised, synchronised, takes_ranks
 
 
 class Attachment:
@@ -24,23 +25,36 @@ class Attachment:
     def __init__(self, data: Any, log: Any, **arguments: Any) -> None:
         self.data, self._log, self._arguments = data, log, arguments
         self.monitor: OptimizerMonitor | None = None
-        self.records: list[Record] = []
-        self._fresh: list[Record] = []
+        self.together = False  # whether all ranks measure, and have the same records
+        self._past: list[Record] = []  # of trainings that have ended
+        self._taken = 0
+
+    @property
+    def records(self) -> list[Record]:
+        """All so far."""
+        return self._past + ([] if self.monitor is None else self.monitor.records)
 
     def takes_part(self, model: torch.nn.Module, first: bool) -> bool:
-        """Whether this rank measures: the ``first`` alone, or each where the model takes all."""
-        return takes_ranks(model, self._arguments.get("process_group")) or first
+        """Whether this rank measures: the ``first`` alone, or each where the model takes all.
+
+        Raises:
+            GeodiagError: on every rank, where one that measured would wait for the others.
+        """
+        refuse_synchronised(synchronised(model))
+        group = self._arguments.get("process_group")
+        if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+            return False
+        self.together = takes_ranks(model, group)
+        return self.together or first
 
     def attach(self, optimizer: Any, model: torch.nn.Module, batch: Any, steps: int) -> None:
         """Attach, with ``batch`` for the probe data where none was given."""
-        log = self._log if isinstance(self._log, (list, tuple)) else [self._log]
-        sinks = [sink for sink in log if sink is not None]
         self.monitor = attach(
             optimizer,
             model,
             # In a list, which means batches: a batch may itself be one.
             data=[copy.deepcopy(batch)] if self.data is None else self.data,
-            log=[*sinks, self._take],
+            log=self._log,
             **self._arguments,
         )
         self.monitor.steps = steps
@@ -49,13 +63,13 @@ class Attachment:
         """Take the monitor off; the records stay."""
         if self.monitor is not None:
             self.monitor.detach()
-            self.monitor = None
+            self._past, self.monitor = self.records, None
 
     def fresh(self) -> list[Record]:
         """The records since the last call."""
-        found, self._fresh = self._fresh, []
+        count = len(self._past) + (0 if self.monitor is None else len(self.monitor.records))
+        if count == self._taken:
+            return []
+        found = self.records[self._taken :]
+        self._taken = count
         return found
-
-    def _take(self, record: Record) -> None:
-        self.records.append(record)
-        self._fresh.append(record)

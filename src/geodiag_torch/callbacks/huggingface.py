@@ -23,7 +23,7 @@ class HuggingFaceMonitor(TrainerCallback):
     The records' numbers go through ``trainer.log``, so to ``state.log_history`` and wherever the
     Trainer reports to, as ``geodiag/sharpness`` and so on. Of several processes the first one
     measures, on its own data; all of them do, together, where parameters are sharded (FSDP2), or
-    with ``process_group=``.
+    with ``process_group=``, and have the same records.
 
     Args:
         trainer: None: they go to ``state.log_history`` alone.

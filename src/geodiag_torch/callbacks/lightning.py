@@ -30,8 +30,9 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     The records' numbers go to every logger of the Trainer, at the optimizer's own steps, and to
     ``trainer.callback_metrics``, as ``geodiag/sharpness`` and so on. The module is measured in the
     precision of its parameters, and through its ``forward``: ``training_step``, which may log and
-    update metrics, is not called. Of several ranks rank zero measures, on its own data; all of them
-    do, together, where parameters are sharded (fully_shard), or with ``process_group=``.
+    update metrics, is not called. Of several ranks rank zero measures, on its own data; all of
+    them do, together, where parameters are sharded (fully_shard), or with ``process_group=``, and
+    have the same records.
 
     Args:
         norm: None: the optimizer's own.
@@ -73,6 +74,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         self._attachment = Attachment(data, log, **arguments)
         self._optimizer, self._prefix = optimizer, prefix
         self._key = self._generate_state_key(norm=repr(norm), optimizer=optimizer)
+        self._seen = False  # whether this fit has begun
         self._steps: int | None = None  # seen before this fit, where a checkpoint says so
 
     @property
@@ -95,8 +97,9 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._attachment.monitor is not None:
+        if self._seen:
             return
+        self._seen = True
         if not self._attachment.takes_part(pl_module, trainer.is_global_zero):
             return
         count = len(trainer.optimizers)
@@ -114,7 +117,12 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
             found = metrics(record, self._prefix)
             self._to_loggers(trainer, record)
             pl_module.log_dict(
-                found, logger=False, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1
+                found,
+                logger=False,
+                on_step=True,
+                on_epoch=False,
+                rank_zero_only=not self._attachment.together,
+                batch_size=1,
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -127,6 +135,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         monitor = self._attachment.monitor
         self._steps = self._steps if monitor is None else monitor.steps
         self._attachment.detach()
+        self._seen = False
         for record in self._attachment.fresh():
             self._to_loggers(trainer, record)
 
