@@ -63,8 +63,8 @@ tokens.
 ## Limits
 
 - Custom functions with a wrong second derivative are found by the cross-check in float32 and
-  float64; in 16 bits, differences cannot tell, and a note says that nothing was checked. The errors
-  of that row in 16 bits are those of the wrong derivative.
+  float64; for a model in 16 bits by that of a copy in float32. Where none can be made, a note says
+  that nothing was checked.
 - A module that was compiled as a whole is measured through the original; one with compiled parts by
   finite differences, and `result.notes` says so.
 - Rows of an embedding that are padding stay where they are, as in training.
