@@ -17,7 +17,8 @@ import geodiag
 from geodiag import errors
 from geodiag.blocks import stack, unstack
 from geodiag_torch import crosscheck
-from tests.adapters.test_torch_pitfalls import Cubes, Hiding, Honest, relative_error
+from tests.adapters.test_torch_custom_functions import Cubes, Hiding, Honest
+from tests.adapters.test_torch_pitfalls import relative_error
 from tests.adapters.torch_models import mlp, random_like
 
 # The relative step of the check's difference is √ε, and its error h² or ε/h: what falls back to

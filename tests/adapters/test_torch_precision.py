@@ -13,7 +13,7 @@ from torch import nn
 import geodiag
 from geodiag import Status, errors
 from geodiag_torch.precision import coarsest
-from tests.adapters.test_torch_pitfalls import Cubes, Hiding, Honest
+from tests.adapters.test_torch_custom_functions import Cubes, Hiding, Honest
 from tests.adapters.torch_models import mlp, random_like, regression
 
 BF16, FP16, SINGLE = (torch.finfo(t).eps for t in (torch.bfloat16, torch.float16, torch.float32))
