@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from geodiag.blocks import (
     Array,
     Blocks,
     all_finite,
+    array_namespace,
     check_like,
     dot,
     map_blocks,
@@ -55,13 +58,24 @@ class Open(NormProgram):
         steepest = self.norm.lmo(where(finite, gradient, zeros_like(gradient)))
         check_like(steepest, oracle.shapes, f"lmo(g) of {self.norm!r}", NormError)
         length = self.norm.value(steepest)
-        if getattr(length, "shape", None) != ():
+        if getattr(length, "shape", None) != () or _foreign(length, steepest):
             raise NormError(
-                f"value(d) of {self.norm!r} must be a 0-d array",
+                f"value(d) of {self.norm!r} must be a 0-d array of the framework of d",
                 got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
                 do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
             )
         return Opening(steepest, length, all_finite(steepest), finite, spent(gradient, 0))
+
+
+def _foreign(x: Array, d: Blocks) -> bool:
+    """Whether ``x`` is of another framework than d; NumPy's numbers go with all of them."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return False
+    try:
+        array_namespace(next(iter(d.values())), x)
+    except TypeError:
+        return True
+    return False
 
 
 class Close(NormProgram):
