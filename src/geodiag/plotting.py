@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -259,15 +261,25 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
         if path.suffix.lower() == ".html":
             path.write_text(page(_svg(figure), runs), encoding="utf-8")
         else:
-            figure.savefig(path, dpi=150)
+            with _any_letters():
+                figure.savefig(path, dpi=150)
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the picture cannot be written", got=str(e)) from e
 
 
 def _svg(figure: Figure) -> str:
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
+    with _any_letters():
+        figure.savefig(drawn, format="svg")
     return drawn.getvalue()
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """A run's label may have letters that the font has not; they are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def plot_demo(rows: list[dict[str, Any]], path: Path) -> None:

@@ -245,13 +245,18 @@ def _alive(group: Any) -> bool:
 def _check_group(group: Any) -> None:
     here = dist.is_available() and isinstance(group, dist.ProcessGroup)
     if not here or not _alive(group):
-        outside = dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER
+        outside = is_outside(group)
         raise ArgumentError(
             "process_group= must be a torch.distributed process group that this rank is in",
             got="the mark of a rank outside of the group" if outside else shown(group),
             do="pass torch.distributed.group.WORLD for all ranks, or what new_group(...) returned, "
             "after init_process_group(...)",
         )
+
+
+def is_outside(group: Any) -> bool:
+    """Whether this is what a rank outside of a new group gets in its place."""
+    return dist.is_available() and type(group) is int and group == dist.GroupMember.NON_GROUP_MEMBER
 
 
 def collective(run: Callable[[], Any]) -> None:

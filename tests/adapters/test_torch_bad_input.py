@@ -48,6 +48,9 @@ ROWS = {
     "reduction": ({"reduction": "max"}, errors.ArgumentError, "reduction"),
     "shapes": ({"shapes": {"x": (2,)}}, errors.ArgumentError, "shapes"),
     "process group": ({"process_group": object()}, errors.ArgumentError, "process_group"),
+    "a tensor for a process group": (
+        {"process_group": torch.ones(2)}, errors.ArgumentError, "process_group",
+    ),
     "params": ({"params": [1]}, errors.ArgumentError, "point"),
     "norm": ({"norm": "spectrall"}, errors.UnknownNorm, "spectral"),
     "norm class": ({"norm": geodiag.norms.L2}, errors.ArgumentError, "instance"),

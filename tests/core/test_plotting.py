@@ -137,6 +137,13 @@ def test_labels_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_labels_may_have_letters_that_the_font_has_not(tmp_path, suffix):
+    label = "\N{CJK UNIFIED IDEOGRAPH-9510}"
+    geodiag.plot({label: RUN}, tmp_path / f"out{suffix}")  # a warning would be an error here
+    assert (tmp_path / f"out{suffix}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_kind_of_file(tmp_path, suffix):
     path = tmp_path / "new" / f"out{suffix}"
     geodiag.plot(RUN, path)

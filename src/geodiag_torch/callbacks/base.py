@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from geodiag.records import Record
 from geodiag_torch.attach import OptimizerMonitor, attach
 from geodiag_torch.problem import refuse_synchronised, synchronised, takes_ranks
+from geodiag_torch.ranks import is_outside
 
 
 class Attachment:
@@ -42,7 +42,7 @@ class Attachment:
         """
         refuse_synchronised(synchronised(model))
         group = self._arguments.get("process_group")
-        if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        if is_outside(group):
             return False
         self.together = takes_ranks(model, group)
         return self.together or first
