@@ -83,7 +83,7 @@ def attach(
     problem = _problem(optimizer, model, where, problem_arguments)
     here = problem.at()
     here.loss_at(here.point())  # one forward pass, so that a loss that cannot work raises here
-    asked = None if norm is None or norm == "auto" else norm
+    asked = None if isinstance(norm, str) and norm == "auto" else norm
     live = asked if callable(asked) else None  # a Norm cannot be called
     named = None if asked is None or live else as_norm(asked)  # type: ignore[arg-type]
     geometry = Geometry(optimizer, problem.live(), problem.space, named, live)

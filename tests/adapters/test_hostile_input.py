@@ -57,10 +57,10 @@ def update(lr=0.1, grads=POINT):
     return optimizer.update(grads, optimizer.init(POINT))[0]
 
 
-def attached():
+def attached(norm=None):
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return geodiag_torch.attach(optimizer, model, data=(X, Y), criterion=nn.MSELoss())
+    return geodiag_torch.attach(optimizer, model, norm, data=(X, Y), criterion=nn.MSELoss())
 
 
 def observed(params):
@@ -102,6 +102,7 @@ BAD = {
         lambda: geodiag_jax.Monitor(loss, np.ones(2)),
         GeodiagError,
     ),
+    "a norm of attach that is an array": (lambda: attached(np.ones(2)), GeodiagError),
     "lr beyond a float": (lambda: update(10**400), ArgumentError),
     "lr that is complex": (lambda: update(1j), ArgumentError),
     "a schedule that answers an array": (lambda: update(lambda n: jnp.ones(2)), ArgumentError),
