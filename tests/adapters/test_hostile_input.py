@@ -16,7 +16,7 @@ from torch import nn
 import geodiag
 import geodiag_jax
 import geodiag_torch
-from geodiag.errors import ArgumentError, DataError, GeodiagError, ParameterError
+from geodiag.errors import ArgumentError, DataError, GeodiagError, NormError, ParameterError
 
 POINT = {"W": jnp.asarray([0.5, -1.0]), "b": jnp.asarray(1.0)}
 X, Y = torch.ones(2, 2), torch.ones(2, 1)
@@ -103,6 +103,12 @@ BAD = {
         GeodiagError,
     ),
     "a norm of attach that is an array": (lambda: attached(np.ones(2)), GeodiagError),
+    "a length in another framework": (
+        lambda: geodiag.sharpness(
+            np.eye(3), geodiag.norms.FromFunctions(lambda d: torch.tensor(1.0), lambda g: g)
+        ),
+        NormError,
+    ),
     "lr beyond a float": (lambda: update(10**400), ArgumentError),
     "lr that is complex": (lambda: update(1j), ArgumentError),
     "a schedule that answers an array": (lambda: update(lambda n: jnp.ones(2)), ArgumentError),

@@ -298,12 +298,6 @@ def test_a_start_may_be_parameters():
     assert run(start={"x": torch.nn.Parameter(torch.ones(3))}).value == pytest.approx(1.0)
 
 
-def test_a_norm_that_answers_in_another_framework():
-    norm = geodiag.norms.FromFunctions(lambda d: torch.tensor(1.0), lambda g: g)
-    with pytest.raises(NormError, match=r"0-d array of the framework of d\. Got: Tensor"):
-        run(np.eye(3), norm)
-
-
 def test_a_state_goes_through_json():
     first = run(np.diag([3.0, 1.0, 2.0]), "linf")
     plain = json.loads(
