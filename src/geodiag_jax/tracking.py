@@ -33,7 +33,7 @@ from geodiag_jax.pytree import as_blocks, read
 
 CHECK = 20  # measurements from one cold search to the next
 TRACK_RTOL = 0.01  # a warm search's third product is asked for where the second gained so much
-KRYLOV, REHEARSAL, MIXTURES, CLIMB = 6, 8, 8, 11  # of a cold search: 19 products at most
+KRYLOV, REHEARSAL, MIXTURES, CLIMB = 5, 8, 8, 12  # of a cold search: 19 products at most
 RITZ_COLD, RITZ_WARM = 19, 3  # steps for quadratic norms; one product more is the answer's
 NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide larger ones
 ROUNDING = 1e3  # epsilons

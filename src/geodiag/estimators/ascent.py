@@ -41,6 +41,7 @@ HUGE_BUDGET = 14
 FREE_STARTS = 40
 FREE_STEPS = 1000
 KRYLOV = 8
+FEW, FEW_KRYLOV = 24, 5  # below so many products a climb gains more by them than the surrogate
 REHEARSAL = 3  # steps on a surrogate, where an LMO is a decomposition
 CLIMB = 12  # of the best cold start, before others are looked for
 EXPLORE = 3  # steps of a round's starts, and of the best after it
@@ -150,7 +151,8 @@ class Ascent(SharpnessEstimator):
         size, rtol = m.oracle.space.size, _rtol(m)
         large = size > LARGE
         mixtures, rehearsal = (2, REHEARSAL) if m.norm.decomposes or large else (14, 8)
-        candidates, krylov = 2, min(KRYLOV, m.left(budget) // 3, size)
+        left = m.left(budget)
+        candidates, krylov = 2, min(KRYLOV if left >= FEW else FEW_KRYLOV, left // 3, size)
         plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=not large)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
