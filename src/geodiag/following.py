@@ -11,7 +11,7 @@ from geodiag.blocks import Blocks, to_numpy
 from geodiag.checks import is_number, is_whole
 from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, choose
-from geodiag.estimators.ascent import CHECK, GLANCE
+from geodiag.estimators.ascent import CHECK, CHECK_BUDGET, GLANCE, HUGE
 from geodiag.estimators.look import Look, Looked
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays, is_state
 from geodiag.measure import sharpness
@@ -29,9 +29,11 @@ LOOKS = 2
 # In other than quadratic norms: where the second changes this little, and S has fallen by no more
 # than this, S itself falls.
 STILL, FALLING = 0.01, 0.2
-# Where S has changed by this factor since the last glance or check, the next glance is taken.
-DRIFT = 1.3
-# A cold check that finds at most this much more than was known doubles the time to the next.
+# Early on S moves fast, and other maxima overtake. The first glance is taken so soon, further ones
+# after so many measurements, or as soon where S has changed by this factor since the last.
+SOONEST, EARLY, DRIFT = 2, 3, 1.3
+# A glance or check that finds at most this much more than was known doubles the time to the next of
+# its kind, up to CHECK for glances, and to this for checks.
 SURPRISE, RAREST = 1.05, 4 * CHECK
 
 
@@ -42,9 +44,12 @@ class Follower:
     witness itself after a search. In a quadratic norm it holds where its residual meets ``rtol``,
     in others where it is at most 2 % below the last value, or at most 20 % below it where a second
     look changes it by no more than 1 %. Where it does not, the measurement is a warm one of
-    :func:`geodiag.sharpness`: two or three products more. Every 20th time it is a cold check, every
-    40th or 80th time where such checks found nothing new; and where S has changed by 30 %, every
-    fifth time tries a start found anew.
+    :func:`geodiag.sharpness`: two or three products more.
+
+    Other maxima may overtake the one that is followed. The first search and every 20th measurement
+    spend 20 products on a search from nothing, every 40th or 80th where such checks found nothing
+    new. In between, glances try one start found anew, at nine products: after two measurements, then
+    3, 6, 12 and 20 where they find nothing, or two where S has changed by 30 %.
 
     Args:
         options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a
@@ -60,7 +65,8 @@ class Follower:
         self._value = math.nan  # its value
         self._ahead: Mapping[str, Any] | None = None  # where to look next; lists, where read
         self._age, self._check = 0, CHECK  # measurements since the last check, and up to the next
-        self._found = math.nan  # what the last glance or check found, but for the first cold one
+        self._since, self._glance = 0, EARLY  # since a glance or check, and up to the next glance
+        self._found = math.nan  # what the last glance or check found; NaN before the first
 
     def measure(self, oracle: CountingOracle, asked: Norm, norm: Norm) -> SharpnessResult:
         """S and ‖g‖* of ``oracle``, in the norm ``asked`` for; bound to the oracle it is ``norm``.
@@ -77,17 +83,20 @@ class Follower:
         if options["rtol"] is None and isinstance(norm, QuadraticNorm):
             options["rtol"] = RTOL
         if not self._may_look(oracle, norm):
+            if self._last is None and self._brief(oracle, norm):
+                options["max_hvps"] = CHECK_BUDGET
             return self._search(oracle, asked, self._last, options)
-        self._age += 1
+        self._age, self._since = self._age + 1, self._since + 1
         last, value = self._last, self._value
         if self._age >= self._check:
             result = self._search(oracle, asked, _aged(last, CHECK - 1), options)
-            calm = not result.status.failed and result.value <= SURPRISE * value
-            self._age, self._check = 0, min(2 * self._check, RAREST) if calm else CHECK
-            self._found = result.value
+            self._check = min(2 * self._check, RAREST) if _calm(result, value) else CHECK
+            self._age, self._since, self._found = 0, 0, result.value
         elif self._glance_due(norm):
             result = self._search(oracle, asked, _aged(last, GLANCE - 1), options)
-            self._found = result.value
+            if self._since >= self._glance:
+                self._glance = min(2 * self._glance, CHECK) if _calm(result, value) else EARLY
+            self._since, self._found = 0, result.value
         else:
             looked, holds = self._look(oracle, norm, options["rtol"])
             if looked is not None and holds:
@@ -117,6 +126,8 @@ class Follower:
             "ahead": None if self._ahead is None else _lists(self._ahead),
             "age": self._age,
             "check": self._check,
+            "since": self._since,
+            "glance": self._glance,
             "found": _plain(self._found),
         }
 
@@ -134,12 +145,14 @@ class Follower:
         numbers = [state["value"], state["found"]]
         if not all(x is None or is_number(x) for x in numbers):
             raise ValueError("a value that is no number")
-        counts = state["age"], state["check"]
-        if not all(map(is_whole, counts)) or counts[0] < 0 or not 0 < counts[1] <= RAREST:
+        counts = state["age"], state["check"], state["since"], state["glance"]
+        if not all(map(is_whole, counts)) or min(counts) < 0 or 0 in counts[1::2]:
+            raise ValueError("counts of another form")
+        if counts[1] > RAREST or counts[3] > CHECK:
             raise ValueError("counts of another form")
         self._last, self._ahead = last, ahead
         self._value, self._found = (math.nan if x is None else float(x) for x in numbers)
-        self._age, self._check = map(int, counts)
+        self._age, self._check, self._since, self._glance = map(int, counts)
 
     def _may_look(self, oracle: CountingOracle, norm: Norm) -> bool:
         if not self._looks or self._ahead is None or oracle.free_hvps:
@@ -155,10 +168,16 @@ class Follower:
             self._ahead = _read(self._ahead, norm, oracle)
         return self._ahead is not None
 
+    def _brief(self, oracle: CountingOracle, norm: Norm) -> bool:
+        """Whether the first search spends as much as a check: what it misses, they find."""
+        ascends = isinstance(choose(norm, oracle.space), Ascent)
+        return self._looks and ascends and not oracle.free_hvps and oracle.space.size <= HUGE
+
     def _glance_due(self, norm: Norm) -> bool:
-        if isinstance(norm, QuadraticNorm) or self._age % GLANCE:
+        if isinstance(norm, QuadraticNorm) or self._since < SOONEST:
             return False
-        return not self._found / DRIFT < self._value < DRIFT * self._found
+        drifted = not self._found / DRIFT < self._value < DRIFT * self._found
+        return drifted or self._since >= self._glance
 
     def _search(
         self, oracle: CountingOracle, asked: Norm, start: Any, options: dict[str, Any]
@@ -192,6 +211,10 @@ class Follower:
                 break
         assert best is not None
         return best, still or _holds(best, self._value, norm, rtol)
+
+
+def _calm(result: SharpnessResult, known: float) -> bool:
+    return not result.status.failed and result.value <= SURPRISE * known
 
 
 def _aged(last: Any, age: int) -> Any:

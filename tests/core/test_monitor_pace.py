@@ -28,6 +28,8 @@ def state_with(witness=None, ahead=None):
         "found": 1.0,
         "age": 1,
         "check": 20,
+        "since": 1,
+        "glance": 3,
     }
 
 

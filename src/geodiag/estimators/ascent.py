@@ -47,8 +47,7 @@ CLIMB = 12  # of the best cold start, before others are looked for
 EXPLORE = 3  # steps of a round's starts, and of the best after it
 STEPS = 64  # a climb's length is compiled in multiples of this
 TRACK_RTOL = 0.01  # a warm measurement's second step is taken if the first gained so much
-GLANCE = 5  # every so many of them, a start from a small surrogate is tried too ...
-GLANCE_KRYLOV = 3  # ... of so many products: 9 in all
+GLANCE = 5  # every so many of them, a start from a small surrogate is tried too
 CHECK = 20  # measurements from one cold check to the next ...
 CHECK_BUDGET = 20  # ... and its products
 PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
@@ -102,9 +101,9 @@ class Ascent(SharpnessEstimator):
     def _glance(self, m: Measurement, start: Blocks) -> Found:
         """The last witness against the best start of a small surrogate made anew."""
         size = m.oracle.space.size
-        mixtures, rehearsal = (2, REHEARSAL) if size <= HUGE else (0, 0)
-        krylov = min(GLANCE_KRYLOV, size)
-        plan = Plan(krylov, 1, rehearsal, race=1, climb=1, calm=1)
+        mixtures, rehearsal, krylov = (2, REHEARSAL, 5) if size <= HUGE else (0, 0, 3)
+        krylov = min(krylov, size)
+        plan = Plan(krylov, 1, rehearsal, race=0, climb=2, calm=1)
         outcome = m.oracle.run(
             Cold(m.norm, plan),
             one(m.unit(start)),
