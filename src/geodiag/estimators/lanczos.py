@@ -198,6 +198,8 @@ def _compiled(
     if not terms.leaping or flat.of(oracle) is None:
         return None
     limit = min(terms.kept, LEAST if terms.tracked else terms.leaping)
+    # Rows that a small budget leaves empty are read like others; few programs for all budgets.
+    limit = min(limit, -(-(terms.budget - 1) // LEAST) * LEAST)
     program = Whole(norm, limit, terms.least, terms.noise)
     # Python's own numbers: adapters trace them, and move them faster than arrays.
     room = min(terms.budget - 1, limit + 1)  # more is no limit

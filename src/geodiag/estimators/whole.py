@@ -149,14 +149,18 @@ class Whole(NormProgram):
         steps, rows = oracle.grow(search.go_on, search.step, *search.begin(begun))
 
         following = unit(norm, steps.following)
-        slips, clean = _against(norm, following, rows)
-        following = unit(norm, clean)
+        slips = _along(norm, following, rows)
         xp = array_namespace(slips)
         slip = xp.maximum(xp.max(xp.abs(slips)), steps.slip)
         # After one step its product is the witness's; where the host goes on, there is no witness.
         single = steps.count == 1
         lost = (slip > LOST) & ~steps.invariant
         certified = (steps.look.done & ~lost) | (steps.count >= room)
+        following, _ = oracle.loop(
+            lambda s: s[1],
+            lambda s: (unit(norm, subtract(s[0], _mixed(slips, rows))), ~s[1]),
+            (following, ~certified),
+        )
         witness = unit(norm, _mixed(steps.look.weights, rows))
         direction = view.full(witness)
         image, _ = oracle.loop(
@@ -237,9 +241,9 @@ class _Search:
 
     def _cleaned(self, w: Blocks, rows: Blocks) -> tuple[Blocks, Array]:
         """w less its components along all rows, and the largest of these, relative to it."""
-        products, clean = _against(self.norm, w, rows)
+        products = _along(self.norm, w, rows)
         xp = array_namespace(products)
-        return clean, xp.max(xp.abs(products)) / positive(self.norm.value(w))
+        return subtract(w, _mixed(products, rows)), xp.max(xp.abs(products)) / positive(self.norm.value(w))
 
     def _look(
         self, alphas: Array, betas: Array, here: Array, invariant: Array, sure: Array
@@ -276,10 +280,9 @@ def _places(x: Array) -> Array:
     return xp.arange(x.shape[0], dtype=xp.int32, device=device(x))
 
 
-def _against(norm: QuadraticNorm, w: Blocks, rows: Blocks) -> tuple[Array, Blocks]:
-    """The components of w along the rows, (limit,), and w less these."""
-    products = rows[flat.NAME] @ norm.metric(w)[flat.NAME]
-    return products, subtract(w, _mixed(products, rows))
+def _along(norm: QuadraticNorm, w: Blocks, rows: Blocks) -> Array:
+    """The components of w along the rows, (limit,)."""
+    return rows[flat.NAME] @ norm.metric(w)[flat.NAME]
 
 
 def _mixed(weights: Array, rows: Blocks) -> Blocks:
