@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import chdir
+from tempfile import TemporaryDirectory
 
 from tests import conftest
 from tests.fuzz.runner import Count, Finding, explore
@@ -48,4 +50,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     assert conftest  # sets JAX to float64, as the tests do
-    sys.exit(main())
+    with TemporaryDirectory() as folder, chdir(folder):  # some cases write relative paths
+        status = main()
+    sys.exit(status)

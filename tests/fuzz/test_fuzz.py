@@ -21,6 +21,12 @@ SHARES = sum(share for _, share in TARGETS.values())
 QUIET = {"database": None, "deadline": None, "suppress_health_check": NO_CHECKS}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Some cases write to relative paths."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_but_a_geodiag_error_or_a_right_answer(name):
     target, share = TARGETS[name]
