@@ -48,8 +48,8 @@ class Follower:
 
     Other maxima may overtake the one that is followed. The first search and every 20th measurement
     spend 20 products on a search from nothing, every 40th or 80th where such checks found nothing
-    new. In between, glances try one start found anew, at nine products: after two measurements, then
-    3, 6, 12 and 20 where they find nothing, or two where S has changed by 30 %.
+    new. In between, glances try one start found anew, at nine products: after two measurements,
+    then 3, 6, 12 and 20 where they find nothing, or two where S has changed by 30 %.
 
     Args:
         options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a

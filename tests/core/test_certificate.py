@@ -12,14 +12,14 @@ from scipy.sparse.linalg import LinearOperator
 import geodiag
 from geodiag.envelopes import Form
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
-from geodiag.estimators import certificate
+from geodiag.estimators import certificate, lift
 from geodiag.estimators.certificate import certify
 from geodiag.estimators.eigenbound import bound_top
 from geodiag.estimators.stacked import gram
 from geodiag.norms import L2, FromFunctions, Linf, Preconditioned, Spectral, SumOver
 from geodiag.oracles.dense import MatrixProblem
 from geodiag.oracles.wrappers import CountingOracle
-from tests.truth import symmetric
+from tests.truth import cube_faces, symmetric
 
 PLAIN = Form(1.0, lambda x: x, lambda x: x, lambda x: x)
 
@@ -50,6 +50,41 @@ def test_eigenvalue_bound(spectrum):
             gram(found.ritz, found.ritz), np.eye(len(found.values)), atol=1e-11
         )
     assert found.upper <= values.max() + 0.02 * np.ptp(values)
+
+
+def test_a_run_that_knows_its_form_to_be_poor_ends_early():
+    """The eigenvalues are 1, …, 60 sixtieths: one above 0.8 is seen in less than half the steps."""
+    H = np.diag(np.arange(1, 61) / 60.0)
+    noise = {"x": np.random.default_rng(0).standard_normal(60)}
+
+    def run(spoilt):
+        return bound_top(lambda d: {"x": d["x"] @ H}, PLAIN, noise, 1e-6, 40, 1e-9, 0.0, spoilt)
+
+    found, whole = run(0.8), run(np.inf)
+    assert 1 < len(found.values) <= 20
+    assert len(whole.values) == len(run(1.0).values) == 40
+    assert found.values[-2] < 0.8 < found.values[-1]
+    assert found.upper >= 1.0  # as good as so few steps give
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mended_form_bounds_as_well(seed, monkeypatch):
+    """The first run is made to find every form poor: the second is all that there is."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(bound_top(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(lift, "bound_top", counted)
+    H = symmetric(6, seed, np.random.default_rng(seed).standard_normal(6))
+    plain = certified(H, Linf()).upper
+    before = len(calls)
+    monkeypatch.setattr(certificate, "RUNS", ((0.8, 0.0), (0.2, np.inf)))
+    upper = certified(H, Linf()).upper
+    assert len(calls) == before + 2
+    assert len(calls[-2].values) < len(calls[-1].values)
+    assert cube_faces(H) <= upper <= 1.02 * plain
 
 
 def test_the_failure_probability_is_what_it_says():

@@ -49,8 +49,11 @@ def bound_top(
     limit: int,
     rtol: float,
     enough: float = 0.0,
+    spoilt: float = math.inf,
 ) -> TopBound:
     """At most ``limit`` products, until the bound is below ``enough`` or within ``rtol``.
+
+    Or until the eigenvalue is known to be above ``spoilt``, in the first half of the products.
 
     ``noise``: standard normal blocks, independent of P.
 
@@ -91,6 +94,8 @@ def bound_top(
             log_room += math.log(beta)
             upper = _root_above(values, log_room) + j * rounding
         good = max(enough, float(values[-1]) * (1 + rtol))
+        if 2 * j <= limit and values[-1] > spoilt:
+            break
         if j >= min(limit, number) or beta == 0 or upper <= good:
             break
         w = scale(w, 1 / beta)

@@ -49,11 +49,11 @@ class Task:
         )
         return self.envelope.form(combine([weights, inside], [1.0, share]))
 
-    def bounded(self, form: Form, delta: float, limit: int) -> TopBound:
-        """The bound on the top eigenvalue against ``form``."""
+    def bounded(self, form: Form, delta: float, limit: int, spoilt: float = math.inf) -> TopBound:
+        """The bound on the top eigenvalue against ``form``; not a good one from ``spoilt`` on."""
         noise, enough = self.space.random(self.rng), self.target / form.bound
         limit = min(limit, 2 * self.kept)  # it keeps three vectors per product
-        return bound_top(self.products, form, noise, delta, limit, self.rtol, enough)
+        return bound_top(self.products, form, noise, delta, limit, self.rtol, enough, spoilt)
 
 
 @dataclass(frozen=True)

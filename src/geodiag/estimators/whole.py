@@ -243,7 +243,8 @@ class _Search:
         """w less its components along all rows, and the largest of these, relative to it."""
         products = _along(self.norm, w, rows)
         xp = array_namespace(products)
-        return subtract(w, _mixed(products, rows)), xp.max(xp.abs(products)) / positive(self.norm.value(w))
+        clean = subtract(w, _mixed(products, rows))
+        return clean, xp.max(xp.abs(products)) / positive(self.norm.value(w))
 
     def _look(
         self, alphas: Array, betas: Array, here: Array, invariant: Array, sure: Array
