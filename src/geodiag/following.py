@@ -47,9 +47,10 @@ class Follower:
     :func:`geodiag.sharpness`: two or three products more.
 
     Other maxima may overtake the one that is followed. The first search and every 20th measurement
-    spend 20 products on a search from nothing, every 40th or 80th where such checks found nothing
-    new. In between, glances try one start found anew, at nine products: after two measurements,
-    then 3, 6, 12 and 20 where they find nothing, or two where S has changed by 30 %.
+    spend 20 products on a search from nothing (in a quadratic norm, what the residual asks for),
+    every 40th or 80th where such checks found nothing new. In between, but for quadratic norms,
+    glances try one start found anew, at nine or ten products: after two measurements, then 3, 6, 12
+    and 20 where they find nothing, or two where S has changed by 30 %.
 
     Args:
         options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a
@@ -61,6 +62,9 @@ class Follower:
         self._options = options
         plain = options["estimator"] == "auto" and options["max_hvps"] is None
         self._looks = plain and not options["certificate"]
+        self._begin()
+
+    def _begin(self) -> None:
         self._last: Any = None  # a result, or the state of one
         self._value = math.nan  # its value
         self._ahead: Mapping[str, Any] | None = None  # where to look next; lists, where read
@@ -75,7 +79,7 @@ class Follower:
             GeodiagError: as :func:`geodiag.sharpness` does with ``throw=False``.
         """
         if isinstance(self._last, Mapping) and _read(self._last["witness"], norm, oracle) is None:
-            self._last = self._ahead = None
+            self._begin()
             found = self.measure(oracle, asked, norm)
             note = "the loaded state is of other parameters: the search began from nothing"
             return replace(found, notes=(*found.notes, note))
@@ -176,7 +180,8 @@ class Follower:
     def _glance_due(self, norm: Norm) -> bool:
         if isinstance(norm, QuadraticNorm) or self._since < SOONEST:
             return False
-        drifted = not self._found / DRIFT < self._value < DRIFT * self._found
+        found, value = abs(self._found), abs(self._value)
+        drifted = not found / DRIFT <= value <= DRIFT * found
         return drifted or self._since >= self._glance
 
     def _search(
@@ -214,7 +219,7 @@ class Follower:
 
 
 def _calm(result: SharpnessResult, known: float) -> bool:
-    return not result.status.failed and result.value <= SURPRISE * known
+    return not result.status.failed and result.value <= known + (SURPRISE - 1) * abs(known)
 
 
 def _aged(last: Any, age: int) -> Any:

@@ -206,3 +206,28 @@ def test_a_product_that_is_not_finite_is_noted(norm):
     assert math.isnan(record.sharpness)
     run.H = positive(len(run.H), 0)
     assert math.isfinite(run.observe().sharpness)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 0.0])
+def test_where_nothing_is_positive_a_glance_is_not_due_every_second_time(sign):
+    run = Moving(sign * np.eye(N), norm="linf")
+    due = []
+    for _ in range(18):
+        run.observe()
+        due.append(run.monitor.state_dict()["following"]["since"] == 0)
+    assert 3 <= sum(due[2:]) <= 6  # that would be eight
+
+
+def test_a_state_of_other_parameters_leaves_no_schedule():
+    old, new = Moving(positive(N, 0), norm="linf"), Moving(positive(8, 0), norm="linf")
+    for _ in range(16):
+        old.observe()
+    new.monitor.load_state_dict(old.monitor.state_dict())
+    new.observe()
+    fresh = Moving(positive(8, 0), norm="linf")
+    fresh.observe()
+    for name in ("age", "check", "since", "glance"):
+        assert (
+            new.monitor.state_dict()["following"][name]
+            == fresh.monitor.state_dict()["following"][name]
+        )

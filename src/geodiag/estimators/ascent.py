@@ -61,7 +61,7 @@ class Ascent(SharpnessEstimator):
     Cold, a short Lanczos run finds promising starts, of which the best climbs; what is left of the
     budget (60 products, or ``max_hvps``) goes to rounds of new starts. ``starts``: so many starts
     instead, the gradient's and random ones. Warm, from an earlier result: two or three products,
-    every fifth time up to nine, some for a start found anew, and every 20th a cold check of 20.
+    every fifth time up to ten, some for a start found anew, and every 20th a cold check of 20.
 
     Memory, in parameter-sized vectors (docs/memory.md): up to 300; 70 from 4 million parameters on,
     where fewer starts are tried; 17 from 16 million on, where the gradient's start climbs alone,

@@ -161,7 +161,9 @@ def _lifted(
     for share, rise in RUNS:
         lift = rehearsed(task, lift, known, LONG)
         form = task.form(_mended(task, lift.weights, known))
-        above = rise if left >= 2 * LEAST else math.inf
+        # A second run must have products enough, and the first must not crowd out what is kept.
+        ample = left >= 2 * LEAST and count_of(known[0]) + left <= task.kept
+        above = rise if ample else math.inf
         spoilt = above * task.envelope.bound(lift.weights) / form.bound
         last = task.bounded(form, share * delta, left, spoilt)
         upper = min(upper, form.bound * max(last.upper, 0.0))
