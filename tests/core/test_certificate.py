@@ -87,6 +87,23 @@ def test_a_mended_form_bounds_as_well(seed, monkeypatch):
     assert cube_faces(H) <= upper <= 1.02 * plain
 
 
+def test_where_few_products_are_kept_the_first_run_is_the_last(monkeypatch):
+    """Another would find the lift's products crowded out."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(bound_top(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(lift, "bound_top", counted)
+    monkeypatch.setattr(certificate, "RUNS", ((0.8, 0.0), (0.2, np.inf)))
+    monkeypatch.setattr(certificate, "MEMORY", 0)
+    H = symmetric(6, 0, np.random.default_rng(0).standard_normal(6))
+    upper = certified(H, Linf()).upper
+    assert len(calls) == 1
+    assert cube_faces(H) <= upper
+
+
 def test_the_failure_probability_is_what_it_says():
     """With δ = 0.3 and few steps the bound fails, sometimes: rarely enough, and not never."""
     H = np.diag(np.r_[1.0, np.linspace(0.97, -1, 39)])
