@@ -305,3 +305,16 @@ def test_the_state_is_writable_and_its_own():
         np.testing.assert_array_equal(x, result.direction[name])
         x[...] = 0.0
         assert np.any(np.asarray(result.direction[name]))
+
+
+@pytest.mark.parametrize("rank", [3, 4, 5, 6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_space_that_is_exhausted_keeps_what_it_found(rank, seed):
+    """Behind the last of a few eigenvalues the recurrence runs on in rounding, and loses its
+    orthogonality; the host then begins anew."""
+    spectrum = np.r_[np.zeros(N - rank), np.linspace(1.0, 3.0, rank)]
+    H = truth.symmetric(N, seed, spectrum).astype("float32")
+    with problem(H) as low:
+        values = [geodiag.sharpness(low, max_hvps=k).value for k in range(rank + 4, 16)]
+    assert min(values) > 2.99
+    assert max(values) < 3.0 * (1 + 1e-5)

@@ -16,6 +16,7 @@ from geodiag.blocks import (
     Array,
     Blocks,
     add,
+    axpy,
     epsilon,
     scale,
     subtract,
@@ -33,6 +34,7 @@ from geodiag.oracles.base import Oracle
 # For small matrices rows are kept in stacks of so many. Elsewhere they stay as they came: arrays of
 # ever new shapes would be compiled for, again and again.
 CHUNK = 16
+MEMORY = 0.02  # of the first direction, where the space is begun anew
 Matrix = np.ndarray[Any, Any]
 
 
@@ -137,8 +139,13 @@ class Krylov:
         return self._settle(T, scale(w, 1 / length) if beta > 0 else w, beta)[0]
 
     def forget(self) -> None:
-        """Begin anew from the first direction."""
-        self.next = only(self._stacks[0])
+        """Begin anew, from the top Ritz vector and a little of the first direction.
+
+        The Ritz vector keeps what was found; alone, it would hide what its space had not met.
+        """
+        first, top = only(self._stacks[0]), self.ritz()
+        top = self.view.flat(top) if self.view else top
+        self.next = unit(self.norm, axpy(MEMORY, first, unit(self.norm, top)))
         self._stacks, self.lost = [], False
         self.T = np.zeros((0, 0))
 
