@@ -54,6 +54,14 @@ def accelerator(monkeypatch):
     monkeypatch.setattr(methods, "on_cpu", lambda x: False)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 40, 7), (90, 70), (2, 70, 90)], ids=str)
+def test_nuclear_norms_of_small_and_large_matrices(shape, xp):
+    G = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    found = np.atleast_1d(np.asarray(methods.nuclear_norm(xp.asarray(G))))
+    expected = [truth.nuclear(g) for g in G.reshape(-1, *shape[-2:]).astype("float64")]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((3, 5), "float32"), ((5, 3), "float64"), ((2, 40, 7), "float32"), ((90, 100), "float64")],

@@ -56,14 +56,18 @@ class Look(NormProgram):
             residual = norm.value(axpy(-value, direction, ahead))
             dual_norm = norm.dual(gradient)
         else:
-            ahead, residual = norm.lmo(_guarded(image)), value * float("nan")
-            dual_norm = dot(gradient, norm.lmo(_guarded(gradient)))
+            ahead, residual = norm.lmo(_guarded(image)[0]), value * float("nan")
+            gradient, finite = _guarded(gradient)
+            dual_norm = norm.dual(gradient)
+            dual_norm = xp.where(finite, dual_norm, dual_norm + float("nan"))
         numbers, asks = xp.stack([value, residual, dual_norm]), spent(image, 1)
         if view:
             direction, ahead = view.full(direction), view.full(ahead)
         return Looked(direction, ahead, numbers, asks)
 
 
-def _guarded(g: Blocks) -> Blocks:
-    """Zero where g is not finite: a factorisation of NaN may raise, or not end."""
-    return where(all_finite(g), g, zeros_like(g))
+def _guarded(g: Blocks) -> tuple[Blocks, Array]:
+    """Zero where g is not finite, and whether it is: a factorisation of NaN may raise, or not
+    end."""
+    finite = all_finite(g)
+    return where(finite, g, zeros_like(g)), finite

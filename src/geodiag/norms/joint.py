@@ -33,6 +33,11 @@ class Together(Norm):
 
     @staticmethod
     @abstractmethod
+    def dual_together(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Array]:
+        """``dual`` of each norm on its blocks."""
+
+    @staticmethod
+    @abstractmethod
     def lmo_together(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Blocks]:
         """``lmo`` of each norm on its blocks."""
 
@@ -65,8 +70,10 @@ class Joint(Norm):
 
     def duals(self, g: Blocks) -> Array:
         """The parts' dual norms, radii applied, as a vector."""
-        xp = namespace(g)
-        return xp.stack([part.norm.dual(part.of(g)) * part.radius for part in self.parts])
+        duals = self._ask("dual", g)
+        return namespace(g).stack(
+            [dual * part.radius for part, dual in zip(self.parts, duals, strict=True)]
+        )
 
     def _lmos(self, g: Blocks) -> list[Blocks]:
         """Each part's LMO times its radius."""
@@ -74,7 +81,7 @@ class Joint(Norm):
         return [scale(lmo, part.radius) for part, lmo in zip(self.parts, lmos, strict=True)]
 
     def _ask(self, what: str, blocks: Blocks) -> list[Any]:
-        """Each part's ``value`` or ``lmo``, those of one :class:`Together` class in one call."""
+        """Each part's ``value``, ``dual`` or ``lmo``, of a :class:`Together` class at once."""
         answers: dict[int, Any] = {}
         groups: dict[type[Norm], list[int]] = {}
         for i, part in enumerate(self.parts):

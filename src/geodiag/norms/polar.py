@@ -92,6 +92,17 @@ def operator_norm(m: Array) -> Array:
     return xp.sqrt(square) * peak[..., 0, 0]
 
 
+def nuclear_norm(m: Array) -> Array:
+    """The sum of the singular values of the matrix m, 0-d, or of each of a stack.
+
+    From k = 64 on it is ⟨m, polar(m)⟩, to the accuracy of that.
+    """
+    xp = array_namespace(m)
+    if min(m.shape[-2:]) <= SMALL:
+        return xp.sum(xp.linalg.svdvals(m), axis=-1)
+    return xp.sum(m * polar(m), axis=(-2, -1))
+
+
 def each(f: Callable[[Array], Array], ms: Sequence[Array]) -> list[Array]:
     """``f`` of each matrix; on an accelerator, in one call for those of equal shape."""
     if len(ms) < 2 or on_cpu(ms[0]):
