@@ -16,7 +16,6 @@ from geodiag.blocks import (
     Array,
     Blocks,
     add,
-    axpy,
     epsilon,
     scale,
     subtract,
@@ -34,7 +33,6 @@ from geodiag.oracles.base import Oracle
 # For small matrices rows are kept in stacks of so many. Elsewhere they stay as they came: arrays of
 # ever new shapes would be compiled for, again and again.
 CHUNK = 16
-MEMORY = 0.02  # of the first direction, where the space is begun anew
 Matrix = np.ndarray[Any, Any]
 
 
@@ -138,14 +136,10 @@ class Krylov:
         T[-1, :] = T[:, -1] = coefficients
         return self._settle(T, scale(w, 1 / length) if beta > 0 else w, beta)[0]
 
-    def forget(self) -> None:
-        """Begin anew, from the top Ritz vector and a little of the first direction.
-
-        The Ritz vector keeps what was found; alone, it would hide what its space had not met.
-        """
-        first, top = only(self._stacks[0]), self.ritz()
-        top = self.view.flat(top) if self.view else top
-        self.next = unit(self.norm, axpy(MEMORY, first, unit(self.norm, top)))
+    def forget(self, noise: float) -> None:
+        """Begin anew with the top Ritz vector, which keeps what was found, and ``noise`` times the
+        first direction, as the Ritz vector alone would hide what its space had not met."""
+        self.begin(self.ritz(), only(self._stacks[0]), noise)
         self._stacks, self.lost = [], False
         self.T = np.zeros((0, 0))
 

@@ -67,7 +67,6 @@ class Look(NormProgram):
 
 
 def _guarded(g: Blocks) -> tuple[Blocks, Array]:
-    """Zero where g is not finite, and whether it is: a factorisation of NaN may raise, or not
-    end."""
+    """Zero where g is not finite (a factorisation of NaN may raise, or not end); whether it is."""
     finite = all_finite(g)
     return where(finite, g, zeros_like(g)), finite

@@ -95,7 +95,7 @@ def operator_norm(m: Array) -> Array:
 def nuclear_norm(m: Array) -> Array:
     """The sum of the singular values of the matrix m, 0-d, or of each of a stack.
 
-    From k = 64 on it is ⟨m, polar(m)⟩, to the accuracy of that.
+    Above k = 64 it is ⟨m, polar(m)⟩, to the accuracy of that.
     """
     xp = array_namespace(m)
     if min(m.shape[-2:]) <= SMALL:
