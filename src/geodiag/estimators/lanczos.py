@@ -41,7 +41,7 @@ CHECK = 20  # warm measurements from one cold check to the next
 # products are rounded by, and the value gains by it: at two spacings some ended 5 % too low.
 COARSE, SINGLE = 0.5, float(np.finfo(np.float32).eps)
 # A cold start is the gradient, which training turns to the top of the spectrum, and as much noise.
-# A warm one, or one anew, is mixed with a little: exactly an eigenvector, it would hide larger ones.
+# A warm one, or one made anew, gets a little: exactly an eigenvector, it would hide larger ones.
 COLD_NOISE, NOISE = 1.0, 0.02
 
 
