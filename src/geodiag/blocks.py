@@ -84,6 +84,11 @@ def scale(a: Blocks, c: Any) -> Blocks:
     return map_blocks(lambda x: x * c, a)
 
 
+def divide(a: Blocks, c: Any) -> Blocks:
+    """a/c."""
+    return map_blocks(lambda x: x / c, a)
+
+
 def axpy(c: Any, x: Blocks, y: Blocks) -> Blocks:
     """c·x + y."""
     return map_blocks(lambda u, v: u * c + v, x, y)

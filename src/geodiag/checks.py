@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from numbers import Complex, Integral, Real
 from typing import Any, TypeGuard
 
@@ -81,11 +81,9 @@ def is_true(answer: Any, name: str) -> bool:
         ) from e
 
 
-@contextmanager
-def own_arithmetic() -> Iterator[None]:
+def own_arithmetic() -> AbstractContextManager[None]:
     """NumPy's floating-point warnings off, whatever the user has set: results are checked here."""
-    with np.errstate(all="ignore"):
-        yield
+    return np.errstate(all="ignore")
 
 
 def refuse(arguments: Mapping[str, Any], what: str, do: str) -> None:

@@ -250,21 +250,22 @@ def _result(looked: Looked, oracle: CountingOracle, norm: Norm, age: int) -> Sha
     # An entry that is not finite makes the sums so, too.
     if not (math.isfinite(value) and math.isfinite(dual_norm)):
         return None
+    name = repr(norm)
     return SharpnessResult(
         value=value,
         direction=looked.direction,
         bound=Bound.LOWER,
         status=Status.COMPLETED,
-        norm=repr(norm),
+        norm=name,
         estimator="Look()",
         num_hvps=oracle.num_hvps,
         dual_norm=dual_norm,
         residual=None if math.isnan(residual) else residual / abs(value) if value else math.inf,
         notes=oracle.notes,
         state={
-            "witness": {name: to_numpy(x) for name, x in looked.direction.items()},
+            "witness": looked.direction,  # on its device: what a search starts from
             "age": age,
-            "norm": repr(norm),
+            "norm": name,
         },
     )
 

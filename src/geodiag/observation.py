@@ -6,8 +6,7 @@ The point is copied: the optimizer may write into the parameters between the hal
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +14,9 @@ from geodiag.blocks import (
     Blocks,
     all_finite,
     epsilon,
-    map_blocks,
     to_numpy,
 )
-from geodiag.checks import is_number
+from geodiag.checks import is_number, own_arithmetic
 from geodiag.edge import Threshold, threshold
 from geodiag.errors import ArgumentError, StaleOracle, shown
 from geodiag.following import Follower
@@ -65,6 +63,24 @@ class Update:
         )
 
 
+class Noting:
+    """See :meth:`Observation.noting`."""
+
+    def __init__(self, observation: Observation, what: str) -> None:
+        self._observation, self._what = observation, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._observation.note(f"{self._what}: {said(error)}")
+        return True
+
+
 @dataclass
 class Observation:
     """A measurement in progress: its frozen point, and what is known so far."""
@@ -80,13 +96,9 @@ class Observation:
     follower: Follower | None = None
     result: SharpnessResult | None = None
 
-    @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
+    def noting(self, what: str) -> Noting:
         """Put an exception into the notes, and go on behind the block."""
-        try:
-            yield
-        except Exception as e:
-            self.note(f"{what}: {said(e)}")
+        return Noting(self, what)
 
     def note(self, text: str) -> None:
         """Add to the record's note, once."""
@@ -102,7 +114,7 @@ class Observation:
 
     def freeze(self, params: Any) -> None:
         """Copy the point, and ask for the loss there."""
-        self.here = _copy(self.problem.point(params))
+        self.here = self.problem.snapshot(params)
         whole = isinstance(params, Mapping) and set(params) == set(self.here)
         # Of a part alone, tensors that are not measured would be lost.
         self.oracle = CountingOracle(
@@ -167,9 +179,10 @@ class Observation:
     def _along(self, there: Blocks) -> None:
         assert self.oracle is not None
         assert self.norm is not None
-        stepped = self.oracle.run(Step(self.norm), self.here, there, self.oracle.gradient())
+        with own_arithmetic():
+            stepped = self.oracle.run(Step(self.norm), self.here, there, self.oracle.gradient())
         length, slope, curvature = to_numpy(stepped.numbers).tolist()
-        if not length > 0:
+        if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
         before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
@@ -256,7 +269,3 @@ def said(e: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(e).__name__}: {' '.join(text.split())}".removesuffix(": ")
-
-
-def _copy(blocks: Blocks) -> Blocks:
-    return map_blocks(lambda x: x + 0, blocks)

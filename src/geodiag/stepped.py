@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from geodiag.blocks import (
@@ -9,39 +10,47 @@ from geodiag.blocks import (
     Blocks,
     all_finite,
     array_namespace,
+    divide,
     dot,
-    scale,
     subtract,
     where,
     zeros_like,
 )
 from geodiag.estimators import flat
-from geodiag.estimators.program import NormProgram, spent
+from geodiag.estimators.program import NormProgram
+from geodiag.norms.quadratic import L2
+from geodiag.norms.vector import Linf
 from geodiag.oracles.base import Oracle
 
 
 class Stepped(NamedTuple):
     """A step s = w⁺ − w, measured at w."""
 
-    unit: Blocks  # s/‖s‖; zero for a step that is zero or not finite
-    numbers: Array  # ‖s‖, NaN where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
-    num_hvps: Array
+    unit: Blocks  # s/‖s‖; of no use for a step that is zero or not finite
+    numbers: Array  # ‖s‖, NaN or infinite where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
+    num_hvps: Array | int
 
 
 class Step(NormProgram):
     """The length of a step, the slope and the curvature along it, at one product."""
 
     def __call__(self, oracle: Oracle, here: Blocks, there: Blocks, gradient: Blocks) -> Stepped:
-        oracle, norm, view = flat.view(oracle, self.norm)
+        norm, view = self.norm, flat.of(oracle)
+        hvp: Callable[[Blocks], Blocks] = oracle.hvp
         if view:
+            hvp, norm = view.of(hvp), flat.norm_on(view, norm)
             here, there, gradient = view.flat(here), view.flat(there), view.flat(gradient)
         step = subtract(there, here)
-        finite = all_finite(step)
-        step = where(finite, step, zeros_like(step))
+        slope = dot(gradient, step)
+        finite = None
+        if not isinstance(norm, (L2, Linf)):  # which are NaN or infinite where the step is
+            finite = all_finite(step)
+            step = where(finite, step, zeros_like(step))
         length = norm.value(step)
         xp = array_namespace(length)
-        unit = scale(step, 1 / xp.where(length > 0, length, xp.ones_like(length)))
-        curvature = dot(unit, oracle.hvp(unit))
-        length = xp.where(finite, length, length + float("nan"))
-        numbers = xp.stack([length, dot(gradient, step), curvature])
-        return Stepped(view.full(unit) if view else unit, numbers, spent(unit, 1))
+        if finite is not None:
+            length = xp.where(finite, length, length + float("nan"))
+        unit = divide(step, xp.where(length > 0, length, xp.ones_like(length)))
+        curvature = dot(unit, hvp(unit))
+        numbers = xp.stack([length, slope, curvature])
+        return Stepped(view.full(unit) if view else unit, numbers, 1)

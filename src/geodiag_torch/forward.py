@@ -1,27 +1,24 @@
 """From a module and a batch to a scalar loss, with other tensors in place of the parameters.
 
-``torch.func.functional_call`` lends the user's module our leaves, and clones of its buffers, for
-the time of one run, and gives it its own back also when that raises; so are its mode and the
-tensors that hooks keep as plain attributes.
+The user's module is lent our leaves, and clones of its buffers, for the time of one run, and is
+given its own back also when that raises.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from operator import is_not
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from geodiag.data import DEEPEST
 from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
+from geodiag_torch.layout import Layout
 
 # What torch says where it has no kernel for a dtype on a device.
 NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "for 'BFloat16'")
@@ -41,7 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Loss(nn.Module):
-    """A model with its loss, as a module that ``functional_call`` can lend other tensors to.
+    """A model with its loss, to whose modules other tensors can be lent.
 
     ``lend(leaves, run)`` runs ``run()`` while the model has ``leaves`` for its parameters; there
     ``of(batch)`` is the loss. Derivatives belong inside of ``run`` too: checkpointed activations
@@ -68,12 +65,17 @@ class Loss(nn.Module):
         self.model = model
         # A module among them registers itself, so that its buffers are lent as clones too.
         self.loss_fn, self.criterion = loss_fn, criterion
+        self._layout: Layout | None = None
 
-    def forward(self, run: Callable[[], T]) -> T:
-        return run()
+    def layout(self) -> Layout:
+        """Where the modules keep their tensors, as they are now."""
+        if self._layout is None or not self._layout.stands():
+            self._layout = Layout(self)
+        return self._layout
 
-    def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
-        """``run()`` with ``leaves`` (named as in the model) and clones of all buffers lent.
+    def lend(self, lent: Mapping[int, Tensor], run: Callable[[], T], poison: bool = False) -> T:
+        """``run()`` with tensors lent (by the ids of those that they replace), and clones of all
+        buffers.
 
         ``poison``: with buffers of NaN. Attention runs on the math kernel: the fused ones cannot be
         differentiated twice.
@@ -86,10 +88,8 @@ class Loss(nn.Module):
                 "inside of torch.nn.utils.parametrize.cached() the loss does not see its leaves",
                 do="measure outside of that context",
             )
-        lent = {f"model.{name}": leaf for name, leaf in leaves.items()}
-        lent |= {name: _clone(b, poison) for name, b in self.named_buffers()}
-        with _attributes_kept(self), sdpa_kernel([SDPBackend.MATH]):
-            return functional_call(self, lent, (run,))  # type: ignore[no-any-return]
+        with self.layout().lent(lent, poison), sdpa_kernel([SDPBackend.MATH]):
+            return run()
 
     def of(self, batch: Any) -> Tensor:
         """The loss of one batch, checked; to be called inside of :meth:`lend`.
@@ -173,30 +173,6 @@ class Loss(nn.Module):
                 do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
             )
         return loss
-
-
-@contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Give every submodule its mode and its plain tensor attributes back (hooks may set them)."""
-    before = [(vars(m), dict(vars(m))) for m in module.modules()]
-    try:
-        yield
-    finally:
-        for now, saved in before:
-            if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
-                _restore(now, saved)
-
-
-def _restore(now: dict[str, Any], saved: dict[str, Any]) -> None:
-    now["training"] = saved["training"]
-    for name in [name for name, x in now.items() if isinstance(x, Tensor) and name not in saved]:
-        del now[name]
-    now.update({name: x for name, x in saved.items() if isinstance(x, Tensor)})
-
-
-def _clone(buffer: Tensor, poison: bool) -> Tensor:
-    clone = buffer.detach().clone()
-    return clone.fill_(torch.nan) if poison and clone.is_floating_point() else clone
 
 
 def wide(x: Tensor) -> Tensor:

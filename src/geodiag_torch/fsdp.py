@@ -112,7 +112,7 @@ class ShardedSpace(Space):
             return lambda x: like(space.asarray(x), model)
 
         places = {name: placing(model) for name, model in models.items()}
-        return cls(space.shapes, space.matrix_view, space.asarray, places, True, models)
+        return cls(space.shapes, space.matrix_view, space.asarray, places, True, models=models)
 
     def placed(self, tree: Any) -> Any:
         """All blocks of the space, and stacks of such, in a tree."""
@@ -143,7 +143,7 @@ class ShardedOracle(Oracle):
         self._at_model = params is None
         own = {name: problem.space.asarray(p).clone() for name, p in self._live.items()}
         self._point = own if params is None else self._placed(params)
-        self._watch = problem.watch(self._at_model)
+        self._watch = problem.watch(() if self._at_model else self._live.values())
         self._first: tuple[Tensor, Blocks] | None = None
         self._eps: float | None = None
         self._differences: Differences | None = None

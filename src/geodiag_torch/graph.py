@@ -21,6 +21,8 @@ WRONG = {
     "CompiledFunction": "a function compiled by torch.compile, which drops the second derivative",
     "WeightNormInterface": "weight_norm, whose double backward is wrong in torch",
 }
+# The types of nodes that do not tell their names, which take longer to ask for.
+UNTOLD = {"CppFunction", "Error"}
 
 
 def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict[str, Tensor]:
@@ -118,11 +120,13 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
             )
     waiting = [g.grad_fn for g in gradient.values() if g.grad_fn is not None]
     seen = set(waiting)
+    seen.add(None)  # edges that lead nowhere
     walk: list[tuple[type, str]] = []
     while waiting:
         node = waiting.pop()
-        name = node.name()
-        walk.append((type(node), name))
+        kind = type(node)
+        name = node.name() if kind.__name__ in UNTOLD else kind.__name__
+        walk.append((kind, name))
         culprit = _culprit(name)
         if culprit is not None:
             raise EngineError(
@@ -131,7 +135,7 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
                 do='pass engine="finite-difference"',
             )
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
+            if following not in seen:
                 seen.add(following)
                 waiting.append(following)
     custom = any(issubclass(kind, BackwardCFunction) for kind, _ in walk)
@@ -190,9 +194,7 @@ class KeptGraph:
     def _sum(self, of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for weight, gradient in self._parts:
-            for name, x in of(gradient).items():
-                x = weighted(x.to(self._dtype), weight / self.whole)
-                total[name] = total[name] + x if name in total else x
+            add_weighted(total, of(gradient), weight / self.whole, self._dtype)
         return total
 
 
@@ -219,9 +221,14 @@ def mix(stack: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: mixed(x) for name, x in stack.items()}
 
 
-def weighted(x: Tensor, weight: float) -> Tensor:
-    """weight·x, without a copy where the weight is 1."""
-    return x if weight == 1.0 else x * weight
+def add_weighted(
+    total: dict[str, Tensor], blocks: Mapping[str, Tensor], weight: float, dtype: torch.dtype
+) -> None:
+    """Add weight·blocks to a total, in ``dtype``; without a copy where that changes nothing."""
+    for name, x in blocks.items():
+        x = x if x.dtype is dtype else x.to(dtype)
+        x = x if weight == 1.0 else x * weight
+        total[name] = total[name] + x if name in total else x
 
 
 def first_line(e: BaseException) -> str:

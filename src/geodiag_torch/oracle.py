@@ -58,9 +58,11 @@ class TorchOracle(Oracle):
     def __init__(self, problem: TorchProblem, params: Mapping[str, Any] | None) -> None:
         self._problem, self.space = problem, problem.space
         self._passes = Passes(problem)
-        self._leaves = outside_inference(lambda: problem.leaves(params))
+        live = problem.live()
+        self._leaves = outside_inference(lambda: problem.leaves_of(live, params))
         self._at_model = params is None
-        self._watch = problem.watch(self._at_model)
+        self._watch = problem.watch(() if self._at_model else live.values())
+        self._dtypes = tuple([leaf.dtype for leaf in self._leaves.values()])
         self._notes: list[str] = []
         self._engine = problem.engine
         if self._engine == "auto":
@@ -190,7 +192,9 @@ class TorchOracle(Oracle):
     def _directions(self, d: Blocks) -> Leaves:
         """``d`` as autograd wants it: in the dtypes of the leaves, on their device."""
         asarray = self.space.asarray
-        return {name: asarray(d[name]).to(leaf.dtype) for name, leaf in self._leaves.items()}
+        named = zip(self._leaves, self._dtypes, strict=True)
+        found = {name: (asarray(d[name]), dtype) for name, dtype in named}
+        return {name: x if x.dtype is t else x.to(t) for name, (x, t) in found.items()}
 
     def _kept(self) -> KeptGraph | None:
         """The graph, built where it is to be kept and is not there."""
@@ -224,7 +228,7 @@ class TorchOracle(Oracle):
         calls: list[nn.Module] = []
         watched = partial(watching, calls)
         answer = self._passes.inside(self._leaves, run, backward=True, within=watched)
-        if all(m is self._problem.loss for m in calls):
+        if not calls:
             self._plain_backward = self._passed("plain", self._recomputes_nothing(run, answer))
         return answer
 
@@ -290,8 +294,7 @@ class TorchOracle(Oracle):
 
     def _passed(self, what: str, now: bool = False) -> bool:
         """Whether this check passed before, or ``now``, for this model and the same operations."""
-        dtypes = tuple(leaf.dtype for leaf in self._leaves.values())
-        key = what, self._structure, dtypes, self._problem.device.type
+        key = what, self._structure, self._dtypes, self._problem.device.type
         known = passed(self._problem.loss.model)
         if now:
             known.add(key)

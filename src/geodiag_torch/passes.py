@@ -14,7 +14,7 @@ from geodiag.blocks import Blocks
 from geodiag.errors import DataError
 from geodiag_torch.forward import Leaves, move
 from geodiag_torch.frozen import frozen, random_state
-from geodiag_torch.graph import derivative, weighted
+from geodiag_torch.graph import add_weighted, derivative
 from geodiag_torch.interrupts import uninterrupted
 from geodiag_torch.precision import coarsest
 from geodiag_torch.ranks import Sums
@@ -96,24 +96,23 @@ class Passes:
             lambda: self.inside(leaves, lambda: self._sum(part), within=within),
         )
         whole = self.whole = self._problem.batches.normalise(sums.weight)
-        blocks = {name: x if whole == 1.0 else x / whole for name, x in sums.blocks.items()}
-        return sums.loss / whole, blocks
+        if whole == 1.0:
+            return sums.loss, sums.blocks
+        return sums.loss / whole, {name: x / whole for name, x in sums.blocks.items()}
 
     def _frozen(self, backward: bool) -> AbstractContextManager[None]:
-        return frozen(self._random, self._problem.device, self._problem.data, backward)
+        return frozen(self._random, self._problem.device, backward)
 
     def _sum(self, part: Part) -> Sums:
         dtype = self._problem.dtype
         total: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=self._problem.device, dtype=dtype)
+        losses: dict[str, Tensor] = {}
         weights = 0.0
         for weight, value in self._values():
-            for name, x in part(value, weight).items():
-                x = weighted(x.to(dtype), weight)
-                total[name] = total[name] + x if name in total else x
-            loss += weight * value.detach().to(dtype)
+            add_weighted(total, part(value, weight), weight, dtype)
+            add_weighted(losses, {"loss": value.detach()}, weight, dtype)
             weights += weight
-        return Sums(weights, loss, total)
+        return Sums(weights, losses["loss"], total)
 
     def _values(self) -> Iterator[tuple[float, Tensor]]:
         """Each batch's weight and loss."""

@@ -19,13 +19,15 @@ def coarsest(loss: Tensor) -> tuple[float, bool]:
     """
     nodes = [loss.grad_fn]
     seen = set(nodes)
+    seen.add(None)  # edges that lead nowhere
     dtypes, reentrant = {loss.dtype}, False
     while nodes:
         node = nodes.pop()
         if node is None:
             continue
-        reentrant |= node.name() == NODE
-        dtypes.update(x.dtype for x in getattr(node, "_input_metadata", ()))
+        reentrant |= type(node).__name__ == NODE
+        for x in getattr(node, "_input_metadata", ()):
+            dtypes.add(x.dtype)
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -19,11 +19,14 @@ from geodiag.oracles import Problem
 from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
+from geodiag_torch.joints import JOINTS
+from geodiag_torch.layout import Held
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import RankBatches, ranks_of, world_size
 from geodiag_torch.watching import Watch
 
 NO_DEVICE = torch.empty(0)
+NOWHERE: tuple[Held, str] = ({"": None}, "")
 
 
 class TorchProblem(Problem):
@@ -102,12 +105,13 @@ class TorchProblem(Problem):
         raw_names = _public_names(inner)
         named = dict(inner.named_parameters())
         chosen = select({name: named[raw] for name, raw in raw_names.items()}, where)
-        self._raw_names = {name: raw_names[name] for name in chosen}
+        self._raw_names = {name: "model." + raw_names[name] for name in chosen}
         self.device, self.dtype = _common(chosen)
         self.space = Space(
             {name: tuple(p.shape) for name, p in chosen.items()},
             {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
             self._asarray,
+            joints=JOINTS,
         )
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
@@ -133,12 +137,15 @@ class TorchProblem(Problem):
         return oracle
 
     def point(self, params: Any = None) -> Blocks:
-        """A copy of ``params``, or of the module's parameters as they are now."""
+        """``params``, or the module's parameters: their own memory, where they are as measured."""
         params = self._params if params is None else params
         if params is None:
-            return {name: self._asarray(p).clone() for name, p in self.live().items()}
+            return {name: self._asarray(p) for name, p in self.live().items()}
         self._check_params(params)
-        return {name: self._asarray(params[name]).clone() for name in self.space.names}
+        return {name: self._asarray(params[name]) for name in self.space.names}
+
+    def snapshot(self, params: Any = None) -> Blocks:
+        return {name: x.clone() for name, x in self.point(params).items()}
 
     def close(self) -> None:
         """Free the graphs that this problem's oracles keep."""
@@ -149,9 +156,9 @@ class TorchProblem(Problem):
         """What the first of several ranks says."""
         return self.ranks.lead(yes)
 
-    def watch(self, measured: bool) -> Watch:
-        """All that the loss depends on, with or without the measured parameters."""
-        return Watch(self.loss, set() if measured else {id(p) for p in self.live().values()})
+    def watch(self, skipped: Iterable[Tensor]) -> Watch:
+        """All that the loss depends on, but for some parameters."""
+        return Watch(self.loss.layout(), set(map(id, skipped)))
 
     def live(self) -> dict[str, Tensor]:
         """The measured parameters by their public names, as they are now.
@@ -159,29 +166,40 @@ class TorchProblem(Problem):
         Raises:
             ParameterError: the model lost one, or it has another shape.
         """
-        named = dict(self.loss.model.named_parameters())
-        found = {name: named.get(raw) for name, raw in self._raw_names.items()}
-        for name, p in found.items():
+        slots = self.loss.layout().parameters
+        found: dict[str, Tensor] = {}
+        for name, raw in self._raw_names.items():
+            held, key = slots.get(raw, NOWHERE)
+            p = held[key]
             if p is None or tuple(p.shape) != self.space.shapes[name]:
                 raise ParameterError(
                     f"the model's structure changed: {name!r} had shape {self.space.shapes[name]}",
                     got="no such parameter" if p is None else f"shape {tuple(p.shape)}",
                     do="make a new geodiag.problem",
                 )
-        return {name: p for name, p in found.items() if p is not None}
+            found[name] = p
+        if len(set(map(id, found.values()))) < len(found):
+            raise ParameterError(
+                "the model's structure changed: measured parameters were tied",
+                do="make a new geodiag.problem",
+            )
+        return found
 
     def leaves(self, params: Mapping[str, Any] | None) -> Leaves:
         """Fresh autograd leaves; at the live parameters they share storage, at others not."""
-        out = {}
-        for name, p in self.live().items():
-            at = p if params is None else self._asarray(params[name]).to(p.dtype).clone()
-            out[name] = at.detach().requires_grad_()
-        return out
+        return self.leaves_of(self.live(), params)
+
+    def leaves_of(self, live: Leaves, params: Mapping[str, Any] | None) -> Leaves:
+        """The same, where the live parameters are known."""
+        if params is None:
+            return {name: p.detach().requires_grad_() for name, p in live.items()}
+        at = {name: self._asarray(params[name]).to(p.dtype) for name, p in live.items()}
+        return {name: x.clone().requires_grad_() for name, x in at.items()}
 
     def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
         """``run()`` with ``leaves`` in the place of the measured parameters."""
-        raw = {self._raw_names[name]: leaf for name, leaf in leaves.items()}
-        return self.loss.lend(raw, run, poison)
+        live = self.live() if leaves else {}
+        return self.loss.lend({id(live[n]): leaf for n, leaf in leaves.items()}, run, poison)
 
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, Mapping):

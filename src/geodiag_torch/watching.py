@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from geodiag.errors import StaleOracle
-
-Held = Mapping[str, Tensor | None]
+from geodiag_torch.layout import Held, Layout
 
 
 class Watch:
@@ -17,38 +16,32 @@ class Watch:
     Holds the tensors, so that none of their ids is used again.
 
     Args:
-        module: with everything below it.
+        layout: of the loss, as it is now.
         skipped: the ids of tensors that may change.
     """
 
-    def __init__(self, module: nn.Module, skipped: Set[int]) -> None:
-        self._modules: list[tuple[nn.Module, bool, dict[str, nn.Module | None]]] = []
-        self._tensors: list[tuple[Held, str, Tensor, int, int]] = []
+    def __init__(self, layout: Layout, skipped: Set[int]) -> None:
+        self._layout = layout
+        self._training = [m.training for m in layout.modules]
         self._absent: list[tuple[Held, str]] = []
-        self._sizes: list[tuple[Held, int]] = []
-        for m in module.modules():
-            self._modules.append((m, m.training, dict(m._modules)))
-            for held in (m._parameters, m._buffers):
-                self._sizes.append((held, len(held)))
-                for name, t in held.items():
-                    if t is None:
-                        self._absent.append((held, name))
-                    elif id(t) not in skipped:
-                        self._tensors.append((held, name, t, t.data_ptr(), t._version))
+        self._tensors: list[tuple[Held, str, Tensor, int, int]] = []
+        for held, name in layout.slots:
+            t = held[name]
+            if t is None:
+                self._absent.append((held, name))
+            elif id(t) not in skipped:
+                self._tensors.append((held, name, t, t.data_ptr(), t._version))
 
     def changed(self) -> bool:
         """Whether a tensor was written to, replaced or added, or a module or its mode changed."""
-        for m, training, inner in self._modules:
-            if m.training is not training or m._modules != inner:
-                return True
-        for held, size in self._sizes:
-            if len(held) != size:
-                return True
+        layout = self._layout
+        if not layout.stands() or [m.training for m in layout.modules] != self._training:
+            return True
         for held, name in self._absent:
-            if held.get(name) is not None:
+            if held[name] is not None:
                 return True
         for held, name, t, pointer, version in self._tensors:
-            if held.get(name) is not t or t._version != version or t.data_ptr() != pointer:
+            if held[name] is not t or t._version != version or t.data_ptr() != pointer:
                 return True
         return False
 

@@ -61,7 +61,7 @@ def check_no_growth(run, count, compilations):
     run()
     tracemalloc.start()
     try:
-        run()  # what tracing itself allocates at first
+        run(max(ROUND, count // 4))  # caches fill, and tracing itself allocates at first
         compilations.clear()
         arrays, held = state()
         run(count)

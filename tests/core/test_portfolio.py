@@ -17,6 +17,7 @@ from geodiag.estimators import flat
 from geodiag.estimators.driver import best
 from geodiag.estimators.krylov import Recurrence
 from geodiag.estimators.portfolio import SPARE, Cold, Explore, Plan
+from geodiag.spaces import Space
 from tests import truth
 from tests.quadratic import Quadratic
 
@@ -154,7 +155,7 @@ def test_lanczos_on_one_vector_or_tensors(preconditioned, monkeypatch):
 
 
 def test_flat_and_back_is_the_same(xp, dtype):
-    view = flat.Flat(truth.SHAPES)
+    view = flat.Flat(Space(truth.SHAPES))
     one = truth.to(xp, truth.blocks(0), dtype)
     many = {n: xp.stack([x, -x, 2 * x]) for n, x in one.items()}
     for made, there in ((one, view.flat), (many, view.flat_stack)):

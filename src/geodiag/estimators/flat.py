@@ -7,14 +7,13 @@ devices, which one vector would gather.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, namespace
+from geodiag.blocks import Array, Blocks
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.quadratic import L2
 from geodiag.norms.vector import L1, Linf
@@ -29,11 +28,11 @@ S = TypeVar("S")
 class Flat:
     """Blocks of certain shapes, and stacks of them, as one vector each, and back."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = dict(shapes)
-        ends = [0, *itertools.accumulate(math.prod(shape) for shape in self.shapes.values())]
-        self.spans = list(itertools.pairwise(ends))
-        self.size = ends[-1]
+    def __init__(self, space: Space) -> None:
+        self.shapes, self._joints = space.shapes, space.joints
+        self._shapes = list(map(tuple, self.shapes.values()))
+        self._sizes = list(map(math.prod, self._shapes))
+        self.size = sum(self._sizes)
 
     def flat(self, blocks: Blocks) -> Blocks:
         """Blocks as one of shape (n,)."""
@@ -44,11 +43,12 @@ class Flat:
         return self._joined(stack, (next(iter(stack.values())).shape[0],))
 
     def _joined(self, blocks: Blocks, lead: tuple[int, ...]) -> Blocks:
-        xp = namespace(blocks)
-        sizes = [b - a for a, b in self.spans]
-        named = zip(self.shapes, sizes, strict=True)
-        pieces = [xp.reshape(blocks[name], (*lead, size)) for name, size in named]
-        return {NAME: pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)}
+        tensors = [blocks[name] for name in self.shapes]
+        return {NAME: self._joints.join(tensors, self._sizes, lead)}
+
+    def of(self, hvp: Callable[[Blocks], Blocks]) -> Callable[[Blocks], Blocks]:
+        """Products on the vector."""
+        return lambda d: self.flat(hvp(self.full(d)))
 
     def random(self, space: Space, rng: np.random.Generator) -> Blocks:
         """The flat view of ``space.random(rng)``, moved to the device in one piece."""
@@ -61,17 +61,14 @@ class Flat:
 
     def full(self, flat: Blocks) -> Blocks:
         """Inverse of :meth:`flat` and :meth:`flat_stack`."""
-        x = flat[NAME]
-        xp = array_namespace(x)
-        lead = tuple(x.shape[:-1])
-        named = zip(self.shapes.items(), self.spans, strict=True)
-        return {n: xp.reshape(x[..., a:b], (*lead, *shape)) for (n, shape), (a, b) in named}
+        parts = self._joints.part(flat[NAME], self._sizes, self._shapes)
+        return dict(zip(self.shapes, parts, strict=True))
 
 
 def of(oracle: Oracle) -> Flat | None:
     """The flat view of an oracle's blocks, where it is the cheaper way."""
     space = oracle.space
-    return Flat(space.shapes) if space.size <= LIMIT and not space.split else None
+    return Flat(space) if space.size <= LIMIT and not space.split else None
 
 
 def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
@@ -79,7 +76,7 @@ def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
     flat = of(oracle)
     if flat is None:
         return oracle, norm, None
-    return _FlatOracle(oracle, flat), _flat_norm(norm, flat), flat
+    return _FlatOracle(oracle, flat), norm_on(flat, norm), flat
 
 
 def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNorm, Flat | None]:
@@ -89,7 +86,8 @@ def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNor
     return seen, flat_norm, flat
 
 
-def _flat_norm(norm: Norm, flat: Flat) -> Norm:
+def norm_on(flat: Flat, norm: Norm) -> Norm:
+    """The norm of the vector."""
     if isinstance(norm, (L1, Linf, L2)):  # which see entries alone
         return norm
     return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)

@@ -140,7 +140,7 @@ class Lanczos(SharpnessEstimator):
     def _packed(
         self, oracle: Oracle, norm: Norm, found: _Found, terms: Terms, options: Options
     ) -> SharpnessResult:
-        n, view = found.numbers, flat.Flat(oracle.shapes)
+        n, view = found.numbers, flat.Flat(oracle.space)
         residual = n.residual / abs(n.value) if n.value else math.inf if n.residual else 0.0
         age = options.age + 1 if terms.tracked and options.age is not None else 0
         witness = view.full({flat.NAME: to_numpy(found.answer.witness[flat.NAME])})

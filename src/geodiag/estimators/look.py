@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ from geodiag.blocks import (
     all_finite,
     array_namespace,
     axpy,
+    divide,
     dot,
-    scale,
     where,
     zeros_like,
 )
 from geodiag.estimators import flat
-from geodiag.estimators.program import NormProgram, spent
+from geodiag.estimators.program import NormProgram
 from geodiag.norms.base import QuadraticNorm
 from geodiag.norms.quadratic import L2
 from geodiag.norms.vector import Linf
@@ -30,7 +31,7 @@ class Looked(NamedTuple):
     direction: Blocks
     ahead: Blocks  # where to look next; of any length
     numbers: Array  # ⟨d, Hd⟩; the residual, absolute, NaN where there is none; ‖∇L‖*
-    num_hvps: Array
+    num_hvps: Array | int
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Look(NormProgram):
 
     def __call__(self, oracle: Oracle, direction: Blocks, gradient: Blocks) -> Looked:
         norm, view = self.norm, None
+        hvp: Callable[[Blocks], Blocks] = oracle.hvp
         if isinstance(norm, (L2, Linf)):  # others would be asked on tensors all the same
-            oracle, norm, view = flat.view(oracle, norm)
+            view = flat.of(oracle)
         if view:
-            direction, gradient = view.flat(direction), view.flat(gradient)
-        direction = scale(direction, 1 / norm.value(direction))
-        image = oracle.hvp(direction)
+            hvp, direction, gradient = view.of(hvp), view.flat(direction), view.flat(gradient)
+        direction = divide(direction, norm.value(direction))
+        image = hvp(direction)
         value = dot(direction, image)
         xp = array_namespace(value)
         if isinstance(norm, QuadraticNorm):
@@ -60,10 +62,9 @@ class Look(NormProgram):
             gradient, finite = _guarded(gradient)
             dual_norm = norm.dual(gradient)
             dual_norm = xp.where(finite, dual_norm, dual_norm + float("nan"))
-        numbers, asks = xp.stack([value, residual, dual_norm]), spent(image, 1)
         if view:
             direction, ahead = view.full(direction), view.full(ahead)
-        return Looked(direction, ahead, numbers, asks)
+        return Looked(direction, ahead, xp.stack([value, residual, dual_norm]), 1)
 
 
 def _guarded(g: Blocks) -> tuple[Blocks, Array]:

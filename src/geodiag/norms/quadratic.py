@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import (
+    Array,
     Blocks,
     check_like,
     flatten,
     is_array,
     namespace,
+    norm2,
     scale,
     unflatten,
 )
@@ -37,6 +39,12 @@ class L2(QuadraticNorm):
 
     def inverse_metric(self, g: Blocks) -> Blocks:
         return g
+
+    def value(self, d: Blocks) -> Array:
+        return norm2(d)
+
+    def dual(self, g: Blocks) -> Array:
+        return norm2(g)
 
     def lmos(self, gs: Blocks) -> Blocks:
         xp = namespace(gs)

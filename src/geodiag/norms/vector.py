@@ -25,8 +25,8 @@ class Linf(Norm):
     """max |d_i| over every parameter. LMO: sign(g); dual: ‖g‖₁ (sign descent, SignGD)."""
 
     def value(self, d: Blocks) -> Array:
-        xp = namespace(d)
-        return xp.max(xp.stack([_largest(x) for x in d.values()]))
+        largest = [_largest(x) for x in d.values()]
+        return largest[0] if len(largest) == 1 else namespace(d).max(namespace(d).stack(largest))
 
     def lmo(self, g: Blocks) -> Blocks:
         return map_blocks(namespace(g).sign, g)
@@ -55,7 +55,8 @@ class L1(Norm):
 
     def value(self, d: Blocks) -> Array:
         xp = namespace(d)
-        return xp.sum(xp.stack([xp.sum(xp.abs(x)) for x in d.values()]))
+        sums = [xp.sum(xp.abs(x)) for x in d.values()]
+        return sums[0] if len(sums) == 1 else xp.sum(xp.stack(sums))
 
     def lmo(self, g: Blocks) -> Blocks:
         stacked = self.lmos({name: x[None, ...] for name, x in g.items()})

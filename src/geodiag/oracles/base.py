@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from geodiag.blocks import Array, Blocks, stack, unstack
+from geodiag.blocks import Array, Blocks, map_blocks, stack, unstack
 from geodiag.spaces import MatrixView, Space
 
 S = TypeVar("S")
@@ -155,6 +155,10 @@ class Problem(ABC):
     def point(self, params: Any = None) -> Blocks:
         """The measured part of ``params`` (default: the model's parameters now) as blocks."""
         return self.at(params).point()
+
+    def snapshot(self, params: Any = None) -> Blocks:
+        """:meth:`point` in memory of its own, which an optimizer does not write into."""
+        return map_blocks(lambda x: x + 0, self.point(params))
 
     def close(self) -> None:
         """Free what the problem holds (kept graphs, cached batches); by default nothing."""
