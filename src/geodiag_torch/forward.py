@@ -40,9 +40,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Loss(nn.Module):
     """A model with its loss, to whose modules other tensors can be lent.
 
-    ``lend(leaves, run)`` runs ``run()`` while the model has ``leaves`` for its parameters; there
-    ``of(batch)`` is the loss. Derivatives belong inside of ``run`` too: checkpointed activations
-    are recomputed by the backward pass, with whatever the module holds then.
+    :meth:`lend` runs a function while the model has other tensors for its parameters; there
+    ``of(batch)`` is the loss. Derivatives belong inside of it too: checkpointed activations are
+    recomputed by the backward pass, with whatever the module holds then.
     """
 
     def __init__(
@@ -73,9 +73,11 @@ class Loss(nn.Module):
             self._layout = Layout(self)
         return self._layout
 
-    def lend(self, lent: Mapping[int, Tensor], run: Callable[[], T], poison: bool = False) -> T:
+    def lend(
+        self, layout: Layout, lent: Mapping[int, Tensor], run: Callable[[], T], poison: bool = False
+    ) -> T:
         """``run()`` with tensors lent (by the ids of those that they replace), and clones of all
-        buffers.
+        buffers. ``layout``: what :meth:`layout` says.
 
         ``poison``: with buffers of NaN. Attention runs on the math kernel: the fused ones cannot be
         differentiated twice.
@@ -88,7 +90,7 @@ class Loss(nn.Module):
                 "inside of torch.nn.utils.parametrize.cached() the loss does not see its leaves",
                 do="measure outside of that context",
             )
-        with self.layout().lent(lent, poison), sdpa_kernel([SDPBackend.MATH]):
+        with layout.lent(lent, poison), sdpa_kernel([SDPBackend.MATH]):
             return run()
 
     def of(self, batch: Any) -> Tensor:

@@ -37,6 +37,7 @@ from geodiag_torch.passes import Passes
 from geodiag_torch.precision import coarsest
 from geodiag_torch.ranks import Alone, Sums, no_answer, ranks_among
 from geodiag_torch.sharded import like, sharded
+from geodiag_torch.watching import Watch
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -143,7 +144,8 @@ class ShardedOracle(Oracle):
         self._at_model = params is None
         own = {name: problem.space.asarray(p).clone() for name, p in self._live.items()}
         self._point = own if params is None else self._placed(params)
-        self._watch = problem.watch(() if self._at_model else self._live.values())
+        layout = problem.loss.layout()
+        self._watch = Watch(layout, () if self._at_model else self._live.values())
         self._first: tuple[Tensor, Blocks] | None = None
         self._eps: float | None = None
         self._differences: Differences | None = None

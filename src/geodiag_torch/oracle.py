@@ -13,7 +13,7 @@ graph in one vectorised pass where that pays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +39,7 @@ from geodiag_torch.graph import (
 from geodiag_torch.otherwise import FLOAT32, Otherwise
 from geodiag_torch.passes import Passes, check_same_loss, watching
 from geodiag_torch.ranks import Sums
-from geodiag_torch.watching import stale
+from geodiag_torch.watching import Watch, stale
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem
@@ -58,10 +58,11 @@ class TorchOracle(Oracle):
     def __init__(self, problem: TorchProblem, params: Mapping[str, Any] | None) -> None:
         self._problem, self.space = problem, problem.space
         self._passes = Passes(problem)
-        live = problem.live()
+        layout = problem.loss.layout()
+        live = problem.live(layout)
         self._leaves = outside_inference(lambda: problem.leaves_of(live, params))
         self._at_model = params is None
-        self._watch = problem.watch(() if self._at_model else live.values())
+        self._watch = Watch(layout, () if self._at_model else live.values())
         self._dtypes = tuple([leaf.dtype for leaf in self._leaves.values()])
         self._notes: list[str] = []
         self._engine = problem.engine
@@ -103,7 +104,10 @@ class TorchOracle(Oracle):
         return self.hvp(d)
 
     def surroundings(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._problem.device.type, enabled=False)
+        kind = self._problem.device.type
+        if not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, enabled=False)
 
     def point(self) -> Blocks:
         self._check_fresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -20,10 +20,9 @@ from geodiag.selection import Where, select
 from geodiag.spaces import MatrixView, Space
 from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.joints import JOINTS
-from geodiag_torch.layout import Held
+from geodiag_torch.layout import Held, Layout
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import RankBatches, ranks_of, world_size
-from geodiag_torch.watching import Watch
 
 NO_DEVICE = torch.empty(0)
 NOWHERE: tuple[Held, str] = ({"": None}, "")
@@ -156,17 +155,15 @@ class TorchProblem(Problem):
         """What the first of several ranks says."""
         return self.ranks.lead(yes)
 
-    def watch(self, skipped: Iterable[Tensor]) -> Watch:
-        """All that the loss depends on, but for some parameters."""
-        return Watch(self.loss.layout(), set(map(id, skipped)))
-
-    def live(self) -> dict[str, Tensor]:
+    def live(self, layout: Layout | None = None) -> Leaves:
         """The measured parameters by their public names, as they are now.
+
+        ``layout``: that of the loss, where it is known.
 
         Raises:
             ParameterError: the model lost one, or it has another shape.
         """
-        slots = self.loss.layout().parameters
+        slots = (layout or self.loss.layout()).parameters
         found: dict[str, Tensor] = {}
         for name, raw in self._raw_names.items():
             held, key = slots.get(raw, NOWHERE)
@@ -198,8 +195,10 @@ class TorchProblem(Problem):
 
     def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
         """``run()`` with ``leaves`` in the place of the measured parameters."""
-        live = self.live() if leaves else {}
-        return self.loss.lend({id(live[n]): leaf for n, leaf in leaves.items()}, run, poison)
+        layout = self.loss.layout()
+        live = self.live(layout) if leaves else {}
+        lent = {id(live[name]): leaf for name, leaf in leaves.items()}
+        return self.loss.lend(layout, lent, run, poison)
 
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, Mapping):

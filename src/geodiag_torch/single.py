@@ -22,7 +22,7 @@ def in_single(problem: TorchProblem) -> TorchProblem:
     def value(model: nn.Module, batch: Any) -> Tensor:
         # A loss that closes over its model runs that, with the buffers lent as ever.
         wide_batch = move(batch, problem.device, widened=True)
-        return problem.loss.lend({}, lambda: loss.of(wide_batch))
+        return problem.lend({}, lambda: loss.of(wide_batch))
 
     loss: Loss = copy.deepcopy(problem.loss, _widened(problem.loss))
     return type(problem)(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -17,10 +17,11 @@ class Watch:
 
     Args:
         layout: of the loss, as it is now.
-        skipped: the ids of tensors that may change.
+        skipped: tensors that may change.
     """
 
-    def __init__(self, layout: Layout, skipped: Set[int]) -> None:
+    def __init__(self, layout: Layout, skipped: Iterable[Tensor]) -> None:
+        skips = set(map(id, skipped))
         self._layout = layout
         self._training = [m.training for m in layout.modules]
         self._absent: list[tuple[Held, str]] = []
@@ -29,7 +30,7 @@ class Watch:
             t = held[name]
             if t is None:
                 self._absent.append((held, name))
-            elif id(t) not in skipped:
+            elif id(t) not in skips:
                 self._tensors.append((held, name, t, t.data_ptr(), t._version))
 
     def changed(self) -> bool:

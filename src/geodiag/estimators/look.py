@@ -57,6 +57,9 @@ class Look(NormProgram):
             ahead = norm.inverse_metric(image)
             residual = norm.value(axpy(-value, direction, ahead))
             dual_norm = norm.dual(gradient)
+        elif view:
+            ahead, residual = norm.lmo(image), value * float("nan")
+            dual_norm = norm.dual(gradient)
         else:
             ahead, residual = norm.lmo(_guarded(image)[0]), value * float("nan")
             gradient, finite = _guarded(gradient)
