@@ -15,16 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geodiag.errors import EngineError
+
 Held = dict[str, Tensor | None]
 
 
 class Layout:
-    """The modules of ``root``, each once, and the dicts that hold their tensors.
+    """The modules below ``root``, each once, and the dicts that hold their tensors.
+
+    ``root`` may keep it: it does not refer back to it.
 
     Attributes:
         modules: as ``root.modules()`` has them.
         parameters: their names in ``root``, the dict that holds each, and its key there.
         slots: (dict, key) of all parameters and buffers.
+
+    Raises:
+        EngineError: one of them is a module of torch.jit.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -34,12 +41,18 @@ class Layout:
         self._buffers: list[tuple[Held, str]] = []
         self._seen: list[tuple[nn.Module, dict[str, nn.Module | None], Held, Held]] = []
         self._helds: list[Held] = []
-        for prefix, m in root.named_modules():
+        below = [(prefix, m) for prefix, m in root.named_modules() if m is not root]
+        for prefix, m in below:
+            if isinstance(m, torch.jit.ScriptModule):
+                raise EngineError(
+                    "a module compiled by torch.jit cannot be lent other parameters",
+                    got=f"{prefix!r}, a {type(m).__name__}",
+                    do="measure the module that it was made from",
+                )
             self.modules.append(m)
             self._seen.append((m, dict(m._modules), m._parameters, m._buffers))
             self._helds += [m._parameters, m._buffers]
-            start = prefix + "." if prefix else ""
-            self.parameters |= {start + key: (m._parameters, key) for key in m._parameters}
+            self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
             self._buffers += [(m._buffers, key) for key in m._buffers]
         self.slots = [*self.parameters.values(), *self._buffers]
         self._keys = list(map(list, self._helds))

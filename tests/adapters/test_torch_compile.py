@@ -43,3 +43,14 @@ def test_a_compiled_module_is_measured_as_the_original(part, backend):
     for name, x in found.items():
         torch.testing.assert_close(x, expected[names[name]], rtol=close, atol=close)
     assert fingerprint(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("part", ["model", "submodule"])
+def test_a_scripted_module_is_refused(part):
+    model, data = mlp()
+    scripted = (
+        torch.jit.script(model) if part == "model" else nn.Sequential(torch.jit.script(model))
+    )
+    with pytest.raises(EngineError, match=r"torch\.jit"):
+        geodiag.sharpness(scripted, "l2", criterion=nn.MSELoss(), data=data)
