@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import geodiag
+from geodiag.errors import EngineError
 from tests.adapters.torch_models import fingerprint, mlp, random_like
 
 
