@@ -120,7 +120,6 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
             )
     waiting = [g.grad_fn for g in gradient.values() if g.grad_fn is not None]
     seen = set(waiting)
-    seen.add(None)  # edges that lead nowhere
     walk: list[tuple[type, str]] = []
     while waiting:
         node = waiting.pop()
@@ -135,7 +134,7 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
                 do='pass engine="finite-difference"',
             )
         for following, _ in node.next_functions:
-            if following not in seen:
+            if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
     custom = any(issubclass(kind, BackwardCFunction) for kind, _ in walk)

@@ -17,7 +17,7 @@ def _join(tensors: Sequence[Tensor], sizes: Sizes, lead: tuple[int, ...]) -> Ten
 
 
 def _part(vector: Tensor, sizes: Sizes, shapes: Shapes) -> list[Tensor]:
-    pieces = vector.split(sizes, -1)  # type: ignore[arg-type]
+    pieces = vector.split(sizes, -1)  # type: ignore[no-untyped-call]
     if vector.dim() == 1:
         return [x.view(shape) for x, shape in zip(pieces, shapes, strict=True)]
     lead = vector.shape[:-1]
