@@ -26,7 +26,7 @@ from geodiag.oracles.base import Oracle
 class Stepped(NamedTuple):
     """A step s = w⁺ − w, measured at w."""
 
-    unit: Blocks  # s/‖s‖; of no use for a step that is zero or not finite
+    unit: Blocks  # s/‖s‖; zero for a step that is zero or not finite
     numbers: Array  # ‖s‖, NaN or infinite where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
     num_hvps: Array | int
 
@@ -42,15 +42,16 @@ class Step(NormProgram):
             here, there, gradient = view.flat(here), view.flat(there), view.flat(gradient)
         step = subtract(there, here)
         slope = dot(gradient, step)
-        finite = None
-        if not isinstance(norm, (L2, Linf)):  # which are NaN or infinite where the step is
+        xp, nothing = array_namespace(slope), zeros_like(step)
+        if isinstance(norm, (L2, Linf)):  # which are NaN or infinite where the step is
+            length = norm.value(step)
+            finite = xp.isfinite(length)
+        else:
             finite = all_finite(step)
-            step = where(finite, step, zeros_like(step))
-        length = norm.value(step)
-        xp = array_namespace(length)
-        if finite is not None:
+            length = norm.value(where(finite, step, nothing))
             length = xp.where(finite, length, length + float("nan"))
-        unit = divide(step, xp.where(length > 0, length, xp.ones_like(length)))
+        moves = finite & (length > 0)
+        unit = where(moves, divide(step, xp.where(moves, length, xp.ones_like(length))), nothing)
         curvature = dot(unit, hvp(unit))
         numbers = xp.stack([length, slope, curvature])
         return Stepped(view.full(unit) if view else unit, numbers, 1)

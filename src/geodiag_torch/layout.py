@@ -2,7 +2,7 @@
 network's forward pass, and a measurement asks for them again and again.
 
 Other tensors are lent to it by an exchange of the entries of its own dicts, which
-``torch.func.functional_call`` does too, at four times the cost.
+``torch.func.functional_call`` does too, at several times the cost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Layout:
     ``root`` may keep it: it does not refer back to it.
 
     Attributes:
-        modules: as ``root.modules()`` has them.
+        modules: as ``root.modules()`` has them, but for ``root``.
         parameters: their names in ``root``, the dict that holds each, and its key there.
         slots: (dict, key) of all parameters and buffers.
 

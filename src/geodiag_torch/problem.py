@@ -136,15 +136,14 @@ class TorchProblem(Problem):
         return oracle
 
     def point(self, params: Any = None) -> Blocks:
-        """``params``, or the module's parameters: their own memory, where they are as measured."""
+        """A copy of ``params``, or of the module's parameters as they are now."""
         params = self._params if params is None else params
         if params is None:
-            return {name: self._asarray(p) for name, p in self.live().items()}
+            return {name: self._asarray(p).clone() for name, p in self.live().items()}
         self._check_params(params)
-        return {name: self._asarray(params[name]) for name in self.space.names}
+        return {name: self._asarray(params[name]).clone() for name in self.space.names}
 
-    def snapshot(self, params: Any = None) -> Blocks:
-        return {name: x.clone() for name, x in self.point(params).items()}
+    snapshot = point
 
     def close(self) -> None:
         """Free the graphs that this problem's oracles keep."""
