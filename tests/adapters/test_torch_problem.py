@@ -234,3 +234,15 @@ def test_the_result_tells_the_gradients_dual_norm():
     for norm, expected in duals.items():
         result = geodiag.sharpness(model, norm, **arguments)
         assert result.dual_norm == pytest.approx(expected, rel=1e-12), norm
+
+
+def test_a_point_stays_where_the_model_was():
+    model, data = mlp()
+    problem = geodiag.problem(model, criterion=nn.MSELoss(), data=data)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    points = problem.point(), problem.snapshot()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    for point in points:
+        assert all(torch.equal(point[name].to(x.dtype), x) for name, x in before.items())
