@@ -1,4 +1,4 @@
-"""What a monitor costs a training run: the same steps with and without one, in turn."""
+"""What a monitor costs a training run: the same steps with one, without, and by hand, in turn."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 import geodiag_torch
+from benchmarks.by_hand import ByHand
 from benchmarks.cases import build_wide
 from benchmarks.problems import MODELS, TRAININGS, Training, build
 from benchmarks.report import spread, table
 from geodiag_torch import NonEuclideanGD
 
-BUDGET = 0.05
+BUDGET, EVERY = 0.05, 10
 # Learning rates, and steps: for the digits MLP as many as it takes to the edge.
 RUNS = {
     ("mlp", "l2"): Training(0.2, 900),
@@ -32,7 +33,7 @@ def run(quick: bool) -> None:
     rounds = 2 if quick else 5
     rows = []
     for (model, norm), training in RUNS.items():
-        plans = [("every=10", {"every": 10}, training)]
+        plans = [(f"every={EVERY}", {"every": EVERY}, training)]
         if model == "mlp":
             longer = Training(training.lr, 5 * training.steps)
             plans.append((f"budget={BUDGET}", {"every": 1, "budget": BUDGET}, longer))
@@ -42,10 +43,10 @@ def run(quick: bool) -> None:
             [model, norm, label, *_compare(model, norm, options, plan, rounds)]
             for label, options, plan in plans
         ]
-    heads = ["model", "norm", "monitor", "ms a step", "overhead, in steps", "share, own account"]
+    heads = ["model", "norm", "monitor", "ms a step", "overhead, in steps", "by hand"]
     table(
         "Training with a monitor attached, against training without",
-        [*heads, "records", "HVPs a record"],
+        [*heads, "share, own account", "records", "HVPs a record"],
         rows,
     )
 
@@ -53,7 +54,7 @@ def run(quick: bool) -> None:
 def _compare(
     model: str, norm: str, options: dict[str, Any], training: Training, rounds: int
 ) -> list[Any]:
-    overheads, plain, shares, records = [], [], [], []
+    overheads, by_hand, plain, shares, records = [], [], [], [], []
     for _ in range(rounds):
         bare, _ = _train(model, norm, None, training)
         watched, records = _train(model, norm, options, training)
@@ -61,29 +62,42 @@ def _compare(
         overheads.append(watched / bare - 1)
         first = records[0].seconds
         shares.append(sum(r.seconds for r in records) / (watched + first))
+        if "budget" not in options:
+            by_hand.append(_train(model, norm, None, training, by_hand=True)[0] / bare - 1)
     products = statistics.mean(r.num_hvps for r in records[1:])
     counts = [len(records), f"{products:.1f}"]
-    return [spread(plain), spread(overheads), spread(shares), *counts]
+    hand = spread(by_hand) if by_hand else None
+    return [spread(plain), spread(overheads), hand, spread(shares), *counts]
 
 
 def _train(
-    model: str, norm: str, options: dict[str, Any] | None, training: Training
+    model: str,
+    norm: str,
+    options: dict[str, Any] | None,
+    training: Training,
+    by_hand: bool = False,
 ) -> tuple[float, list[Any]]:
     """Seconds, without the first measurement, which is cold; and the records."""
     net, criterion, (x, y) = build(model) if model in MODELS else build_wide()
     optimizer = NonEuclideanGD(net.named_parameters(), training.lr, norm)
     monitor = None
+    hand = ByHand(net, criterion, (x, y), norm) if by_hand else None
     if options is not None:
         monitor = geodiag_torch.attach(optimizer, net, criterion=criterion, data=(x, y), **options)
 
-    def step() -> None:
+    def step(number: int) -> None:
         optimizer.zero_grad()
         criterion(net(x), y).backward()
+        measured = hand if number % EVERY == 0 else None
+        if measured:
+            measured.before()
         optimizer.step()
+        if measured:
+            measured.after()
 
-    step()
+    step(0)
     began = time.perf_counter()
-    for _ in range(training.steps):
-        step()
+    for number in range(1, training.steps + 1):
+        step(number)
     taken = time.perf_counter() - began
     return taken, monitor.records if monitor is not None else []
