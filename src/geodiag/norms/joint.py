@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale, zeros_like
+from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale
 from geodiag.envelopes import Envelope, Hull, Piece, Product
 from geodiag.norms.base import Face, Norm
 from geodiag.spaces import Space
@@ -53,6 +53,10 @@ class Part:
     def of(self, blocks: Blocks) -> Blocks:
         return {name: blocks[name] for name in self.names}
 
+    def scaled(self, piece: Blocks) -> Blocks:
+        """A point of the norm's unit ball, as one of the ball of this radius."""
+        return piece if self.radius == 1.0 else scale(piece, self.radius)
+
 
 class Joint(Norm):
     """A norm bound to its parts; subclasses say how the parts' values combine."""
@@ -78,7 +82,7 @@ class Joint(Norm):
     def _lmos(self, g: Blocks) -> list[Blocks]:
         """Each part's LMO times its radius."""
         lmos = self._ask("lmo", g)
-        return [scale(lmo, part.radius) for part, lmo in zip(self.parts, lmos, strict=True)]
+        return [part.scaled(lmo) for part, lmo in zip(self.parts, lmos, strict=True)]
 
     def _ask(self, what: str, blocks: Blocks) -> list[Any]:
         """Each part's ``value``, ``dual`` or ``lmo``, of a :class:`Together` class at once."""
@@ -103,14 +107,16 @@ class Joint(Norm):
 
     def _many(self, gs: Blocks) -> list[Blocks]:
         """``_lmos`` of K directions stacked on a leading axis."""
-        return [scale(part.norm.lmos(part.of(gs)), part.radius) for part in self.parts]
+        return [part.scaled(part.norm.lmos(part.of(gs))) for part in self.parts]
 
     def _merge(self, g: Blocks, pieces: list[Blocks], weights: Array | None) -> Blocks:
         """The parts' pieces, weighted, as one; zero where no part looks."""
-        out = zeros_like(g)
+        found: Blocks = {}
         for i, piece in enumerate(pieces):
-            out.update(piece if weights is None else _weighted(piece, weights[i, ...]))
-        return out
+            found.update(piece if weights is None else _weighted(piece, weights[i, ...]))
+        xp = namespace(g)
+        unseen = {name: xp.zeros_like(x) for name, x in g.items() if name not in found}
+        return g | unseen | found
 
     def _pieces(self, space: Space) -> list[Piece] | None:
         """The parts' envelopes; None where one has none."""

@@ -70,6 +70,8 @@ class Operator(_TensorNorm, Together):
 
     def lmos(self, gs: Blocks) -> Blocks:
         ((name, stacked),) = gs.items()
+        if stacked.ndim == 3 and (self.view is None or self.view.rows == (0,)):
+            return {name: polar(stacked)}  # matrices as they are
         xp = array_namespace(stacked)
         xs = [stacked[i, ...] for i in range(stacked.shape[0])]
         factors = polar(xp.stack([self.matrix(x) for x in xs]))
