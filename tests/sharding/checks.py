@@ -219,14 +219,21 @@ def pieces() -> None:
 
 
 def whole() -> None:
-    """The default search with its surrogate, and a warm start."""
+    """The default search with its surrogate, and a warm start.
+
+    Rounding decides which of several maxima, within a per cent here, so many starts end at: the
+    truth for the value is the product of plain JAX, on one device, at the witness.
+    """
     params, batch = draw()
     over = models.mesh()
     p, b = split(params, over), put(batch, over, "data")
     for name in ("linf", "l1"):
         want = geodiag.sharpness(loss, name, params=params, data=batch)
         got = geodiag.sharpness(loss, name, params=p, data=b)
-        close(got, want, name)
+        d = {key: jnp.asarray(np.asarray(x)) for key, x in got.direction.items()}
+        image = jax.jvp(jax.grad(lambda w: loss(w, *batch)), (params,), (d,))[1]
+        close(got, sum(float(jnp.vdot(d[key], image[key])) for key in d), name)
+        assert float(got) >= 0.99 * float(want), name
         again = geodiag.sharpness(loss, name, params=p, data=b, start=got)
         assert float(again) >= float(got) * (1 - 1e-9), name
 
