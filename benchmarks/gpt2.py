@@ -20,8 +20,8 @@ import geodiag
 from benchmarks.memory import resident, restart
 from benchmarks.report import missing, table
 from benchmarks.timing import seconds, timed
+from geodiag.core.spaces import Space
 from geodiag.norms import Spectral
-from geodiag.spaces import Space
 
 MATRICES = r"\.h\.\d+\.(attn|mlp)\.(c_attn|c_proj|c_fc)\.weight$"
 PRODUCTS, LMOS = 255, 250

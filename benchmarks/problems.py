@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import geodiag
-from geodiag.demo import digits
+from geodiag.experiments.demo import digits
 from geodiag_torch import NonEuclideanGD
 
 CACHE = Path(".benchmarks")

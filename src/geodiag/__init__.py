@@ -4,18 +4,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 from geodiag import blocks, estimators, norms, sinks, testing
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
-from geodiag.edge import Threshold, threshold
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.measure import sharpness
-from geodiag.monitor import Monitor, Update
+from geodiag.monitoring.monitor import Monitor
 from geodiag.norms import Norm, QuadraticNorm
+from geodiag.optimizers.thresholds import Threshold, Update, threshold
 from geodiag.oracles import Oracle, Problem
-from geodiag.plotting import plot
 from geodiag.plugins import hookimpl, registry
 from geodiag.problems import problem
 from geodiag.records import Record, read_records
+from geodiag.report.plotting import plot
 from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.sharpness import sharpness
 
 try:
     __version__ = version("geodiag")

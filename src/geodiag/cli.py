@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import geodiag
-from geodiag import demo, plotting, watch
 from geodiag.errors import GeodiagError
+from geodiag.experiments import demo
+from geodiag.experiments.reproduction import runner
+from geodiag.experiments.reproduction.cells import METHODS, MODELS
 from geodiag.plugins import registry
-from geodiag.reproduction import runner
-from geodiag.reproduction.cells import METHODS, MODELS
+from geodiag.report import plotting, watch
 
 
 def main(argv: Sequence[str] | None = None) -> int:

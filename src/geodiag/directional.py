@@ -23,9 +23,8 @@ from geodiag.blocks import (
     namespace,
     subtract,
 )
-from geodiag.checks import as_number, own_arithmetic
+from geodiag.core.validation import as_blocks, as_number, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
-from geodiag.given import as_blocks
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolve_oracle

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geodiag.checks import refuse
+from geodiag.core.selection import Where
+from geodiag.core.validation import refuse
 from geodiag.errors import ArgumentError, PluginError, UnknownModel
-from geodiag.norms.base import Norm
-from geodiag.norms.composite import require_norm
+from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import registry
-from geodiag.selection import Where
 
 BUILT = "pass it to geodiag.problem(...), which builds the problem"
 

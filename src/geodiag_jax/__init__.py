@@ -5,9 +5,9 @@ Importing ``jax`` and ``geodiag`` is enough to measure; import this package for 
 """
 
 from geodiag_jax.monitor import Monitor
-from geodiag_jax.optimizers import geometry
+from geodiag_jax.optimizers.geometry import geometry
+from geodiag_jax.optimizers.non_euclidean import non_euclidean_gd
 from geodiag_jax.problem import JaxProblem
-from geodiag_jax.steepest import non_euclidean_gd
 from geodiag_jax.tracking import Sharpness, Tracker, TrackerState, tracker
 
 __all__ = [

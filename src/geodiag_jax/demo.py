@@ -11,7 +11,7 @@ import optax
 
 import geodiag
 from geodiag.blocks import Blocks
-from geodiag_jax.steepest import non_euclidean_gd
+from geodiag_jax.optimizers.non_euclidean import non_euclidean_gd
 
 
 class Trainer:

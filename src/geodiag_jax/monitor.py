@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 
 import geodiag
+from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitor import Update
+from geodiag.monitoring.observation import check_rule
 from geodiag.norms import Norm
-from geodiag.observation import check_rule
+from geodiag.optimizers.thresholds import Update
 from geodiag.problems import as_norm
 from geodiag.records import Record
-from geodiag.selection import Where
 from geodiag.sinks import Log
-from geodiag_jax.optimizers import Geometry, check_hyperparams
+from geodiag_jax.optimizers.geometry import Geometry, check_hyperparams
 from geodiag_jax.oracle import JaxOracle
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.pytree import is_array, leaves_of, read
@@ -57,7 +57,7 @@ class Monitor(geodiag.Monitor):
         update: instead: an :class:`geodiag.Update`, or a function of the step that returns one.
         hyperparams: of the optimizer, where its state does not hold them: see
             :func:`geodiag_jax.geometry`.
-        where: measure only these parameters; see :func:`geodiag.selection.select`.
+        where: measure only these parameters; see :func:`geodiag.core.selection.select`.
         every: and ``budget``, ``log``: as in :class:`geodiag.Monitor`.
         estimator: and the rest: as in :func:`geodiag.sharpness`.
         problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in

@@ -20,20 +20,20 @@ from geodiag.blocks import Array, Blocks, epsilon, norm2
 from geodiag.errors import DataError, EngineError, GeodiagError
 from geodiag.oracles import Differences, Oracle, shaken
 from geodiag.oracles.base import Program
-from geodiag_jax import compiled, programs
-from geodiag_jax.compiled import Arrays, Form
-from geodiag_jax.feed import BatchForm, Feed
-from geodiag_jax.placement import refusals_explained, relabel
+from geodiag_jax import derivatives, programs
+from geodiag_jax.batches import BatchForm, Feed
+from geodiag_jax.derivatives import Arrays, Form
 from geodiag_jax.precision import SINGLE, coarsest, fine
 from geodiag_jax.pytree import Layout, as_blocks
+from geodiag_jax.sharding import refusals_explained, relabel
 
 S = TypeVar("S")
 
 ENGINES = ("auto", "linearize", "recompute", "reverse", "finite-difference")
 
 _PRODUCTS = {
-    "recompute": (compiled.forward, compiled.forward_many),
-    "reverse": (compiled.reverse, compiled.reverse_many),
+    "recompute": (derivatives.forward, derivatives.forward_many),
+    "reverse": (derivatives.reverse, derivatives.reverse_many),
 }
 # What JAX raises where a derivative does not exist in some mode.
 _UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
@@ -110,7 +110,7 @@ class JaxOracle(Oracle):
     def loss_at(self, params: Blocks) -> Array:
         point = self._arrays(params)
         loss: Array = self._feed.total(
-            lambda batch, arrays: compiled.value(self._form, batch, point, self._fixed, arrays)
+            lambda batch, arrays: derivatives.value(self._form, batch, point, self._fixed, arrays)
         )
         return loss
 
@@ -160,7 +160,7 @@ class JaxOracle(Oracle):
     def _fresh(self) -> tuple[programs.Source, Any] | None:
         """The source of a program that linearizes for itself, where nothing has been asked yet."""
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
-        if not unasked or not self._feed.single or (self._auto and compiled.blocked(self._form)):
+        if not unasked or not self._feed.single or (self._auto and derivatives.blocked(self._form)):
             return None
         ((_, batch, arrays),) = self._feed
         return programs.Fresh(self._form, batch), (self._point, self._fixed, arrays)
@@ -178,7 +178,7 @@ class JaxOracle(Oracle):
         if self._kept is None and self._feed.single:
             ((_, batch, arrays),) = self._feed
             forward = self._engine == "recompute" and not (
-                self._auto and compiled.blocked(self._form)
+                self._auto and derivatives.blocked(self._form)
             )
             where = (self._point, self._fixed, arrays)
             return programs.Recomputed(self._form, batch, forward), (frozen, where)
@@ -207,7 +207,7 @@ class JaxOracle(Oracle):
 
     def _value_and_gradient(self, point: Arrays) -> tuple[Array, Arrays]:
         answer: tuple[Array, Arrays] = self._feed.total(
-            lambda batch, arrays: compiled.value_and_gradient(
+            lambda batch, arrays: derivatives.value_and_gradient(
                 self._form, batch, point, self._fixed, arrays
             )
         )
@@ -220,12 +220,12 @@ class JaxOracle(Oracle):
         answers: list[tuple[float, tuple[Array, Arrays]]] = []
         for weight, batch, arrays in self._feed:
             question = (self._form, batch, self._point, self._fixed, arrays)
-            if self._auto and compiled.blocked(self._form):
+            if self._auto and derivatives.blocked(self._form):
                 self._use_reverse()
                 return None
             try:
                 if self._memory is not None:
-                    room -= compiled.kept_bytes(*question)
+                    room -= derivatives.kept_bytes(*question)
                 if room < 0:
                     self._engine = "recompute"
                     self._note(
@@ -233,7 +233,7 @@ class JaxOracle(Oracle):
                         "every Hessian-vector product is recomputed"
                     )
                     return None
-                loss, gradient, linear = compiled.linearized(*question)
+                loss, gradient, linear = derivatives.linearized(*question)
                 self._try_forward(linear)
             except _UNDERIVABLE as e:
                 if self._auto and "context mesh" in str(e).lower():
@@ -250,9 +250,9 @@ class JaxOracle(Oracle):
 
     def _try_forward(self, linear: Any) -> None:
         """Once per loss: a ``custom_vjp`` in a linearization raises only when it is lowered."""
-        known = compiled.forward_works(self._form)
+        known = derivatives.forward_works(self._form)
         if known != [True]:
-            compiled.apply.lower(linear, self._point)
+            derivatives.apply.lower(linear, self._point)
             known[:] = [True]
 
     def _product(self, d: Arrays, many: bool) -> Arrays:
@@ -260,7 +260,7 @@ class JaxOracle(Oracle):
         frozen, _ = self._freeze()
         product: Arrays
         if self._kept is not None:
-            apply = compiled.apply_many if many else compiled.apply
+            apply = derivatives.apply_many if many else derivatives.apply
             product = self._feed.combine((w, apply(linear, d)) for w, linear in self._kept)
             return product
         loss, product = self._feed.total(
@@ -273,7 +273,7 @@ class JaxOracle(Oracle):
     def _recomputed(self, batch: BatchForm, arrays: Arrays, d: Arrays, many: bool) -> Any:
         """(loss, product) of one batch."""
         question = (self._form, batch, self._point, self._fixed, arrays, d)
-        if self._auto and self._engine == "recompute" and compiled.blocked(self._form):
+        if self._auto and self._engine == "recompute" and derivatives.blocked(self._form):
             self._use_reverse()
         if self._engine == "recompute":
             try:
@@ -305,7 +305,7 @@ class JaxOracle(Oracle):
         self._use_reverse()
 
     def _use_reverse(self) -> None:
-        compiled.forward_works(self._form)[:] = [False]
+        derivatives.forward_works(self._form)[:] = [False]
         self._engine = "reverse"
         self._note(
             "forward-mode differentiation is blocked (by a custom_vjp); "

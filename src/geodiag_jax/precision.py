@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from geodiag.errors import EngineError
-from geodiag_jax.compiled import Arrays, Form
-from geodiag_jax.feed import BatchForm
+from geodiag_jax.batches import BatchForm
+from geodiag_jax.derivatives import Arrays, Form
 
 SINGLE = float(np.finfo(np.float32).eps)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from geodiag.checks import is_number
+from geodiag.core.selection import Where
+from geodiag.core.spaces import Space
+from geodiag.core.validation import is_number
 from geodiag.errors import ArgumentError, shown
 from geodiag.oracles import Problem
-from geodiag.selection import Where
-from geodiag.spaces import Space
-from geodiag_jax.capture import Loss
-from geodiag_jax.compiled import Form
-from geodiag_jax.feed import Feed
+from geodiag_jax.batches import Feed
+from geodiag_jax.derivatives import Form
+from geodiag_jax.loss_key import Loss
 from geodiag_jax.oracle import ENGINES, JaxOracle
-from geodiag_jax.placement import Places
 from geodiag_jax.pytree import read
+from geodiag_jax.sharding import Places
 
 
 class JaxProblem(Problem):
@@ -23,7 +23,7 @@ class JaxProblem(Problem):
 
     Compiled functions are shared by all problems of the same loss, shapes and dtypes, so neither a
     new point nor a new problem compiles again. The loss must be a pure function: arrays that it
-    closes over are constants to the compiler (see :mod:`geodiag_jax.capture`).
+    closes over are constants to the compiler (see :mod:`geodiag_jax.loss_key`).
 
     The measurement runs in float64 if a measured array is float64, else in float32; arrays of
     fewer bits are cast at the boundary. A single batch is kept from the start (NumPy memory is
@@ -50,7 +50,7 @@ class JaxProblem(Problem):
                 a dict or an array, ``loss(params)`` without data. Returns a real scalar.
             data: one batch (tuple, dict, array), or a list or re-iterable of batches.
             params: the point: any pytree with floating-point arrays.
-            where: which arrays to measure; see :func:`geodiag.selection.select`.
+            where: which arrays to measure; see :func:`geodiag.core.selection.select`.
             weight: of a batch in the mean over batches; default: its length.
             reduction: "mean" if the loss averages over a batch, "sum" if it adds.
             engine: how Hessian-vector products are computed. "linearize": forward over reverse,

@@ -1,6 +1,6 @@
 """Programs compiled: ``Oracle.run`` in one call of XLA, its loops included.
 
-As in :mod:`geodiag_jax.compiled` the jitted function is the module's: a new problem of the same
+As in :mod:`geodiag_jax.derivatives` the jitted function is the module's: a new problem of the same
 loss, at whatever point, finds the compilation of equal programs again.
 """
 
@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from geodiag.blocks import Array, Blocks
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import EngineError
 from geodiag.oracles import Oracle
 from geodiag.oracles.base import Program
-from geodiag.spaces import MatrixView, Space
-from geodiag_jax import compiled
-from geodiag_jax.compiled import Arrays, Form
-from geodiag_jax.feed import BatchForm
-from geodiag_jax.placement import Places
+from geodiag_jax import derivatives
+from geodiag_jax.batches import BatchForm
+from geodiag_jax.derivatives import Arrays, Form
 from geodiag_jax.pytree import as_blocks
+from geodiag_jax.sharding import Places
 
 S = TypeVar("S")
 REFUSED = 2  # failures in a row to trace a program, after which it runs eagerly ever after
@@ -74,7 +74,7 @@ class TracedOracle(Oracle):
         state: S,
         rows: Blocks,
     ) -> tuple[S, Blocks]:
-        """See :class:`geodiag.estimators.whole.Growing`; rows are written in place."""
+        """See :class:`geodiag.solvers.lanczos.fused.Growing`; rows are written in place."""
         (most, *_), *_ = (x.shape for x in rows.values())
 
         def body(s: tuple[Array, S, Blocks]) -> tuple[Array, S, Blocks]:
@@ -196,8 +196,8 @@ class Kept:
 
     def _product(self, kept: Any, d: Arrays) -> Arrays:
         if len(kept) == 1:
-            return compiled.apply(kept[0][1], d)  # type: ignore[no-any-return]
-        parts = [_scaled(c, compiled.apply(linear, d)) for c, linear in kept]
+            return derivatives.apply(kept[0][1], d)  # type: ignore[no-any-return]
+        parts = [_scaled(c, derivatives.apply(linear, d)) for c, linear in kept]
         return tuple(functools.reduce(jnp.add, each) for each in zip(*parts, strict=True))
 
 
@@ -211,7 +211,7 @@ class Recomputed:
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
         frozen, where = operands
-        compute = compiled.forward if self.forward else compiled.reverse
+        compute = derivatives.forward if self.forward else derivatives.reverse
         return frozen, lambda d: compute(self.form, self.batch, *where, d)[1]
 
 
@@ -226,8 +226,8 @@ class Fresh:
     batch: BatchForm
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
-        loss, gradient, linear = compiled.linearized(self.form, self.batch, *operands)
-        return (loss, gradient), functools.partial(compiled.apply, linear)
+        loss, gradient, linear = derivatives.linearized(self.form, self.batch, *operands)
+        return (loss, gradient), functools.partial(derivatives.apply, linear)
 
 
 def _scaled(c: Array, arrays: Arrays) -> Arrays:

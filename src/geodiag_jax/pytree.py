@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, check_like
+from geodiag.core.selection import Where, select
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ParameterError, ShapeError, shown
-from geodiag.selection import Where, select
-from geodiag.spaces import MatrixView, Space
-from geodiag_jax import placement
-from geodiag_jax.placement import Outside, Places
+from geodiag_jax import sharding
+from geodiag_jax.sharding import Outside, Places
 
 # The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
 ROOT = "x"
@@ -230,7 +230,7 @@ def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space
     chosen = [leaves[place] for place in measured]
     others = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
     fixed = [leaves[i] for i in others]
-    places, dtype = placement.find(chosen, fixed), measurement_dtype(chosen)
+    places, dtype = sharding.find(chosen, fixed), measurement_dtype(chosen)
     tree = Tree(
         treedef,
         tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),

@@ -12,7 +12,7 @@ import optax
 
 import geodiag
 from geodiag.blocks import Array, Blocks
-from geodiag_jax.steepest import non_euclidean_gd
+from geodiag_jax.optimizers.non_euclidean import non_euclidean_gd
 
 Params: TypeAlias = "dict[str, Any]"
 HEADS = 2

@@ -14,20 +14,20 @@ import jax.numpy as jnp
 
 from geodiag import blocks
 from geodiag.blocks import Array, Blocks, axpy, dot, scale
+from geodiag.core.batched import combine, cross, one, only
+from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError, shown
-from geodiag.estimators.flat import LIMIT
-from geodiag.estimators.portfolio import Cold, Plan
-from geodiag.estimators.segment import positive
-from geodiag.estimators.stacks import combine, cross, one, only
-from geodiag.estimators.track import Track
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm
-from geodiag.selection import Where
-from geodiag_jax import compiled
-from geodiag_jax.capture import Loss
-from geodiag_jax.compiled import Form
-from geodiag_jax.feed import prepare
+from geodiag.solvers.line_search import positive
+from geodiag.solvers.multistart import Cold, Plan
+from geodiag.solvers.ravel import LIMIT
+from geodiag.solvers.warm_start import Track
+from geodiag_jax import derivatives
+from geodiag_jax.batches import prepare
+from geodiag_jax.derivatives import Form
+from geodiag_jax.loss_key import Loss
 from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
 
@@ -96,7 +96,7 @@ def tracker(
     Args:
         loss: ``loss(params, *batch)``, a real scalar.
         norm: a registered name or a Norm object that JAX can trace.
-        where: which arrays to measure; see :func:`geodiag.selection.select`.
+        where: which arrays to measure; see :func:`geodiag.core.selection.select`.
         check: measurements from one cold search to the next; 1: every one is cold.
         seed: of the random part of cold searches.
 
@@ -120,7 +120,7 @@ def tracker(
 
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
         layout, (form, arrays) = read(params, where), prepare(batch)
-        slope, product = compiled.inline(
+        slope, product = derivatives.inline(
             Form(held, layout.tree, layout.dtype, layout.places, layout.outside),
             form,
             layout.point,

@@ -2,7 +2,7 @@
 
 from geodiag_torch import callbacks
 from geodiag_torch.attach import OptimizerMonitor, attach
+from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 from geodiag_torch.problem import TorchProblem
-from geodiag_torch.steepest import NonEuclideanGD
 
 __all__ = ["NonEuclideanGD", "OptimizerMonitor", "TorchProblem", "attach", "callbacks"]

@@ -9,15 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geodiag.checks import whole_step
+from geodiag.core.selection import Where
+from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitor import Monitor, Update
+from geodiag.monitoring.monitor import Monitor
 from geodiag.norms import Norm
+from geodiag.optimizers.thresholds import Update
 from geodiag.problems import as_norm
-from geodiag.selection import Where
 from geodiag.sinks import Log
-from geodiag_torch.optimizers import Geometry
+from geodiag_torch.optimizers.geometry import Geometry
 from geodiag_torch.problem import TorchProblem
 
 NormLike = Norm | str | Callable[[], Norm] | None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import geodiag
 from geodiag.blocks import Blocks
-from geodiag_torch.steepest import NonEuclideanGD
+from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 
 
 class Trainer:

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError
 from geodiag.oracles import Oracle
-from geodiag_torch.crosscheck import agree, disagreement, passed, refuse
-from geodiag_torch.forward import Leaves
-from geodiag_torch.frozen import outside_inference
-from geodiag_torch.graph import (
+from geodiag_torch.derivatives.crosscheck import agree, disagreement, passed, refuse
+from geodiag_torch.derivatives.evaluation import Passes, check_same_loss, watching
+from geodiag_torch.derivatives.fallback import FLOAT32, Otherwise
+from geodiag_torch.derivatives.forward import Leaves
+from geodiag_torch.derivatives.graph import (
     KeptGraph,
     Structure,
     check_graph,
@@ -36,10 +37,9 @@ from geodiag_torch.graph import (
     second_derivative,
     second_derivatives,
 )
-from geodiag_torch.otherwise import FLOAT32, Otherwise
-from geodiag_torch.passes import Passes, check_same_loss, watching
 from geodiag_torch.ranks import Sums
-from geodiag_torch.watching import Watch, stale
+from geodiag_torch.state.rng import outside_inference
+from geodiag_torch.state.staleness import Watch, stale
 
 if TYPE_CHECKING:
     from geodiag_torch.problem import TorchProblem

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, check_like, to_numpy
-from geodiag.checks import is_number
-from geodiag.data import Batches
+from geodiag.core.batches import Batches
+from geodiag.core.selection import Where, select
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.validation import is_number
 from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError, shown
 from geodiag.oracles import Problem
-from geodiag.selection import Where, select
-from geodiag.spaces import MatrixView, Space
-from geodiag_torch.forward import Leaves, Loss, T, token_weight, unwrap
-from geodiag_torch.joints import JOINTS
-from geodiag_torch.layout import Held, Layout
+from geodiag_torch.derivatives.forward import Leaves, Loss, T, token_weight, unwrap
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import RankBatches, ranks_of, world_size
+from geodiag_torch.state.module_tensors import JOINTS, Held, Layout
 
 NO_DEVICE = torch.empty(0)
 NOWHERE: tuple[Held, str] = ({"": None}, "")
@@ -255,7 +254,7 @@ def _sharding(model: nn.Module) -> Any:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     if kind is not None and any(isinstance(m, kind) for m in model.modules()):
-        return import_module("geodiag_torch.fsdp")
+        return import_module("geodiag_torch.sharding.fsdp")
     dtensor = sys.modules.get("torch.distributed.tensor")
     wrapped = getattr(fsdp, "FullyShardedDataParallel", None)
     if (wrapped is not None and any(isinstance(m, wrapped) for m in model.modules())) or (

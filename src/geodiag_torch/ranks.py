@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks
-from geodiag.data import Batches
+from geodiag.core.batches import Batches
 from geodiag.errors import ArgumentError, DistributedError, EngineError, GeodiagError, shown
-from geodiag_torch.graph import first_line
+from geodiag_torch.derivatives.graph import first_line
 
 SAME = "call geodiag on every rank of the group, with the same arguments but for data="
 TEXT = 400  # bytes of an error's text that the other ranks see

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 (as everyone calls it)
 
 import geodiag
 from geodiag.blocks import Blocks
-from geodiag_torch.steepest import NonEuclideanGD
+from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 
 Params: TypeAlias = "dict[str, Tensor]"
 HEADS = 2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from geodiag import available_norms, norms
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.plugins import registry
-from geodiag.spaces import MatrixView, Space
 from geodiag.testing import check_norm
 from tests import truth
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from geodiag.core.selection import assign, select
 from geodiag.errors import ArgumentError, ParameterError
-from geodiag.selection import assign, select
 
 ARRAYS = {"0.weight": 2, "0.bias": 1, "10.weight": 2, "head": 0}
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from geodiag.spaces import MatrixView, Space
+from geodiag.core.spaces import MatrixView, Space
 from tests import truth
 
 OUT, IN, KH, KW = 5, 3, 2, 4

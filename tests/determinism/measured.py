@@ -20,7 +20,7 @@ from torch import nn
 import geodiag
 import geodiag_jax
 from geodiag.blocks import to_numpy
-from tests.adapters.test_parity import PROBLEMS, jax_loss, weights
+from tests.conformance.test_parity import PROBLEMS, jax_loss, weights
 
 NORMS = ("l2", "linf", "spectral", "block", "nuclear")
 SHAPES = {"W": (2, 3), "b": (2,)}

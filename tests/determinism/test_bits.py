@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import geodiag
-from tests.adapters.test_parity import PROBLEMS, _float64
+from tests.conformance.test_parity import PROBLEMS, _float64
 from tests.determinism.measured import LONG, MEASUREMENTS, bits, found, training
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import geodiag
 from geodiag import errors
 from geodiag_torch import callbacks
-from tests.adapters.test_torch_callbacks import hide_torchvision
 from tests.distributed.ddp_checks import same_everywhere
 from tests.distributed.problems import CLOSE, batches, criterion, network, relative
+from tests.geodiag_torch.test_callbacks import hide_torchvision
 
 STEPS = 3
 

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import geodiag
 from geodiag import errors
-from tests.adapters.torch_models import fingerprint
 from tests.distributed.problems import (
     CLOSE,
     KINDS,
@@ -26,6 +25,7 @@ from tests.distributed.problems import (
     together,
     trained,
 )
+from tests.geodiag_torch.models import fingerprint
 
 
 def same_everywhere(value: float) -> None:

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import geodiag
 from geodiag import errors
-from tests.adapters.torch_models import fingerprint
 from tests.distributed.problems import (
     CLOSE,
     alone,
@@ -27,6 +26,7 @@ from tests.distributed.problems import (
     shard,
     together,
 )
+from tests.geodiag_torch.models import fingerprint
 
 PROMPT = 20.0  # seconds; the group's timeout is 60
 

@@ -18,10 +18,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 import geodiag
 import geodiag_torch
-import geodiag_torch.dtensors
+import geodiag_torch.sharding.dtensors
 from geodiag import errors
-from geodiag_torch.fsdp import NOTE
-from geodiag_torch.sharded import Sharded
+from geodiag_torch.sharding.fsdp import NOTE
+from geodiag_torch.sharding.tensors import Sharded
 from tests.distributed import monitor_checks
 from tests.distributed.ddp_checks import same_everywhere
 from tests.distributed.fault_checks import Empty, Later

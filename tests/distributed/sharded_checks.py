@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from geodiag import blocks
-from geodiag.estimators.stacks import combine, cross, dots, join, one, only, pick, rescale
-from geodiag_torch import fsdp
-from geodiag_torch.sharded import Sharded, flat
+from geodiag.core.batched import combine, cross, dots, join, one, only, pick, rescale
+from geodiag_torch.sharding import fsdp
+from geodiag_torch.sharding.tensors import Sharded, flat
 from tests.distributed.problems import device
 
 xp = array_api_compat.array_namespace(torch.zeros(1))

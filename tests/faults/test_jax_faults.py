@@ -18,8 +18,8 @@ import pytest
 
 import geodiag
 import geodiag_jax
-from geodiag.estimators.ends import Open
 from geodiag.records import read_records
+from geodiag.solvers.rayleigh import Open
 from geodiag_jax.oracle import JaxOracle
 from tests.faults.injector import ERRORS, Injected, Injector, first_of_each, thinned
 from tests.faults.jax_cases import MEASUREMENTS, PARAMS, X, Y, new_loss, new_problem, said

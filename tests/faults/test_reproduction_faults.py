@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from geodiag.reproduction import cells, data, results, runner
+from geodiag.experiments.reproduction import cells, data, results, runner
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -64,7 +64,9 @@ def test_a_note_may_hold_what_ends_a_line_elsewhere(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from geodiag.reproduction import cells, quadratics, runner
+from geodiag.experiments.reproduction import cells
+from geodiag.experiments.reproduction import quadratics
+from geodiag.experiments.reproduction import runner
 steps = int(sys.argv[2])
 for method in ("gd", "signgd"):
     cells.TRAININGS[method, "mlp"] = cells.Training(1e-3, steps, steps)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from geodiag_torch.oracle import TorchOracle
-from tests.adapters.torch_models import fingerprint
 from tests.faults.injector import ERRORS, ORACLE, Injected, Injector, first_of_each, thinned
 from tests.faults.torch_cases import MEASUREMENTS, Case, said
+from tests.geodiag_torch.models import fingerprint
 
 pytestmark = pytest.mark.usefixtures("old_things_frozen")
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import geodiag
-from geodiag_torch.interrupts import uninterrupted
-from tests.adapters.torch_models import fingerprint
+from geodiag_torch.state.interrupts import uninterrupted
 from tests.faults.injector import Injector
 from tests.faults.torch_cases import Case, said, sharp, smoothness
+from tests.geodiag_torch.models import fingerprint
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a system's timer"),

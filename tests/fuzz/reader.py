@@ -37,8 +37,8 @@ with atheris.instrument_imports(include=["geodiag"]) if guided else contextlib.n
 
     import geodiag
     from geodiag.errors import GeodiagError
-    from geodiag.reproduction.data import CIFAR_RECORD, cifar10
-    from geodiag.watch import Tail
+    from geodiag.experiments.reproduction.data import CIFAR_RECORD, cifar10
+    from geodiag.report.watch import Tail
     from tests.fuzz.objects import Own
     from tests.fuzz.targets.files import CSV, JSON, TOKENS, check_read
 

@@ -44,7 +44,7 @@ def demo(monkeypatch):
             raise stub.outcome
         return stub.outcome
 
-    monkeypatch.setattr("geodiag.demo.run", run)
+    monkeypatch.setattr("geodiag.experiments.demo.run", run)
     return stub
 
 

@@ -13,11 +13,9 @@ SRC = Path(__file__).parents[2] / "src"
 CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 # What only these files of the core may import; their users have the extras installed.
 EXTRAS = {
-    "demo": {"matplotlib", "rich", "sklearn"},
-    "plotting": {"matplotlib"},
-    "reproduction": {"matplotlib", "rich"},
+    "experiments": {"matplotlib", "rich", "sklearn"},
+    "report": {"matplotlib", "rich"},
     "sinks": {"mlflow", "tensorboard", "wandb"},
-    "watch": {"rich"},
 }
 TORCH = {"torch", "geodiag_torch", "lightning", "transformers", "torchvision"}
 JAX = {"jax", "jaxlib", "geodiag_jax", "optax", "flax", "equinox", "chex"}

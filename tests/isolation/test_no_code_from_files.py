@@ -85,8 +85,8 @@ READS = """
 import json, sys, warnings
 import numpy as np
 import geodiag
-from geodiag.reproduction.data import cifar10
-from geodiag.watch import Tail
+from geodiag.experiments.reproduction.data import cifar10
+from geodiag.report.watch import Tail
 from pathlib import Path
 
 RUNS = {"compile", "exec", "import", "pickle.find_class", "marshal.loads", "subprocess.Popen",

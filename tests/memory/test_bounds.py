@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 import geodiag
-from geodiag.estimators import Ascent, FrankWolfe, Lanczos, ascent, certificate, flat, lanczos
+from geodiag.certificates import certificate
+from geodiag.estimators import Ascent, FrankWolfe, Lanczos, ascent, lanczos
+from geodiag.solvers import ravel
 from tests.memory.tracking import Peak, peak
 
 PAGE = Path(__file__).parents[2] / "docs/memory.md"
@@ -43,7 +45,7 @@ def table():
 @pytest.fixture(autouse=True)
 def as_for_many_parameters(monkeypatch):
     """No flat copies, which only small networks get."""
-    monkeypatch.setattr(flat, "LIMIT", 1000)
+    monkeypatch.setattr(ravel, "LIMIT", 1000)
 
 
 class Network:
@@ -185,7 +187,7 @@ def test_kept_graphs_grow_with_the_batches_up_to_the_limit(batches):
 
 def test_memory_near_the_limit_in_jax():
     jax = pytest.importorskip("jax")
-    from geodiag_jax import compiled
+    from geodiag_jax import derivatives
 
     x = jax.numpy.ones((4, 3))
 
@@ -197,7 +199,7 @@ def test_memory_near_the_limit_in_jax():
 
     oracle = at(10**9)
     ((_, batch, arrays),) = oracle._feed
-    need = compiled.kept_bytes(oracle._form, batch, oracle._point, oracle._fixed, arrays)
+    need = derivatives.kept_bytes(oracle._form, batch, oracle._point, oracle._fixed, arrays)
     for memory, kept in ((need, True), (need - 1, False)):
         oracle = at(memory)
         oracle.hvp(oracle.point())

@@ -15,8 +15,8 @@ from torch import nn
 import geodiag
 import geodiag_torch
 from geodiag.plugins import registry
-from geodiag_torch.crosscheck import _passed
-from tests.adapters.torch_models import fingerprint
+from geodiag_torch.derivatives.crosscheck import _passed
+from tests.geodiag_torch.models import fingerprint
 
 MANY = pytest.mark.parametrize(
     "count", [100, pytest.param(1000, marks=pytest.mark.slow)], ids=["100", "1000"]

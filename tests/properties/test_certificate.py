@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geodiag.estimators.certificate import certify
+from geodiag.certificates.certificate import certify
 from geodiag.norms import L1, L2, L2Over, Linf, Muon, Nuclear, Scaled, Spectral, SumOver
 from geodiag.oracles.dense import MatrixProblem
 from geodiag.oracles.wrappers import CountingOracle

@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 
 import geodiag
 from geodiag import norms
+from geodiag.core.spaces import Space
 from geodiag.plugins import registry
-from geodiag.spaces import Space
 
 TOL = 1e-12
 SHAPES = {"W": (2, 3), "V": (2, 2), "b": (2,), "s": ()}

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.envelopes.base import Envelope, Form, Map, Weights
-from geodiag.spaces import MatrixView, Space
 
 # Steps of the fixed point: from a start one iteration old a few do, and none costs a product.
 WARM_STEPS = 4

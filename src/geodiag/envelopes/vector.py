@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, dot, map_blocks, namespace, scale, stack, unstack
+from geodiag.core.spaces import Space
 from geodiag.envelopes.base import Envelope, Form, Weights
-from geodiag.spaces import Space
 
 
 class Diagonal(Envelope):

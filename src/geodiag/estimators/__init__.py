@@ -10,7 +10,6 @@ FrankWolfe   any norm: the paper's own procedure, to compare with
 from geodiag.estimators.ascent import Ascent
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.blockwise import Blockwise, choose
-from geodiag.estimators.bracket import bracket
 from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.frank_wolfe import FrankWolfe
 from geodiag.estimators.lanczos import Lanczos
@@ -26,6 +25,5 @@ __all__ = [
     "Options",
     "SharpnessEstimator",
     "as_start",
-    "bracket",
     "choose",
 ]

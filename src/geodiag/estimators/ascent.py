@@ -1,6 +1,6 @@
 """Ascent: line-search ascent, cold from a portfolio of starts or warm from the last witness.
 
-The search itself is in :mod:`geodiag.estimators.portfolio`; this is what decides how the products
+The search itself is in :mod:`geodiag.solvers.multistart`; this is what decides how the products
 are spent, and what the answer may claim.
 """
 
@@ -19,20 +19,20 @@ from geodiag.blocks import (
     to_numpy,
     unstack,
 )
-from geodiag.checks import is_whole
+from geodiag.core.batched import one, only
+from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NonFiniteError, shown
-from geodiag.estimators import driver
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.driver import Population
-from geodiag.estimators.entries import PROBES, moves_single_entries, steep_entries
-from geodiag.estimators.negative import on_the_sphere
-from geodiag.estimators.portfolio import Cold, Explore, Outcome, Plan
-from geodiag.estimators.stacks import one, only
-from geodiag.estimators.surrogate import Products
-from geodiag.estimators.track import Track
+from geodiag.estimators.diagonal_start import PROBES, moves_single_entries, steep_entries
+from geodiag.estimators.sphere_search import on_the_sphere
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status
+from geodiag.solvers import iterate
+from geodiag.solvers.iterate import Population
+from geodiag.solvers.multistart import Cold, Explore, Outcome, Plan
+from geodiag.solvers.nystrom import Products
+from geodiag.solvers.warm_start import Track
 
 RTOL = 1e-4
 FREE_RTOL = 1e-8
@@ -280,7 +280,7 @@ def _settle(
     return Found(
         best=best,
         value=value,
-        converged=bool(best.calm[0] >= driver.CALM),
+        converged=bool(best.calm[0] >= iterate.CALM),
         spread=(top - float(values.min())) / abs(top) if values.size > 1 and top else None,
         history=history,
         products=outcome.products,

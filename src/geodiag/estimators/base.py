@@ -23,13 +23,13 @@ from geodiag.blocks import (
     scale,
     to_numpy,
 )
-from geodiag.checks import as_number, is_number, is_whole, require_flag
+from geodiag.core.validation import as_number, is_number, is_whole, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError, shown
-from geodiag.estimators.ends import Close, Open, Opening
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.solvers.rayleigh import Close, Open, Opening
 
 UNLIMITED = 2**30
 Progress = Callable[[dict[str, Any]], None] | bool

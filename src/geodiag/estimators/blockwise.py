@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from geodiag.blocks import Array, Blocks, scale, zeros_like
+from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
@@ -19,7 +20,6 @@ from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.joint import Part, SumJoint
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status
-from geodiag.spaces import Space
 
 
 def choose(norm: Norm, space: Space) -> SharpnessEstimator:

@@ -7,7 +7,7 @@ restart costs ``iterations`` + 1 products.
 from __future__ import annotations
 
 from geodiag.blocks import Blocks, axpy, dot, scale
-from geodiag.checks import is_whole
+from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.norms.base import Norm

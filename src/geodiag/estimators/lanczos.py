@@ -2,7 +2,8 @@
 
 The stopping rule is on the relative residual ‖P⁻¹Hd − θd‖_P / |θ|, which is checked again on a
 fresh product before a value is called exact. The iteration is in
-:mod:`geodiag.estimators.whole` where it can be compiled, else in :mod:`geodiag.estimators.krylov`.
+:mod:`geodiag.solvers.lanczos.fused` where it can be compiled, else in
+:mod:`geodiag.solvers.lanczos.host`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, to_numpy
-from geodiag.checks import is_whole
+from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NormError, shown
-from geodiag.estimators import flat
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.krylov import Krylov
-from geodiag.estimators.whole import FLOOR, Declined, Numbers, Searched, Whole
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.solvers import ravel
+from geodiag.solvers.lanczos.fused import FLOOR, Declined, Numbers, Searched, Whole
+from geodiag.solvers.lanczos.host import Krylov
 
 RTOL = 1e-4
 FREE_RTOL = 1e-8
@@ -65,7 +66,7 @@ class Terms:
 
     def draw(self, oracle: Oracle) -> np.ndarray[Any, Any] | None:
         """The random part of the start on the flat view, None where there is none."""
-        view = flat.of(oracle)
+        view = ravel.of(oracle)
         return view.draw(np.random.default_rng(self.seed)) if view and self.noise else None
 
 
@@ -113,7 +114,7 @@ class Lanczos(SharpnessEstimator):
             m.oracle.num_hvps = counted.num_hvps
             krylov.resume(found.answer, found.tridiagonal, found.numbers)
             return _iterated(m, krylov, terms, found.history)
-        drawn = None if draw is None else {flat.NAME: oracle.space.asarray(draw)}
+        drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
         if drawn is None and terms.noise:
             drawn = oracle.space.random(m.rng)
         krylov.begin(m.steepest if start is None else start, drawn, terms.noise)
@@ -140,10 +141,10 @@ class Lanczos(SharpnessEstimator):
     def _packed(
         self, oracle: Oracle, norm: Norm, found: _Found, terms: Terms, options: Options
     ) -> SharpnessResult:
-        n, view = found.numbers, flat.Flat(oracle.space)
+        n, view = found.numbers, ravel.Flat(oracle.space)
         residual = n.residual / abs(n.value) if n.value else math.inf if n.residual else 0.0
         age = options.age + 1 if terms.tracked and options.age is not None else 0
-        witness = view.full({flat.NAME: to_numpy(found.answer.witness[flat.NAME])})
+        witness = view.full({ravel.NAME: to_numpy(found.answer.witness[ravel.NAME])})
         result = SharpnessResult(
             value=n.value,
             direction=found.answer.direction,
@@ -195,7 +196,7 @@ def _compiled(
     oracle: Oracle, norm: QuadraticNorm, start: Blocks | None, draw: Any, terms: Terms
 ) -> _Found | None:
     """The measurement as one program; None where nothing compiles, or blocks are large."""
-    if not terms.leaping or flat.of(oracle) is None:
+    if not terms.leaping or ravel.of(oracle) is None:
         return None
     limit = min(terms.kept, LEAST if terms.tracked else terms.leaping)
     # Rows that a small budget leaves empty are read like others; few programs for all budgets.

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Blocks, all_finite, dot, is_array
-from geodiag.checks import is_whole
+from geodiag.core.validation import as_blocks, is_mapping_of_names, is_real, is_whole
 from geodiag.errors import ArgumentError, shown
-from geodiag.given import as_blocks, is_mapping_of_names, is_real
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, dot, scale, stack, unstack
+from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Metric
-from geodiag.spaces import Space
+from geodiag.errors import ArgumentError, shown
 
 # One face of a polyhedral unit ball: a point of it (n,) and a basis of its directions (n, k).
 Face = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -136,3 +137,17 @@ def _root(x: Array) -> Array:
     """√x, with rounding below zero taken as zero; NaN stays NaN."""
     xp = array_namespace(x)
     return xp.sqrt(xp.where(x < 0, xp.zeros_like(x), x))
+
+
+def require_norm(norm: Any, where: str) -> Norm:
+    """``norm`` itself, or a clear error for a class, a name, or anything else."""
+    if isinstance(norm, Norm):
+        return norm
+    is_class = isinstance(norm, type) and issubclass(norm, Norm)
+    raise ArgumentError(
+        f"{where} takes a Norm object",
+        got=f"the class {norm.__name__}" if is_class else shown(norm),
+        do=f"pass an instance: {norm.__name__}()"
+        if is_class
+        else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion=",
+    )

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from geodiag.blocks import Array, Blocks, scale
-from geodiag.checks import as_number, is_number
+from geodiag.core.selection import assign
+from geodiag.core.spaces import Space
+from geodiag.core.validation import as_number, is_number
 from geodiag.envelopes import Envelope, Piece, Product
 from geodiag.errors import ArgumentError, NormError, shown
-from geodiag.norms.base import Face, Norm, QuadraticNorm
+from geodiag.norms.base import Face, Norm, QuadraticNorm, require_norm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
 from geodiag.norms.quadratic import FromMaps, scaled_quadratic
-from geodiag.selection import assign
-from geodiag.spaces import Space
 
 # A number for all tensors, numbers by name pattern, or a function of the name and of the shape as
 # a matrix (None where the tensor is a vector or a scalar).
@@ -193,20 +193,6 @@ class Scaled(Norm):
 
     def __repr__(self) -> str:
         return f"Scaled({self.norm!r}, {self.c:g})"
-
-
-def require_norm(norm: Any, where: str) -> Norm:
-    """``norm`` itself, or a clear error for a class, a name, or anything else."""
-    if isinstance(norm, Norm):
-        return norm
-    is_class = isinstance(norm, type) and issubclass(norm, Norm)
-    raise ArgumentError(
-        f"{where} takes a Norm object",
-        got=f"the class {norm.__name__}" if is_class else shown(norm),
-        do=f"pass an instance: {norm.__name__}()"
-        if is_class
-        else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion=",
-    )
 
 
 def _rescaled(norm: Norm, c: float, name: str) -> Norm:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale
+from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Hull, Piece, Product
 from geodiag.norms.base import Face, Norm
-from geodiag.spaces import Space
 
 PlacedFaces = list[tuple[np.ndarray[Any, Any], list[Face]]]
 

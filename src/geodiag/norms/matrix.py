@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.envelopes import Envelope, TwoSided, euclidean
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.norms.base import Norm
@@ -18,7 +19,6 @@ from geodiag.norms.composite import Group, MaxOver, Radii, RadiusFunction, SumOv
 from geodiag.norms.joint import Together
 from geodiag.norms.polar import each, nuclear_norm, operator_norm, polar
 from geodiag.norms.quadratic import L2
-from geodiag.spaces import MatrixView, Space
 
 
 class _TensorNorm(Norm):

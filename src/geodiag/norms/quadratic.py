@@ -22,11 +22,11 @@ from geodiag.blocks import (
     scale,
     unflatten,
 )
+from geodiag.core.spaces import Space
+from geodiag.core.validation import on_host
 from geodiag.envelopes import Envelope, euclidean
 from geodiag.errors import NormError
-from geodiag.given import on_host
 from geodiag.norms.base import Norm, QuadraticNorm
-from geodiag.spaces import Space
 
 BlockMap = Callable[[Blocks], Blocks]
 

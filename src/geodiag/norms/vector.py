@@ -16,9 +16,9 @@ from geodiag.blocks import (
     map_blocks,
     namespace,
 )
+from geodiag.core.spaces import Space
 from geodiag.envelopes import Diagonal, Envelope, euclidean
 from geodiag.norms.base import Face, Norm
-from geodiag.spaces import Space
 
 
 class Linf(Norm):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from geodiag.blocks import Array, Blocks, map_blocks, stack, unstack
-from geodiag.spaces import MatrixView, Space
+from geodiag.core.spaces import MatrixView, Space
 
 S = TypeVar("S")
 R = TypeVar("R", covariant=True)

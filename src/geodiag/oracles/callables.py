@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from geodiag.blocks import Array, Blocks, array_namespace, check_like, device, is_array
-from geodiag.checks import as_number
+from geodiag.core.selection import Where, select
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.validation import as_blocks, as_number, is_mapping_of_names, is_real
 from geodiag.errors import ArgumentError, LossError, ParameterError, shown
-from geodiag.given import as_blocks, is_mapping_of_names, is_real
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.differences import Differences
-from geodiag.selection import Where, select
-from geodiag.spaces import MatrixView, Space
 
 
 class CallablesOracle(Oracle):

@@ -22,11 +22,17 @@ from geodiag.blocks import (
     namespace,
     unflatten,
 )
-from geodiag.checks import is_whole, own_arithmetic
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.validation import (
+    as_blocks,
+    is_mapping_of_names,
+    is_real,
+    is_whole,
+    on_host,
+    own_arithmetic,
+)
 from geodiag.errors import MatrixError, ShapeError, shown
-from geodiag.given import as_blocks, is_mapping_of_names, is_real, on_host
 from geodiag.oracles.base import Oracle, Problem
-from geodiag.spaces import MatrixView, Space
 
 
 class MatrixOracle(Oracle):

@@ -7,7 +7,7 @@ from typing import Any
 
 from geodiag import estimators, norms
 from geodiag.blocks import is_array
-from geodiag.checks import refuse
+from geodiag.core.validation import refuse
 from geodiag.oracles import CallablesProblem, MatrixProblem, Problem
 from geodiag.plugins.specs import hookimpl
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, add, axpy, check_like, dot, scale, zeros_like
+from geodiag.core.spaces import Space
 from geodiag.errors import NormError
-from geodiag.norms.base import Norm, QuadraticNorm
-from geodiag.norms.composite import require_norm
-from geodiag.spaces import Space
+from geodiag.norms.base import Norm, QuadraticNorm, require_norm
 from geodiag.testing import probes
 
 CLIMB = 60  # steps of the local search that tries to beat the LMO,

@@ -19,10 +19,9 @@ from geodiag.blocks import (
     to_numpy,
     zeros_like,
 )
-from geodiag.checks import is_whole
+from geodiag.core.spaces import Space
+from geodiag.core.validation import is_mapping_of_names, is_real, is_whole
 from geodiag.errors import ArgumentError, GeodiagError, NonFiniteError, ShapeError, shown
-from geodiag.given import is_mapping_of_names, is_real
-from geodiag.spaces import Space
 
 
 def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:

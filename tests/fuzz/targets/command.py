@@ -7,8 +7,9 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from geodiag import cli, demo
-from geodiag.reproduction import runner
+from geodiag import cli
+from geodiag.experiments import demo
+from geodiag.experiments.reproduction import runner
 from tests.fuzz.case import Case
 from tests.fuzz.targets.files import FOLDER, logs
 

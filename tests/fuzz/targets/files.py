@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import geodiag
 from geodiag import records as format_of
-from geodiag.reproduction.data import CIFAR_RECORD, cifar10
-from geodiag.watch import Tail, view
+from geodiag.experiments.reproduction.data import CIFAR_RECORD, cifar10
+from geodiag.report.watch import Tail, view
 from tests.fuzz.case import Case
 from tests.fuzz.objects import NUMBERS, TEXTS
 from tests.fuzz.values import mostly, wild

@@ -11,7 +11,7 @@ from typing import Any
 
 import geodiag
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
-from geodiag.spaces import MatrixView, Space
+from geodiag.core.spaces import MatrixView, Space
 
 
 class GroupLinf(geodiag.Norm):

@@ -1,0 +1,265 @@
+"""Upper bounds on S, which pair with the witness's lower bound.
+
+If ⟨d, Pd⟩ ≤ t·‖d‖² for every d and P ≻ 0, then S ≤ t·max(0, λ_max(P^{-1/2} H P^{-1/2})). The norm's
+envelope says which P there are. A good one comes from the low-rank lift, whose copies ascend by
+products of their own. Then products go where H leads the top eigenvectors of what is known, as P
+is too small there if anywhere; after each such block the lift goes on with a model of H made of all
+products, which costs none. P is mended on what is known, and Lanczos bounds the eigenvalue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    device,
+    dot,
+    namespace,
+    norm2,
+    scale,
+    stack,
+    unstack,
+)
+from geodiag.certificates.burer_monteiro import Task, ascended, begun, rehearsed
+from geodiag.certificates.eigenvalue_bound import Known, bound_top
+from geodiag.certificates.form_mixture import (
+    beyond,
+    count_of,
+    modelled,
+    newest,
+    orthonormal,
+    recombine,
+    together,
+)
+from geodiag.core.batched import gram, mix, one
+from geodiag.core.spaces import Space
+from geodiag.envelopes import Form, Weights, euclidean
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
+from geodiag.norms.base import Norm
+from geodiag.norms.joint import SumJoint
+from geodiag.oracles.wrappers import CountingOracle
+from geodiag.solvers.iterate import begin, best
+from geodiag.solvers.line_search import segment
+
+BUDGET = 224
+RTOL = 2e-3
+COPIES = 8
+LIFT, SHARPEN = 0.4, 0.24  # shares of the budget: the lift, and then along top eigenvectors
+SHORT, LONG = 20, 40  # steps on the model of H: between products, and after the last
+# The last Lanczos runs, each with its share of the failure probability. The first ends where it
+# sees that P is too small by so much, relative to what was known, and P is mended for the other.
+RUNS = (0.8, 1.015), (0.2, math.inf)
+MENDED = 16  # Ritz vectors at most by which a form is mended
+NEAR = 0.85  # ... of those whose value is at least this share of the top one
+LEAST = 20  # products that the last Lanczos needs, or there is but one
+ROUNDED, ROUNDS, STARTS = 16, 20, 2  # ascents on the model of H, their steps, those handed on
+MEMORY, LEAST_KEPT = 2**31, 48  # entries of everything kept at a time; vectors, whatever their size
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """S ≤ ``upper``, but for the failure probability that ``notes`` state."""
+
+    upper: float  # at least 0, whatever the sign of S
+    num_hvps: int
+    notes: tuple[str, ...] = ()
+    starts: list[Blocks] = field(default_factory=list)  # unit directions worth an ascent
+
+
+def certify(
+    oracle: CountingOracle,
+    norm: Norm,
+    witness: Blocks,
+    *,
+    max_hvps: int | None = None,
+    delta: float = 1e-6,
+    seed: int = 0,
+    rtol: float = RTOL,
+) -> Certificate:
+    """An upper bound on S in ``norm`` (bound to ``oracle.space``).
+
+    Args:
+        witness: the best direction known, of unit norm; the bound's truth does not rest on it.
+        max_hvps: products to spend at most (default 224); any number from 4 gives a valid bound.
+        delta: the probability, over the random numbers of ``seed``, that the bound does not hold.
+        rtol: stop where the bound is this near to the witness's value, or no longer improves.
+
+    Raises:
+        ArgumentError: ``max_hvps`` below 4, or ``delta`` outside of (0, 1).
+        NormError: the norm declares no envelope.
+        NonFiniteError: a product is NaN or infinite.
+    """
+    budget = BUDGET if max_hvps is None else max_hvps
+    if budget < 4:
+        raise ArgumentError("a certificate takes at least 4 products", got=f"max_hvps={max_hvps}")
+    if not 0 < delta < 1:
+        raise ArgumentError("delta= must lie between 0 and 1", got=shown(delta))
+    note = f"the upper bound holds with probability 1 − {delta:g} over the seed's random vectors"
+    envelope = norm.envelope(oracle.space)
+    if envelope is None:
+        raise NormError(
+            f"{norm!r} declares no quadratic envelope, so its sharpness has no certificate",
+            do="implement Norm.envelope(space): where ‖d‖₂² ≤ t·‖d‖² for every d, it returns "
+            "geodiag.envelopes.euclidean(space, t)",
+        )
+    before, rng = oracle.num_hvps, np.random.default_rng(seed)
+    kept = max(LEAST_KEPT, MEMORY // max(1, oracle.space.size)) // 6
+    wanted = COPIES * max(1, budget // 500)
+    copies = min(wanted, oracle.space.size + 1, budget // 2, kept // 2)
+    noise = [oracle.space.random(rng) for _ in range(copies - 1)]
+    # The copies share the witness's length, as the unit ball of the lift would have it.
+    length = float(norm2(witness)) / math.sqrt(copies)
+    first = stack([witness, *(scale(z, length / float(norm2(z))) for z in noise)])
+    images = oracle.hvps(first)
+    unit = _peak(images)  # so that no square under- or overflows
+
+    def products(ds: Blocks) -> Blocks:
+        return scale(_finite(oracle.hvps(ds)), 1 / unit)
+
+    images = scale(images, 1 / unit)
+    value = float(dot(witness, unstack(images)[0]))
+    target = max(value, 0.0) * (1 + rtol)
+    task = Task(products, oracle.space, envelope, rng, rtol, target, kept)
+    upper, left = math.inf, budget - copies
+    if isinstance(norm, SumJoint):
+        delta /= 2
+        upper = _by_parts(task, norm, delta, left)
+        left = budget - (oracle.num_hvps - before)
+    starts: list[Blocks] = []
+    if math.isinf(upper) or (upper > task.target and left >= 2):
+        bound, starts = _lifted(task, norm, first, images, delta, left)
+        upper = min(upper, bound)
+    return Certificate(upper * unit, oracle.num_hvps - before, (note,), starts)
+
+
+def _lifted(
+    task: Task, norm: Norm | None, directions: Blocks, images: Blocks, delta: float, budget: int
+) -> tuple[float, list[Blocks]]:
+    """A bound on S by the lift, begun at these copies; and starts for an ascent in ``norm``."""
+    if task.envelope.rigid:
+        form = task.form(task.envelope.interior())
+        return form.bound * max(task.bounded(form, delta, budget).upper, 0.0), []
+    copies = count_of(images)
+    steps, rounds = int(LIFT * budget) // copies, int(SHARPEN * budget) // copies
+    lift = ascended(task, task.products, begun(task, directions, images), steps)
+    known, left = together(*lift.known), budget - steps * copies
+    for _ in range(rounds):
+        lift = rehearsed(task, lift, known, SHORT)
+        new = beyond(task.form(lift.weights), known, copies)
+        if new is None or left - count_of(new) < LEAST:
+            break
+        left -= count_of(new)
+        known = newest(together(known, (new, task.products(new))), task.kept)
+    upper = math.inf
+    for share, rise in RUNS:
+        lift = rehearsed(task, lift, known, LONG)
+        form = task.form(_mended(task, lift.weights, known))
+        # A second run must have products enough, and the first must not crowd out what is kept.
+        ample = left >= 2 * LEAST and count_of(known[0]) + left <= task.kept
+        above = rise if ample else math.inf
+        spoilt = above * task.envelope.bound(lift.weights) / form.bound
+        last = task.bounded(form, share * delta, left, spoilt)
+        upper = min(upper, form.bound * max(last.upper, 0.0))
+        known = newest(together(known, (last.ritz, last.images)), task.kept)
+        left -= len(last.values)
+        if upper <= task.target or left < LEAST or last.values[-1] <= spoilt:
+            break
+    return upper, [] if norm is None else _starts(task, norm, form, lift.ahead, known)
+
+
+def _mended(task: Task, weights: Weights, known: Known) -> Weights:
+    """A form raised where what is known of H shows it to be too small."""
+    basis, images = orthonormal(task.form(weights), *known)
+    values, vectors = np.linalg.eigh(gram(basis, images))
+    if values[-1] <= 0:
+        return weights
+    count = min(MENDED, int(np.sum(values >= NEAR * values[-1])))
+    fits = [task.envelope.fit(one(g)) for g in unstack(mix(vectors[:, -count:].T, images))]
+    return recombine(task.envelope, [weights, *fits], basis, images)
+
+
+def _starts(task: Task, norm: Norm, form: Form, ahead: Blocks, known: Known) -> list[Blocks]:
+    """Where ascents on the model of H end that begin at the norm's LMO of mixed copies."""
+    model = modelled(form, *orthonormal(form, *known))
+    mixtures = mix(task.rng.standard_normal((ROUNDED, count_of(ahead))), ahead)
+    directions = norm.lmos(mixtures)
+    p = begin(directions, model(directions))
+    for _ in range(ROUNDS):
+        p = segment(norm, model, p)
+    found = unstack(best(p, STARTS).direction)
+    return [scale(d, 1 / norm.value(d)) for d in found if float(norm.value(d)) > 0]
+
+
+def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
+    """S ≤ max_b r_b²·S_b(H_bb + cI), c ≥ −λ_min(H): a convex form is largest at one part alone."""
+    space = task.space
+    share = budget // (len(norm.parts) + 2)
+    if share < 1:
+        return math.inf
+    delta /= len(norm.parts) + 1
+    plain = euclidean(space)
+    form = plain.form(plain.interior())
+
+    def negated(ds: Blocks) -> Blocks:
+        return scale(task.products(ds), -1.0)
+
+    lowest = bound_top(negated, form, space.random(task.rng), delta, 2 * share, task.rtol)
+    c = max(lowest.upper, 0.0)
+    upper = 0.0
+    for part in norm.parts:
+        own = space.select(part.names)
+        envelope = part.norm.envelope(own)
+        assert envelope is not None  # or the whole would have none
+
+        def products(ds: Blocks, names: tuple[str, ...] = part.names) -> Blocks:
+            images = task.products(_padded(ds, space))
+            return {name: images[name] + c * ds[name] for name in names}
+
+        inner = replace(
+            task,
+            products=products,
+            space=own,
+            envelope=envelope,
+            target=max(task.target, upper) / part.radius**2,
+        )
+        noise = stack([own.random(task.rng) for _ in range(min(COPIES, share // 4 + 1))])
+        images = noise if envelope.rigid else products(noise)
+        used = 0 if envelope.rigid else next(iter(noise.values())).shape[0]
+        found, _ = _lifted(inner, None, noise, images, delta, max(1, share - used))
+        upper = max(upper, found * part.radius**2)
+    return upper
+
+
+def _padded(ds: Blocks, space: Space) -> Blocks:
+    """Zero in the tensors that ``ds`` leaves out."""
+    example = next(iter(ds.values()))
+    xp = namespace(ds)
+
+    def zeros(name: str) -> Array:
+        shape = (example.shape[0], *space.shapes[name])
+        return xp.zeros(shape, dtype=example.dtype, device=device(example))
+
+    return {name: ds[name] if name in ds else zeros(name) for name in space.names}
+
+
+def _peak(images: Blocks) -> float:
+    """The largest absolute entry; 1 if all vanish."""
+    xp = namespace(images)
+    peaks = [xp.max(xp.abs(x)) for x in _finite(images).values() if 0 not in x.shape]
+    return float(xp.max(xp.stack(peaks))) or 1.0
+
+
+def _finite(images: Blocks) -> Blocks:
+    if not bool(all_finite(images)):
+        raise NonFiniteError(
+            "a Hessian-vector product is not finite",
+            got="NaN or infinity",
+            do="check the parameters and the data; the training may have diverged",
+        )
+    return images

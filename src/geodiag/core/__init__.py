@@ -1,0 +1,1 @@
+"""What every room uses: validation, the measured space, stacked directions, batches, selection."""

@@ -1,0 +1,115 @@
+"""Section 5 of arXiv 2603.05002: non-Euclidean descent on L(w) = ½⟨w, Hw⟩ with H ≻ 0.
+
+Theorem 5.1   η < 2/S: linear convergence, from every start.
+Theorem 5.2   η > 2/S: divergence from a line of starts, w = c·d, with d a maximiser of S.
+
+On the line all is known: H d has d as its LMO and S as its dual norm, so w⁺ = (1 − ηS)w, and the
+loss is multiplied by (1 − ηS)² at each step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Blocks, axpy, dot, flatten, unflatten
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.norms import Norm, Preconditioned
+from geodiag.problems import as_norm
+from geodiag.sharpness import sharpness
+
+SHAPES = {"matrix": (4, 3), "vector": (3,)}
+SIZE = 15
+NAMES = ("l2", "preconditioned", "linf", "block", "spectral")
+STARTS = 6
+STEPS = 300
+# η in units of 2/S; the same distance below the threshold and above it.
+BELOW, ABOVE = 0.95, 1.05
+NEGLIGIBLE = 1e-24  # of the first loss: where rounding begins to count
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """What descent in one norm did on one quadratic."""
+
+    norm: str
+    sharpness: float
+    below: tuple[tuple[float, ...], ...]  # the losses from each random start, over the first one
+    above: tuple[float, ...]  # the losses from the line, over the first one
+    predicted: float  # (1 − ηS)²: the factor of the loss per step on the line
+
+    @property
+    def worst_factor(self) -> float:
+        """The largest factor of the loss in one step below the threshold: converges if < 1."""
+        return max(b / a for losses in self.below for a, b in pairwise(losses))
+
+    @property
+    def rate(self) -> float:
+        """The slowest mean factor of the loss per step below the threshold."""
+        return max(float(losses[-1] ** (1 / (len(losses) - 1))) for losses in self.below)
+
+    @property
+    def growth(self) -> float:
+        """The mean factor of the loss per step on the line above the threshold."""
+        return float(self.above[-1] ** (1 / (len(self.above) - 1)))
+
+
+def quadratics(seed: int = 0, steps: int = STEPS) -> list[Quadratic]:
+    """Descent in every norm on a random H of 15 × 15 with eigenvalues from 0.1 to 1."""
+    rng = np.random.default_rng(seed)
+    H = random_hessian(rng)
+    P = {n: np.exp(rng.uniform(-1, 1, shape)) for n, shape in SHAPES.items()}
+    starts = [unflatten(rng.standard_normal(SIZE), SHAPES) for _ in range(STARTS)]
+    out = []
+    for name in NAMES:
+        norm = Preconditioned(P) if name == "preconditioned" else as_norm(name)
+        d = maximiser(H, norm)
+        S = float(dot(d, _times(H, d)))
+        bound = norm.bind(_space())
+        below = tuple(_descend(H, bound, w, BELOW * 2 / S, steps) for w in starts)
+        above = _descend(H, bound, d, ABOVE * 2 / S, steps // 5)
+        out.append(Quadratic(name, S, below, above, (1 - 2 * ABOVE) ** 2))
+    return out
+
+
+def random_hessian(rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """A symmetric matrix with eigenvalues from 0.1 to 1, in a random basis."""
+    basis, _ = np.linalg.qr(rng.standard_normal((SIZE, SIZE)))
+    H = basis @ np.diag(np.geomspace(0.1, 1.0, SIZE)) @ basis.T
+    symmetric: np.ndarray[Any, Any] = (H + H.T) / 2  # to the last bit
+    return symmetric
+
+
+def maximiser(H: np.ndarray[Any, Any], norm: Norm) -> Blocks:
+    """A direction of unit norm with d = lmo(Hd), at which ⟨d, Hd⟩ is S."""
+    d = sharpness(H, norm, shapes=SHAPES).direction
+    bound = norm.bind(_space())
+    for _ in range(300):  # ⟨d, Hd⟩ cannot fall, since H ≻ 0; ends at the fixed point itself
+        d = bound.lmo(_times(H, d))
+    return d
+
+
+def _descend(
+    H: np.ndarray[Any, Any], norm: Norm, w: Blocks, lr: float, steps: int
+) -> tuple[float, ...]:
+    losses = [float(dot(w, _times(H, w))) / 2]
+    for _ in range(steps):
+        g = _times(H, w)
+        step = norm.lmo(g)
+        w = axpy(-lr * float(dot(g, step)), step, w)
+        losses.append(float(dot(w, _times(H, w))) / 2)
+        if losses[-1] < NEGLIGIBLE * losses[0]:
+            break
+    return tuple(loss / losses[0] for loss in losses)
+
+
+def _times(H: np.ndarray[Any, Any], d: Blocks) -> Blocks:
+    return unflatten(H @ flatten(d), SHAPES)
+
+
+def _space() -> Space:
+    views = {n: MatrixView.first_axis_rows(2) for n, s in SHAPES.items() if len(s) == 2}
+    return Space(SHAPES, views, np.asarray)

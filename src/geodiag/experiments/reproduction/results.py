@@ -1,0 +1,150 @@
+"""What came out: a cell's rows as a few numbers, and all of them as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
+from geodiag.experiments.reproduction.quadratics import Quadratic
+
+Row: TypeAlias = "dict[str, Any]"
+LATE, EARLY = 0.8, 0.05  # fractions of a run: its late phase, and where growth is counted from
+AT_THE_EDGE = (0.9, 1.5)
+GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished cell. Ratios are S·lr/2, or S·lr/(2‖g‖*) for normalized methods."""
+
+    cell: Cell
+    loss: tuple[float, float]  # first, last
+    early: float  # ratio at 5% of the run
+    late: float  # median ratio of the last fifth
+    late_d: float  # the same of D
+    late_top: float  # the same of λ_max; NaN where it is not shown
+    identity: float  # the largest; NaN for normalized methods
+    quadrature: float  # the largest relative difference of D and its integral
+
+    @property
+    def growth(self) -> float:
+        """By how much S, or S/‖g‖*, rose from 5% of the run to the late phase."""
+        return self.late / self.early
+
+    @property
+    def sharpened(self) -> bool:
+        """Whether sharpness rose, or was at the edge already."""
+        return self.growth >= GROWTH or self.early >= AT_THE_EDGE[0]
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the late phase is in the range that counts as the edge of stability."""
+        return AT_THE_EDGE[0] <= self.late <= AT_THE_EDGE[1]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a finished cell; null is NaN."""
+    # Not by splitlines: what it takes for a line's end may be within a note.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return [
+        {k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines
+    ]
+
+
+def outcome(cell: Cell, rows: Sequence[Row]) -> Outcome:
+    """The numbers of a cell."""
+    early = next((r for r in rows if r["step"] >= EARLY * cell.steps), rows[-1])
+    late = [r for r in rows if r["step"] >= LATE * cell.steps] or [rows[-1]]
+
+    def median(key: str) -> float:
+        return float(np.median([r.get(key, math.nan) / r["threshold"] for r in late]))
+
+    differences = [
+        abs(r["directional_smoothness"] / r["quadrature"] - 1) for r in rows if "quadrature" in r
+    ]
+    return Outcome(
+        cell,
+        loss=(rows[0]["loss"], rows[-1]["loss"]),
+        early=early["ratio"],
+        late=median("sharpness"),
+        late_d=median("directional_smoothness"),
+        late_top=median("lambda_max"),
+        identity=max((r["identity"] for r in rows if "identity" in r), default=math.nan),
+        quadrature=max(differences, default=math.nan),
+    )
+
+
+def table(outcomes: Iterable[Outcome], failed: dict[str, str]) -> str:
+    """Markdown: one table for each model."""
+    found = list(outcomes)
+    parts = []
+    for model, title in MODELS.items():
+        own = [o for o in found if o.cell.model == model]
+        if own:
+            parts.append(f"### {title[0].upper()}{title[1:]}\n\n" + _model_table(own))
+    parts += [f"{key}: not finished: {why}" for key, why in failed.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _model_table(outcomes: list[Outcome]) -> str:
+    head = (
+        "method", "lr", "steps", "loss", "S/edge at 5%", "S/edge late", "D/edge late",
+        "λ_max/edge late", "ΔL identity", "D vs integral", "sharpened", "at the edge",
+    )  # fmt: skip
+    rows = [
+        (
+            METHODS[o.cell.method].title,
+            f"{o.cell.lr:g}",
+            f"{o.cell.steps}",
+            f"{o.loss[0]:.3g} → {o.loss[1]:.3g}",
+            f"{o.early:.3f}",
+            f"{o.late:.3f}",
+            f"{o.late_d:.3f}",
+            _known(o.late_top, ".2g"),
+            _known(o.identity, ".0e"),
+            _known(o.quadrature, ".0e"),
+            "yes" if o.sharpened else "no",
+            "yes" if o.at_the_edge else "no",
+        )
+        for o in outcomes
+    ]
+    return markdown(head, rows)
+
+
+def quadratics_table(found: Iterable[Quadratic]) -> str:
+    """Markdown: what descent did below and above 2/S."""
+    head = ("norm", "S", "slowest rate below", "worst step below", "factor above", "(1 − ηS)²")
+    rows = [
+        (
+            q.norm,
+            f"{q.sharpness:.5g}",
+            f"{q.rate:.4f}",
+            f"{q.worst_factor:.4f}",
+            f"{q.growth:.6f}",
+            f"{q.predicted:.6f}",
+        )
+        for q in found
+    ]
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns."""
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def _known(x: float, form: str) -> str:
+    return "–" if x != x else format(x, form)

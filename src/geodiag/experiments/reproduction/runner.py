@@ -1,0 +1,208 @@
+"""All cells, two at a time in processes of their own; what is finished is not run again.
+
+A cell writes to ``KEY.part``, which becomes ``KEY.jsonl`` when it is done and on the disk; the
+progress shown is read from these files. A run that is killed takes its processes with it, so that
+none of them goes on writing to the files of the next.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from geodiag.errors import ArgumentError
+from geodiag.experiments.demo import check_installed
+from geodiag.experiments.reproduction import data, figures
+from geodiag.experiments.reproduction.cells import METHODS, MODELS, TRAININGS, Cell, chosen
+from geodiag.experiments.reproduction.measuring import measured
+from geodiag.experiments.reproduction.quadratics import Quadratic, quadratics
+from geodiag.experiments.reproduction.results import Outcome, outcome, quadratics_table, read, table
+from geodiag.records import Record, to_json
+
+WORKERS = 2
+QUICK = ("mlp",)
+POLL = 0.5  # seconds between two looks at what the processes have written
+# Each worker has one core: two workers fill two, and timings do not depend on the machine's size.
+ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "JAX_ENABLE_X64": "1",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+
+
+def run(
+    framework: str = "torch",
+    methods: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    data_folder: Path | None = None,
+    out: Path = Path("geodiag-reproduction"),
+    quick: bool = False,
+    seed: int = 0,
+) -> int:
+    """Train and measure what is asked for; write records, figures and ``results.md`` to ``out``.
+
+    Args:
+        framework: "torch" or "jax"; float64 on the CPU in both.
+        methods: keys of ``METHODS``; None: all.
+        models: "mlp", "cnn", "transformer"; None: all.
+        data_folder: CIFAR-10 in its binary layout, for the image models; None: digits.
+        out: where finished cells are kept.
+        quick: the MLP alone.
+        seed: of the first weights.
+
+    Returns:
+        The exit status: 0, or 1 if a cell did not finish.
+
+    Raises:
+        ArgumentError: an unknown framework, method or model, or models with ``quick``.
+        DataError: the folder does not hold CIFAR-10.
+        MissingDependency: the framework, scikit-learn, rich or matplotlib is not installed.
+    """
+    check_installed(framework, "the reproduction")
+    if quick and models:
+        raise ArgumentError("quick means the MLP alone", got=f"models {models}", do="leave one out")
+    cells = plan(framework, methods, QUICK if quick else models, data_folder, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    failed = _run_all([c for c in cells if not _path(c, out).exists()], data_folder, out)
+    runs = [(c, read(_path(c, out))) for c in cells if c.key not in failed]
+    shown = quadratics()
+    _draw_all(runs, shown, out)
+    report = _report([outcome(c, rows) for c, rows in runs], failed, shown)
+    draft = out / "results.md.part"
+    draft.write_text(report, encoding="utf-8")
+    draft.replace(out / "results.md")
+    print(f"\n{report}\nrecords and figures: {out}")
+    return 1 if failed else 0
+
+
+def plan(
+    framework: str,
+    methods: Sequence[str] | None,
+    models: Sequence[str] | None,
+    data_folder: Path | None,
+    seed: int,
+) -> list[Cell]:
+    """The cells asked for, model by model."""
+    cells = []
+    names = chosen("method", methods, METHODS)
+    for model in chosen("model", models, MODELS):
+        digest = data.task(model, data_folder, seed).digest
+        for method in names:
+            t = TRAININGS[method, model]
+            cells.append(
+                Cell(framework, method, model, t.lr, t.steps, t.measurements, seed, digest)
+            )
+    return cells
+
+
+def _alone() -> None:
+    """Before a worker loads a framework, which reads these."""
+    os.environ.update(ALONE)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
+    """Run one cell to its end and keep it."""
+    task = data.task(cell.model, data_folder, cell.seed)
+    trainer_of = import_module(f"geodiag_{cell.framework}.reproduction").Trainer
+    trainer = trainer_of(cell.model, task.weights, task.x, task.y)
+    part = out / f"{cell.key}.part"
+    with part.open("w", encoding="utf-8") as log:
+        for record, extra in measured(cell, trainer):
+            settings = {"settings": asdict(cell)} if record.step == 0 else {}
+            log.write(_line(record, extra, settings) + "\n")
+            log.flush()
+        os.fsync(log.fileno())  # or a lost machine could leave the name without what it names
+    part.replace(_path(cell, out))
+
+
+def _line(record: Record, extra: dict[str, float], settings: dict[str, Any]) -> str:
+    finite = {k: x if math.isfinite(x) else None for k, x in extra.items()}
+    row = json.loads(to_json(record)) | finite | settings
+    return json.dumps(row, allow_nan=False, ensure_ascii=False)
+
+
+def _run_all(cells: Sequence[Cell], data_folder: Path | None, out: Path) -> dict[str, str]:
+    """Run the cells; the errors of those that did not finish, by key."""
+    if not cells:
+        return {}
+    rich = import_module("rich.progress")
+    columns = (*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[now]}"))
+    # "spawn": a fork of a process that has loaded a framework may deadlock.
+    context = multiprocessing.get_context("spawn")
+    with (
+        rich.Progress(*columns) as progress,
+        ProcessPoolExecutor(min(WORKERS, len(cells)), context, initializer=_alone) as pool,
+    ):
+        running = {pool.submit(work, cell, data_folder, out): cell for cell in cells}
+        bars = {
+            cell.key: progress.add_task(f"{cell.model} {cell.method}", total=cell.steps, now="")
+            for cell in cells
+        }
+        try:
+            left = set(running)
+            while left:
+                _, left = wait(left, timeout=POLL)
+                for future, cell in running.items():
+                    _show(progress, bars[cell.key], cell, future, out)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {c.key: str(f.exception()) for f, c in running.items() if f.exception() is not None}
+
+
+def _show(progress: Any, bar: Any, cell: Cell, future: Future[None], out: Path) -> None:
+    if future.done():
+        now = "" if future.exception() is None else "failed"
+        progress.update(bar, completed=cell.steps, now=now)
+        return
+    last = _last_row(out / f"{cell.key}.part") if future.running() else None
+    if last is not None:
+        now = f"loss {last['loss']:.4f}  S/edge {last['ratio']:.2f}"
+        progress.update(bar, completed=last["step"], now=now)
+
+
+def _last_row(part: Path) -> dict[str, Any] | None:
+    """The last whole line of a file that another process is writing."""
+    try:
+        text = part.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    *whole, _ = text.split("\n")  # what splitlines takes for a line's end may be within a note
+    return json.loads(whole[-1]) if whole else None
+
+
+def _draw_all(
+    runs: Sequence[tuple[Cell, list[dict[str, Any]]]], shown: list[Quadratic], out: Path
+) -> None:
+    for key in METHODS:
+        own = [(cell, rows) for cell, rows in runs if cell.method == key]
+        if own:
+            figures.draw(key, own, out / f"{key}.png")
+    figures.draw_quadratics(shown, out / "quadratics.png")
+
+
+def _report(outcomes: list[Outcome], failed: dict[str, str], shown: list[Quadratic]) -> str:
+    title = "### Quadratics of Section 5"
+    return f"{table(outcomes, failed)}\n{title}\n\n{quadratics_table(shown)}\n"
+
+
+def _path(cell: Cell, out: Path) -> Path:
+    return out / f"{cell.key}.jsonl"

@@ -1,0 +1,299 @@
+"""The Monitor: at chosen steps of a run, where it stands against its edge of stability.
+
+A measurement has two halves around one step of the optimizer: :meth:`Monitor.before` measures S,
+the loss and the gradient at w, and :meth:`Monitor.after` what the step w⁺ − w really met. Whatever
+fails in between is written into the record; nothing of it reaches the training loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from geodiag.core.validation import is_true, whole_step
+from geodiag.errors import ArgumentError, shown
+from geodiag.estimators import Options, SharpnessEstimator
+from geodiag.monitoring.observation import Observation, check_rule, said
+from geodiag.monitoring.schedule import Pace
+from geodiag.monitoring.sharpness_tracker import Follower
+from geodiag.norms.base import Norm
+from geodiag.optimizers.thresholds import Update
+from geodiag.plugins import registry
+from geodiag.problems import as_norm, problem
+from geodiag.records import Record
+from geodiag.sinks import Log, Sink, as_sinks
+
+
+class Monitor:
+    """Measures a run at chosen steps, and records it.
+
+        with geodiag.Monitor(model, "spectral", lr=0.1, log="run.jsonl", **problem) as monitor:
+            for step in range(steps):
+                if monitor.due(step):
+                    monitor.before(step)
+                ...                             # one step of the optimizer
+                monitor.after()
+
+    Args:
+        model: as in :func:`geodiag.sharpness`; a Problem is not closed with the monitor.
+        norm: a registered name, a Norm, or a function without arguments that returns a Norm, asked
+            at each measurement (preconditioners that change along the run).
+        lr: the learning rate of the plain update −lr·‖g‖*·lmo(g), or a function of the step.
+        update: instead of ``lr``: an :class:`Update`, or a function of the step that returns one.
+            With neither, threshold and ratio are NaN.
+        every: measure each so many steps, or where a function of the step says so.
+        budget: the part, in (0, 1), of the time since the first measurement began that all
+            measurements may take; it is kept within a factor 1.5. ``every`` is then the least
+            distance between two of them.
+        log: a path (``.jsonl``, ``.csv``), a :class:`geodiag.sinks.Sink`, a function of a Record,
+            or a list of these. Where several ranks measure together, the first one writes.
+        estimator: and ``max_hvps``, ``certificate``, ``seed``: as in :func:`geodiag.sharpness`.
+        rtol: the same; by default 0.02 in quadratic norms. That bounds the value's relative error,
+            which is of the order of the square, 4e-4, where the eigenvalue stands apart.
+        problem_arguments: those of :func:`geodiag.problem`.
+
+    Attributes:
+        records: every Record so far.
+
+    Raises:
+        GeodiagError: an argument that cannot be used. Later on nothing is raised: failures are in
+            the records' notes, and those of a sink one warning.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        norm: Norm | str | Callable[[], Norm] = "l2",
+        *,
+        lr: float | Callable[[int], float] | None = None,
+        update: Update | Callable[[int], Update] | None = None,
+        every: int | Callable[[int], bool] = 10,
+        budget: float | None = None,
+        log: Log = None,
+        estimator: SharpnessEstimator | str = "auto",
+        max_hvps: int | None = None,
+        rtol: float | None = None,
+        certificate: bool = False,
+        seed: int = 0,
+        **problem_arguments: Any,
+    ) -> None:
+        Options(rtol=rtol, max_hvps=max_hvps, seed=seed)  # raises where one cannot be used
+        check_rule(lr, update)
+        _check_estimator(estimator)
+        self._lr, self._update = lr, update
+        self._follower = Follower(
+            {
+                "estimator": estimator,
+                "max_hvps": max_hvps,
+                "rtol": rtol,
+                "certificate": certificate,
+                "seed": seed,
+            }
+        )
+        self._pace = Pace(every, budget)
+        self._live = norm if callable(norm) and not isinstance(norm, Norm) else None
+        self._norm = as_norm(norm) if isinstance(norm, (Norm, str)) or not callable(norm) else None
+        self._problem = problem(model, **problem_arguments)
+        self._owned = self._problem is not model
+        self._closed = False
+        self._pending: Observation | None = None
+        self._warned: set[object] = set()
+        self._noted: set[str] = set()
+        self.records: list[Record] = []
+        try:
+            if self._norm is not None:
+                self._norm.bind(self._problem.at().space)
+            self._sinks = as_sinks(log if self._problem.leads else None)
+        except BaseException:
+            self._close_problem()
+            raise
+
+    def due(self, step: int) -> bool:
+        """Whether to measure at this step: a cheap question that changes nothing."""
+        if self._closed:
+            return False
+        try:
+            due = is_true(self._pace.due(step), "every=")
+            return due if self._pace.plain else self._problem.agree(due)
+        except Exception as e:
+            self._warn("every", f"every= failed, and nothing is measured: {said(e)}")
+            return False
+
+    def before(self, step: int, params: Any = None) -> None:
+        """Measure at the point that the next step of the optimizer starts from.
+
+        Args:
+            step: the number of the step, for the record.
+            params: the point, as for ``problem.at(params)``; default: where the model is now.
+
+        Raises:
+            ArgumentError: ``step`` is no whole number.
+        """
+        if self._closed:
+            return
+        step = whole_step(step)
+        self.abandon()
+        began = self._pace.begin(step)
+        pending = Observation(step, self._problem)
+        with pending.noting("the measurement"):
+            self._measure(pending, params)
+        with pending.noting("no threshold"):
+            pending.compare(self._rule(step))
+        pending.seconds = self._pace.spend(began)
+        self._pending = pending
+
+    def after(self, params: Any = None) -> Record | None:
+        """Measure along the step that was taken, and write the record.
+
+        Args:
+            params: the new point; default: where the model is now.
+
+        Returns:
+            The record; None where no :meth:`before` precedes.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        began = time.perf_counter()
+        with pending.noting("the step"):
+            pending.measure_step(params)
+        pending.seconds += self._pace.spend(began)
+        return self._write(pending)
+
+    def abandon(self) -> None:
+        """Write the record of a :meth:`before` whose step was not seen; nothing without one."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.note("the step was not observed")
+            self._write(pending)
+
+    def observe(self, step: int, params: Any, new_params: Any) -> Record | None:
+        """:meth:`before` and :meth:`after` in one, for loops that keep both points.
+
+        Args:
+            step: the number of the step.
+            params: the point before it.
+            new_params: the point after it.
+
+        Returns:
+            The record; None where no measurement was due.
+        """
+        if not self.due(step):
+            return None
+        self.before(step, params)
+        return self.after(new_params)
+
+    def close(self) -> None:
+        """Write what is pending; close the sinks, and the problem if it was made here."""
+        if self._closed:
+            return
+        self.abandon()
+        self._closed = True
+        with ExitStack() as each:  # also where Ctrl-C ends one of them
+            each.callback(self._close_problem)
+            for sink in reversed(self._sinks):
+                each.callback(self._close_sink, sink)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
+        following, pace = self._follower.state_dict(), self._pace.state_dict()
+        return {"version": 1, "following": following, "pace": pace}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, in this process or an earlier one.
+
+        Raises:
+            ArgumentError: ``state`` is something else.
+        """
+        try:
+            if not isinstance(state, dict):
+                raise TypeError(f"it is of type {type(state).__name__}")
+            if not isinstance(state["version"], int) or state["version"] != 1:
+                raise ValueError(f"version {shown(state['version'])}")
+            follower, pace = copy.copy(self._follower), copy.copy(self._pace)
+            follower.load_state_dict(state["following"])
+            pace.load_state_dict(state["pace"])
+        except (LookupError, TypeError, ValueError) as e:
+            what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
+            raise ArgumentError(what, got=said(e), do=do) from e
+        self._follower, self._pace = follower, pace
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _measure(self, pending: Observation, params: Any) -> None:
+        pending.freeze(params)
+        norm = self._norm if self._live is None else as_norm(self._live())
+        assert norm is not None
+        result = pending.measure(norm, self._follower)
+        for note in () if result is None else result.notes:
+            if note not in self._noted:  # what holds for the whole run is said once
+                self._noted.add(note)
+                pending.note(note)
+
+    def _rule(self, step: int) -> Update | None:
+        if self._lr is not None:
+            return Update(float(self._lr(step) if callable(self._lr) else self._lr))
+        rule = self._update(step) if callable(self._update) else self._update
+        if rule is not None and not isinstance(rule, Update):
+            raise ArgumentError("update= must return an Update", got=type(rule).__name__)
+        return rule
+
+    def _write(self, pending: Observation) -> Record:
+        began = time.perf_counter()
+        record = pending.record()
+        self.records.append(record)
+        for sink in self._sinks:
+            try:
+                sink.write(record)
+            except Exception as e:
+                self._warn(sink, f"{shown(sink)} failed at step {record.step}: {said(e)}")
+        self._pace.spend(began)
+        return record
+
+    def _warn(self, about: object, text: str) -> None:
+        """One warning for each cause; on stderr where warnings are errors."""
+        if about in self._warned:
+            return
+        self._warned.add(about)
+        try:
+            warnings.warn(f"geodiag.Monitor: {text}", RuntimeWarning, stacklevel=3)
+        except RuntimeWarning:
+            print(f"geodiag.Monitor: {text}", file=sys.stderr)
+
+    def _close_sink(self, sink: Sink) -> None:
+        try:
+            sink.close()
+        except Exception as e:
+            self._warn(sink, f"{shown(sink)} failed to close: {said(e)}")
+
+    def _close_problem(self) -> None:
+        if self._owned:
+            try:
+                self._problem.close()
+            except Exception as e:
+                self._warn("problem", f"the problem failed to close: {said(e)}")
+
+
+def _check_estimator(estimator: Any) -> None:
+    if isinstance(estimator, str):
+        if estimator != "auto":
+            registry.estimator(estimator)
+    elif not isinstance(estimator, SharpnessEstimator):
+        raise ArgumentError(
+            "estimator= must be a name or a SharpnessEstimator object", got=shown(estimator)
+        )

@@ -1,0 +1,235 @@
+"""One measurement of a run, in two halves around a step; every failure becomes a note.
+
+The point is copied: the optimizer may write into the parameters between the halves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from geodiag.blocks import (
+    Blocks,
+    all_finite,
+    epsilon,
+    to_numpy,
+)
+from geodiag.core.validation import is_number, own_arithmetic
+from geodiag.errors import ArgumentError, StaleOracle, shown
+from geodiag.monitoring.sharpness_tracker import Follower
+from geodiag.monitoring.step_curvature import Step
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.optimizers.thresholds import Update
+from geodiag.oracles import CountingOracle, Problem
+from geodiag.records import Record
+from geodiag.results import Bound, SharpnessResult
+
+
+class Noting:
+    """See :meth:`Observation.noting`."""
+
+    def __init__(self, observation: Observation, what: str) -> None:
+        self._observation, self._what = observation, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._observation.note(f"{self._what}: {said(error)}")
+        return True
+
+
+@dataclass
+class Observation:
+    """A measurement in progress: its frozen point, and what is known so far."""
+
+    step: int
+    problem: Problem
+    known: dict[str, Any] = field(default_factory=dict)  # fields of the Record
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    norm: Norm | None = None  # bound to the parameters
+    here: Blocks | None = None  # a copy of w
+    oracle: CountingOracle | None = None  # at w
+    follower: Follower | None = None
+    result: SharpnessResult | None = None
+
+    def noting(self, what: str) -> Noting:
+        """Put an exception into the notes, and go on behind the block."""
+        return Noting(self, what)
+
+    def note(self, text: str) -> None:
+        """Add to the record's note, once."""
+        text = " ".join(text.split())
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+    def record(self) -> Record:
+        """What is known."""
+        hvps = 0 if self.oracle is None else self.oracle.num_hvps
+        note = "; ".join(self.notes)
+        return Record(self.step, **self.known, num_hvps=hvps, seconds=self.seconds, note=note)
+
+    def freeze(self, params: Any) -> None:
+        """Copy the point, and ask for the loss there."""
+        self.here = self.problem.snapshot(params)
+        whole = isinstance(params, Mapping) and set(params) == set(self.here)
+        # Of a part alone, tensors that are not measured would be lost.
+        self.oracle = CountingOracle(
+            self.problem.at(self.here if params is None or whole else params)
+        )
+        with self.noting("the loss"):
+            self.known["loss"] = float(self.oracle.loss())
+
+    def measure(self, asked: Norm, follower: Follower) -> SharpnessResult | None:
+        """S and ‖g‖*; the result, if there is one."""
+        assert self.oracle is not None
+        self.norm, self.follower = asked.bind(self.oracle.space), follower
+        result = None
+        with self.noting("the sharpness"):
+            result = follower.measure(self.oracle, asked, self.norm)
+        if result is None or result.status.failed:
+            self.note("" if result is None else "; ".join(result.notes))
+            with self.noting("the dual norm"):
+                self._dual_norm()
+            return None
+        self.known |= {
+            "sharpness": result.value,
+            "bound": result.bound.name,
+            "dual_norm": result.dual_norm,
+        }
+        if result.upper is not None:
+            self.known["upper"] = float(result.upper)
+        self.result = result
+        return result
+
+    def compare(self, update: Update | None) -> None:
+        """The threshold that applies, and S in units of it."""
+        if update is None:
+            self.note("no threshold: neither lr= nor update= was given")
+            return
+        self.known["lr"] = float(update.lr)
+        reason = self._no_threshold(update)
+        if reason:
+            self.note(f"no threshold: {reason}")
+            return
+        edge = update.threshold(self.known.get("dual_norm"))
+        if edge != edge or edge <= 0:
+            why = edge.provenance if edge != edge else f"it would be {float(edge):.3g}, not above 0"
+            self.note(f"no threshold: {why}")
+            return
+        self.known["threshold"] = float(edge)
+        self.known["ratio"] = self.known.get("sharpness", math.nan) / edge
+
+    def measure_step(self, params: Any) -> None:
+        """D and the curvature along the step, from the frozen point to ``params``."""
+        if self.here is None or self.oracle is None or self.norm is None:
+            return
+        there = self.problem.point(params)
+        try:
+            self._along(there)
+        except StaleOracle:
+            # A buffer, the mode, or a tensor that is not measured has changed with the step.
+            self.note("D is with buffers and unmeasured tensors as they were after the step")
+            self.oracle.inner = self.problem.at(self.here)
+            self._along(there)
+
+    def _along(self, there: Blocks) -> None:
+        assert self.oracle is not None
+        assert self.norm is not None
+        with own_arithmetic():
+            stepped = self.oracle.run(Step(self.norm), self.here, there, self.oracle.gradient())
+        length, slope, curvature = to_numpy(stepped.numbers).tolist()
+        if not 0 < length < math.inf:
+            self.note("the step was zero" if length == 0 else "the step is not finite")
+            return
+        before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
+        smoothness = 2 * (after - before - slope) / length**2
+        if math.isfinite(smoothness):
+            self.known["directional_smoothness"] = smoothness
+            terms = abs(before) + abs(after) + abs(slope)
+            if abs(smoothness) < (error := 2 * epsilon(there) * terms / length**2):
+                self.note(f"D is below its rounding error, {error:.1g}")
+        else:
+            self.note("the loss or the gradient at one end of the step is not finite")
+        if math.isfinite(curvature):
+            self.known["curvature"] = curvature
+            self._better_witness(curvature, stepped.unit)
+        else:
+            self.note("the product along the step is not finite")
+
+    def _better_witness(self, curvature: float, unit: Blocks) -> None:
+        """The step itself is a direction: where it bends more than the witness, it is the witness.
+
+        By more than rounding: the value of an exact result is the largest.
+        """
+        if self.result is None or curvature <= self.result.value * (1 + epsilon(unit) ** 0.5):
+            return
+        assert self.follower is not None
+        witness = {name: to_numpy(x) for name, x in unit.items()}
+        self.result = replace(
+            self.result,
+            value=curvature,
+            direction=unit,
+            bound=Bound.LOWER,
+            residual=None,
+            state=self.result.state | {"witness": witness},
+        )
+        self.follower.follow(self.result)
+        self.known |= {"sharpness": curvature, "bound": Bound.LOWER.name}
+        if "threshold" in self.known:
+            self.known["ratio"] = curvature / self.known["threshold"]
+
+    def _dual_norm(self) -> None:
+        assert self.oracle is not None
+        assert self.norm is not None
+        gradient = self.oracle.gradient()
+        if bool(all_finite(gradient)):
+            self.known["dual_norm"] = float(self.norm.dual(gradient))
+
+    def _no_threshold(self, update: Update) -> str:
+        """Why none applies, as far as :func:`geodiag.threshold` cannot know."""
+        if update.unknown:
+            return update.unknown
+        if update.normalized:
+            known = math.isfinite(self.known.get("dual_norm", math.nan))
+            return "" if known else "it needs the dual norm of the gradient, which is not known"
+        plain = self.norm is None or isinstance(self.norm, QuadraticNorm)
+        if (update.momentum or update.weight_decay) and not plain:
+            return "with momentum or weight decay one is established in quadratic norms only"
+        return ""
+
+
+def check_rule(lr: Any, update: Any) -> None:
+    """Check ``lr=`` and ``update=`` of a Monitor, as far as one can before they are asked.
+
+    Raises:
+        ArgumentError: both are given, or one of them cannot be used.
+    """
+    if lr is not None and update is not None:
+        raise ArgumentError("lr= and update= both state the rule", do="pass one of them")
+    if lr is not None and not callable(lr):
+        if not is_number(lr):
+            raise ArgumentError("lr= must be a number or a function of the step", got=shown(lr))
+        Update(lr).threshold(None)
+    if isinstance(update, Update):
+        update.threshold(None)
+    elif update is not None and not callable(update):
+        raise ArgumentError(
+            "update= must be an Update or a function of the step", got=shown(update)
+        )
+
+
+def said(e: BaseException) -> str:
+    """An exception in one line; its type alone where it fails to say more."""
+    try:
+        text = str(e)
+    except Exception:
+        text = ""
+    return f"{type(e).__name__}: {' '.join(text.split())}".removesuffix(": ")

@@ -1,0 +1,57 @@
+"""What a step of the optimizer looks like from where it began, as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    array_namespace,
+    divide,
+    dot,
+    subtract,
+    where,
+    zeros_like,
+)
+from geodiag.norms.quadratic import L2
+from geodiag.norms.vector import Linf
+from geodiag.oracles.base import Oracle
+from geodiag.solvers import ravel
+from geodiag.solvers.program import NormProgram
+
+
+class Stepped(NamedTuple):
+    """A step s = w⁺ − w, measured at w."""
+
+    unit: Blocks  # s/‖s‖; zero for a step that is zero or not finite
+    numbers: Array  # ‖s‖, NaN or infinite where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
+    num_hvps: Array | int
+
+
+class Step(NormProgram):
+    """The length of a step, the slope and the curvature along it, at one product."""
+
+    def __call__(self, oracle: Oracle, here: Blocks, there: Blocks, gradient: Blocks) -> Stepped:
+        norm, view = self.norm, ravel.of(oracle)
+        hvp: Callable[[Blocks], Blocks] = oracle.hvp
+        if view:
+            hvp, norm = view.of(hvp), ravel.norm_on(view, norm)
+            here, there, gradient = view.flat(here), view.flat(there), view.flat(gradient)
+        step = subtract(there, here)
+        slope = dot(gradient, step)
+        xp, nothing = array_namespace(slope), zeros_like(step)
+        if isinstance(norm, (L2, Linf)):  # which are NaN or infinite where the step is
+            length = norm.value(step)
+            finite = xp.isfinite(length)
+        else:
+            finite = all_finite(step)
+            length = norm.value(where(finite, step, nothing))
+            length = xp.where(finite, length, length + float("nan"))
+        moves = finite & (length > 0)
+        unit = where(moves, divide(step, xp.where(moves, length, xp.ones_like(length))), nothing)
+        curvature = dot(unit, hvp(unit))
+        numbers = xp.stack([length, slope, curvature])
+        return Stepped(view.full(unit) if view else unit, numbers, 1)

@@ -1,0 +1,1 @@
+"""What the core knows of optimizers: geometries and their stability thresholds."""

@@ -1,0 +1,174 @@
+"""Where the edge of stability lies for an update rule: thresholds on the sharpness.
+
+Linear stability on a quadratic with curvature λ; the update is at its edge where an eigenvalue of
+its linear map reaches −1. All rows of the table follow from one formula,
+
+    λ* = k(β) · (2/η − γ_decoupled) − γ_coupled
+
+    plain 1;  heavy ball 1 + β;  Nesterov (1 + β)/(1 + 2β);  EMA: these divided by 1 − β
+
+For any norm without momentum λ is S (arXiv 2603.05002, Theorem 5.1). With momentum or weight decay
+λ is an eigenvalue in a quadratic norm (EMA momentum: arXiv 2207.14484); outside of it each row is a
+heuristic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from geodiag.core.validation import as_number, require_flag
+from geodiag.errors import ArgumentError, shown
+
+
+class Threshold(float):
+    """A threshold on the sharpness: a float that says what it applies to, and why."""
+
+    applies_to: str  # what to compare with it: "S" or "S/‖g‖*"
+    provenance: str
+
+    def __new__(cls, value: float, applies_to: str, provenance: str) -> Threshold:
+        self = super().__new__(cls, value)
+        self.applies_to, self.provenance = applies_to, provenance
+        return self
+
+    def __getnewargs__(self) -> Any:
+        return float(self), self.applies_to, self.provenance
+
+    def __repr__(self) -> str:
+        return f"Threshold({float(self):.6g} on {self.applies_to}; {self.provenance})"
+
+
+def threshold(
+    lr: float,
+    *,
+    normalized: bool = False,
+    dual_norm: float | None = None,
+    momentum: float = 0.0,
+    ema: bool = False,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> Threshold:
+    """The sharpness at which an update with these settings loses stability.
+
+    Args:
+        lr: step size η.
+        normalized: the update is −lr·lmo(g), not −lr·‖g‖*·lmo(g) (SignGD, Muon): the threshold is
+            2/lr on S/‖g‖*, or, with ``dual_norm`` = ‖g‖*, 2‖g‖*/lr on S.
+        momentum: β, in [0, 1).
+        ema: the momentum buffer is an average, m ← βm + (1 − β)g (Adam), not a sum (SGD).
+        nesterov: torch's form, the step is along g + βm (ema: (1 − β)g + βm).
+        weight_decay: γ.
+        decoupled: the decay shrinks the weights (AdamW) and is not added to the gradient (L2).
+
+    Returns:
+        A float with ``applies_to`` and ``provenance``; NaN, with the reason, where no threshold is
+        established (normalized updates with momentum or weight decay).
+
+    Raises:
+        ArgumentError: a value out of its range.
+    """
+    normalized, ema = require_flag(normalized, "normalized"), require_flag(ema, "ema")
+    nesterov, decoupled = require_flag(nesterov, "nesterov"), require_flag(decoupled, "decoupled")
+    lr = _number(lr, "lr")
+    momentum, weight_decay = _number(momentum, "momentum"), _number(weight_decay, "weight_decay")
+    dual_norm = None if dual_norm is None else _number(dual_norm, "dual_norm")
+    _check(lr, momentum, weight_decay, nesterov, normalized, dual_norm)
+    if normalized:
+        applies_to = "S/‖g‖*" if dual_norm is None else "S"
+        if momentum or weight_decay:
+            return Threshold(
+                math.nan,
+                applies_to,
+                "none established for normalized updates with momentum or weight decay",
+            )
+        value = _finite(2.0 / lr * (1.0 if dual_norm is None else dual_norm), lr)
+        return Threshold(value, applies_to, "2/lr for normalized updates, arXiv 2603.05002")
+    k, name = 1.0, "gradient descent in any norm, arXiv 2603.05002"
+    if momentum:
+        k, name = 1 + momentum, "heavy-ball momentum"
+        if nesterov:
+            k, name = k / (1 + 2 * momentum), "Nesterov momentum"
+        if ema:
+            k, name = k / (1 - momentum), "EMA " + name
+        name += ", linear stability in a quadratic norm"
+    if weight_decay:
+        name += f", {'decoupled' if decoupled else 'L2'} weight decay"
+    value = k * (2.0 / lr - (weight_decay if decoupled else 0.0))
+    return Threshold(_finite(value - (0.0 if decoupled else weight_decay), lr), "S", name)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update rule in force at one step, as the optimizer states it.
+
+    The other fields are those of :func:`geodiag.threshold`. ``unknown``: why no threshold applies
+    (the measured norm is not the optimizer's geometry, say); threshold and ratio are then NaN, with
+    this as the record's note.
+    """
+
+    lr: float
+    normalized: bool = False
+    momentum: float = 0.0
+    ema: bool = False
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    unknown: str = ""
+
+    def threshold(self, dual_norm: float | None) -> Threshold:
+        """:func:`geodiag.threshold` of this rule, on S where ‖g‖* is given.
+
+        Raises:
+            ArgumentError: a value out of its range.
+        """
+        return threshold(
+            self.lr,
+            normalized=self.normalized,
+            dual_norm=dual_norm if self.normalized else None,
+            momentum=self.momentum,
+            ema=self.ema,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            decoupled=self.decoupled,
+        )
+
+
+def _number(x: Any, name: str) -> float:
+    """A float from a number or a 0-d array."""
+    value = as_number(x)
+    if value is None:
+        raise ArgumentError(f"{name} must be a number", got=shown(x))
+    return value
+
+
+def _finite(value: float, lr: float) -> float:
+    if not math.isfinite(value):
+        raise ArgumentError("lr is too small: the threshold is beyond every float", got=shown(lr))
+    return value
+
+
+def _check(
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    normalized: bool,
+    dual_norm: float | None,
+) -> None:
+    if not 0.0 < lr < math.inf:
+        raise ArgumentError("lr must be positive and finite", got=shown(lr))
+    if not 0.0 <= momentum < 1.0:
+        raise ArgumentError("momentum must lie in [0, 1)", got=shown(momentum))
+    if not 0.0 <= weight_decay < math.inf:
+        raise ArgumentError("weight_decay must be at least 0", got=shown(weight_decay))
+    if nesterov and momentum == 0.0:
+        raise ArgumentError("nesterov=True needs momentum > 0", got=f"momentum={momentum!r}")
+    if dual_norm is not None and not normalized:
+        raise ArgumentError(
+            "dual_norm= belongs to normalized updates", do="pass normalized=True, or leave it out"
+        )
+    if dual_norm is not None and not 0.0 <= float(dual_norm) < math.inf:
+        raise ArgumentError("dual_norm must be at least 0", got=shown(dual_norm))

@@ -1,0 +1,1 @@
+"""What people look at: figures, a self-contained page, a table in the terminal."""

@@ -1,0 +1,92 @@
+"""The steps of an ascent: the best point of a segment, and of a plane where H is negative.
+
+One product an iteration: with Hd kept by linearity, the product H·lmo(Hd) gives the objective on
+the whole segment from d to lmo(Hd), a quadratic in the step t. Where it is convex, its maximum is
+the unit step (the conditional-gradient step that closed-form cases need); where H is indefinite it
+may lie inside. A limit of such steps with a positive value lies on the sphere, as a maximum over
+the ball does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from geodiag.blocks import Array, Blocks, array_namespace, axpy, dot, scale, where
+from geodiag.core.batched import blend, dots, one, only
+from geodiag.norms.base import Norm
+from geodiag.oracles.base import Oracle
+from geodiag.solvers.iterate import Population
+
+
+def segment(norm: Norm, hvps: Callable[[Blocks], Blocks], p: Population) -> Population:
+    """Each member to the best point between it and lmo(Hd), if that is better."""
+    target = norm.lmos(p.image)
+    return toward(p, target, hvps(target))
+
+
+def toward(p: Population, target: Blocks, image: Blocks) -> Population:
+    """Each member to the best point between it and its target or the opposite of that, if that is
+    better."""
+    xp = array_namespace(p.value)
+    a, b, c = p.value, dots(target, p.image), dots(target, image)
+    side = xp.where(b < 0, -xp.ones_like(b), xp.ones_like(b))
+    b = side * b
+    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend
+    inside = (b - a) / xp.where(bend < 0, -bend, xp.ones_like(bend))
+    whole = ~((bend < 0) & (inside > 0) & (inside < 1))
+    value = xp.where(whole, c, a + inside * (2 * (b - a) + inside * bend))
+    better = value > a
+    t = xp.where(better, xp.where(whole, xp.ones_like(a), inside), xp.zeros_like(a))
+    # NaN must reach the driver, which stops at it; it never compares as better.
+    value = xp.where(better | ~xp.isfinite(c), value, a)
+    return p._replace(
+        direction=blend(p.direction, target, t, side),
+        image=blend(p.image, image, t, side),
+        value=value,
+        fresh=xp.where(better, whole, p.fresh),
+    )
+
+
+def sphere(oracle: Oracle, norm: Norm, turn: int, p: Population) -> Population:
+    """For H negative on all of the sphere met so far: the best direction in a plane through d.
+
+    For one member of unit norm. The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction
+    needs one product and several norms. By ``turn`` the second direction is lmo(Hd), Hd or their
+    mixture.
+    """
+    d, image = only(p.direction), only(p.image)
+    steepest = norm.lmo(image)
+    along = scale(image, 1 / positive(norm.value(image)))
+    second = (steepest, along, axpy(0.5, steepest, along))[turn % 3]
+    moved = oracle.hvp(second)
+    value = p.value[0]
+    best = d, image, value
+    for k in range(1, 12):  # steps t = ±2^{1−k}, ever closer to d
+        for sign in (1.0, -1.0):
+            t = sign * 2.0 ** (1 - k)
+            best = _better(norm, best, axpy(t, second, d), axpy(t, moved, image))
+    fresh = p.fresh & (best[2] == value)
+    return p._replace(direction=one(best[0]), image=one(best[1]), value=best[2][None], fresh=fresh)
+
+
+def positive(length: Array) -> Array:
+    """Lengths to divide by: 1 in place of 0."""
+    xp = array_namespace(length)
+    return xp.where(length > 0, length, xp.ones_like(length))
+
+
+Best = tuple[Blocks, Blocks, Array]
+
+
+def _better(norm: Norm, best: Best, point: Blocks, image: Blocks) -> Best:
+    """``point``, scaled to the sphere, if it is better."""
+    length = norm.value(point)
+    safe = positive(length)
+    value = dot(point, image) / (safe * safe)
+    better: Array = (length > 0) & (value > best[2])
+    xp = array_namespace(length)
+    return (
+        where(better, scale(point, 1 / safe), best[0]),
+        where(better, scale(image, 1 / safe), best[1]),
+        xp.where(better | ~xp.isfinite(value), value, best[2]),
+    )

@@ -1,0 +1,163 @@
+"""What the products so far say about H: a Nyström approximation, on which search costs no product.
+
+From directions D and images Y = HD, H is about Y (DᵀY)⁻¹ Yᵀ: exact on the span of D and, for
+H ⪰ 0, nowhere above H. Local maxima of this small problem are found without a product, and the best
+of them, tried on H itself, make far better starts than random ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from geodiag.blocks import Array, Blocks, array_namespace, axpy, device, dot, norm2, scale
+from geodiag.core.batched import combine, cross, join, lengths, one, pick, rescale
+from geodiag.norms.base import Norm
+from geodiag.oracles.base import Oracle
+from geodiag.solvers import iterate
+from geodiag.solvers.iterate import Population
+from geodiag.solvers.line_search import positive, segment
+
+# Directions of DᵀY below this fraction of its largest eigenvalue are left out: inverted, they would
+# be noise. Far above single precision's rounding, so that both precisions see the same problem.
+RANK = 1e-3
+# Two directions of larger cosine are the same local maximum.
+ALIKE = 0.6
+
+
+Recurrence = tuple[Blocks, Blocks, Array]  # a direction, the one before it, and β
+
+
+class Products(NamedTuple):
+    """R pairs (d, Hd) with ‖d‖₂ = 1; rows of zeros are empty."""
+
+    images: Blocks  # (R, …)
+    inner: Array  # (R, R): ⟨d_i, H d_j⟩
+
+
+class Surrogate(NamedTuple):
+    """H ≈ Σ_r weights[r]·b_r b_rᵀ."""
+
+    basis: Blocks  # (R, …), b_r
+    weights: Array  # (R,); zero where the rank is lower. The last is the top direction's.
+
+    def images(self, ds: Blocks) -> Blocks:
+        """The approximation applied to a stack."""
+        return combine(cross(ds, self.basis) * self.weights, self.basis)
+
+
+def krylov(oracle: Oracle, first: Blocks, count: int) -> Products:
+    """The products of a Lanczos recurrence from ``first``, without reorthogonalisation.
+
+    Rounding may tilt the directions; what they say of H stays true.
+    """
+
+    def step(state: Recurrence) -> tuple[Recurrence, tuple[Blocks, Blocks]]:
+        d, before, beta = state
+        image = oracle.hvp(d)
+        rest = axpy(-beta, before, image)
+        rest = axpy(-dot(d, image), d, rest)
+        rest = axpy(-dot(d, rest), d, rest)
+        length = norm2(rest)
+        return (scale(rest, 1 / positive(length)), d, length), (d, image)
+
+    first = scale(first, 1 / norm2(first))
+    nothing = scale(first, 0)
+    _, (ds, images) = oracle.scan(step, (first, nothing, dot(nothing, nothing)), count)
+    return Products(images, cross(ds, images))
+
+
+def add(products: Products, directions: Blocks, images: Blocks, keep: int = 0) -> Products:
+    """The products with further ones. ``keep``: as many rows as before, the first ``keep`` among
+    them; the oldest others make room."""
+    size = 1 / positive(lengths(directions))
+    new, seen = rescale(directions, size), rescale(images, size)
+    side, corner = cross(new, products.images), cross(new, seen)
+    xp = array_namespace(side)
+    upper = xp.concat([products.inner, side.T], axis=1)
+    inner = xp.concat([upper, xp.concat([side, corner], axis=1)], axis=0)
+    grown = Products(join(products.images, seen), inner)
+    if not keep:
+        return grown
+    index = xp.arange(inner.shape[0], device=device(inner))
+    index = xp.concat([index[:keep], index[keep + size.shape[0] :]])
+    return Products(
+        pick(grown.images, index), xp.take(xp.take(inner, index, axis=0), index, axis=1)
+    )
+
+
+def spare(products: Products, rows: int) -> Products:
+    """The products with empty rows for later ones."""
+    inner = products.inner
+    xp = array_namespace(inner)
+    old = inner.shape[0]
+    places = xp.eye(old + rows, old, dtype=inner.dtype, device=device(inner))
+    return Products(combine(places, products.images), places @ inner @ places.T)
+
+
+def fit(products: Products) -> Surrogate:
+    """The Nyström approximation from ``products``."""
+    inner = (products.inner + products.inner.T) / 2
+    xp = array_namespace(inner)
+    # LAPACK's float32 solver can answer NaN to a matrix with many zero rows. Empty rows have no
+    # images either, so that any eigenvalue will do for them.
+    sizes = xp.abs(inner)
+    places = xp.arange(inner.shape[0], dtype=inner.dtype, device=device(inner))
+    filling = xp.max(sizes) * (0.5 + 0.01 * places)
+    empty = xp.max(sizes, axis=1) == 0
+    fill = xp.where(empty, filling, xp.zeros_like(filling))
+    inner = inner + xp.eye(inner.shape[0], dtype=inner.dtype, device=device(inner)) * fill
+    values, vectors = xp.linalg.eigh(inner)
+    size = xp.abs(values)
+    used = (size > RANK * xp.max(size)) & (size > 0)
+    weights = xp.where(
+        used, 1 / xp.where(used, values, xp.ones_like(values)), xp.zeros_like(values)
+    )
+    return Surrogate(combine(vectors.T, products.images), weights)
+
+
+def propose(
+    oracle: Oracle,
+    norm: Norm,
+    surrogate: Surrogate,
+    mixtures: Array,
+    gradient: Blocks,
+    *,
+    steps: int,
+    count: int,
+    known: Blocks | None = None,
+) -> Blocks:
+    """The ``count`` best local maxima of the surrogate that differ from each other and ``known``.
+
+    Starts: lmo of the gradient, of the top Ritz vector, and of rounded random vectors of the
+    surrogate's range (``mixtures``: (N, R) standard normal numbers).
+    """
+    xp = array_namespace(mixtures)
+    rounded = mixtures * xp.sqrt(xp.abs(surrogate.weights))
+    top = xp.zeros_like(mixtures[:1, :])
+    top = xp.where(xp.arange(top.shape[1], device=device(top)) == top.shape[1] - 1, 1 + top, top)
+    starts = join(one(gradient), combine(xp.concat([top, rounded], axis=0), surrogate.basis))
+    directions = norm.lmos(starts)
+    population = iterate.begin(directions, surrogate.images(directions))
+
+    def step(p: Population) -> Population:
+        return segment(norm, surrogate.images, p)
+
+    found = iterate.run(oracle, step, population, steps, 1e-4).population
+    return _distinct(found, count, known)
+
+
+def _distinct(found: Population, count: int, known: Blocks | None) -> Blocks:
+    values = found.value
+    xp = array_namespace(values)
+    units = rescale(found.direction, 1 / positive(lengths(found.direction)))
+    lowest = xp.full(values.shape, -xp.inf, dtype=values.dtype, device=device(values))
+    if known is not None:
+        near = xp.abs(cross(units, rescale(known, 1 / positive(lengths(known)))))
+        values = xp.where(xp.max(near, axis=1) > ALIKE, lowest, values)
+    chosen = []
+    for _ in range(count):
+        index = xp.argmax(values)[None]
+        chosen.append(index)
+        near = xp.abs(cross(units, pick(units, index)))[:, 0]
+        values = xp.where(near > ALIKE, lowest, values)
+    return pick(found.direction, xp.concat(chosen))

@@ -1,0 +1,158 @@
+"""A problem seen as one vector, so that solvers take one operation where tensors took many.
+
+Small networks spend their time in the number of operations. Beyond ``LIMIT`` entries the copies
+would cost more than they save, and tensors stay as they are; as do tensors that are split over
+devices, which one vector would gather.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks
+from geodiag.core.spaces import Space
+from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.norms.quadratic import L2
+from geodiag.norms.vector import L1, Linf
+from geodiag.oracles.base import Oracle
+
+LIMIT = 2**22
+NAME = "flat"
+S = TypeVar("S")
+
+
+class Flat:
+    """Blocks of certain shapes, and stacks of them, as one vector each, and back."""
+
+    def __init__(self, space: Space) -> None:
+        self.shapes, self._joints = space.shapes, space.joints
+        self._shapes = list(map(tuple, self.shapes.values()))
+        self._sizes = list(map(math.prod, self._shapes))
+        self.size = sum(self._sizes)
+
+    def flat(self, blocks: Blocks) -> Blocks:
+        """Blocks as one of shape (n,)."""
+        return self._joined(blocks, ())
+
+    def flat_stack(self, stack: Blocks) -> Blocks:
+        """A stack of K as one of shape (K, n)."""
+        return self._joined(stack, (next(iter(stack.values())).shape[0],))
+
+    def _joined(self, blocks: Blocks, lead: tuple[int, ...]) -> Blocks:
+        tensors = [blocks[name] for name in self.shapes]
+        return {NAME: self._joints.join(tensors, self._sizes, lead)}
+
+    def of(self, hvp: Callable[[Blocks], Blocks]) -> Callable[[Blocks], Blocks]:
+        """Products on the vector."""
+        return lambda d: self.flat(hvp(self.full(d)))
+
+    def random(self, space: Space, rng: np.random.Generator) -> Blocks:
+        """The flat view of ``space.random(rng)``, moved to the device in one piece."""
+        return {NAME: space.asarray(self.draw(rng))}
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """The same, still on the host."""
+        drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
+        return np.concatenate([drawn[name].ravel() for name in self.shapes])
+
+    def full(self, flat: Blocks) -> Blocks:
+        """Inverse of :meth:`flat` and :meth:`flat_stack`."""
+        parts = self._joints.part(flat[NAME], self._sizes, self._shapes)
+        return dict(zip(self.shapes, parts, strict=True))
+
+
+def of(oracle: Oracle) -> Flat | None:
+    """The flat view of an oracle's blocks, where it is the cheaper way."""
+    space = oracle.space
+    return Flat(space) if space.size <= LIMIT and not space.split else None
+
+
+def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
+    """The oracle and the norm on one vector, where that is the cheaper way."""
+    flat = of(oracle)
+    if flat is None:
+        return oracle, norm, None
+    return _FlatOracle(oracle, flat), norm_on(flat, norm), flat
+
+
+def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNorm, Flat | None]:
+    """:func:`view` for a quadratic norm."""
+    seen, flat_norm, flat = view(oracle, norm)
+    assert isinstance(flat_norm, QuadraticNorm)
+    return seen, flat_norm, flat
+
+
+def norm_on(flat: Flat, norm: Norm) -> Norm:
+    """The norm of the vector."""
+    if isinstance(norm, (L1, Linf, L2)):  # which see entries alone
+        return norm
+    return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)
+
+
+class _FlatOracle(Oracle):
+    def __init__(self, oracle: Oracle, flat: Flat) -> None:
+        self._oracle, self._flat = oracle, flat
+        self.space = Space({NAME: (flat.size,)}, {}, oracle.space.asarray)
+        self.free_hvps = oracle.free_hvps
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return self._flat.flat(self._oracle.hvp(self._flat.full(d)))
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        return self._flat.flat_stack(self._oracle.hvps(self._flat.full(ds)))
+
+    def loop(self, cond: Callable[[S], Array], body: Callable[[S], S], state: S) -> S:
+        return self._oracle.loop(cond, body, state)
+
+    def scan(
+        self, step: Callable[[S], tuple[S, tuple[Blocks, ...]]], state: S, length: int
+    ) -> tuple[S, tuple[Blocks, ...]]:
+        return self._oracle.scan(step, state, length)
+
+    @property
+    def precision(self) -> float:
+        return self._oracle.precision
+
+    def point(self) -> Blocks:
+        return self._flat.flat(self._oracle.point())
+
+    def loss(self) -> Array:
+        return self._oracle.loss()
+
+    def gradient(self) -> Blocks:
+        return self._flat.flat(self._oracle.gradient())
+
+    def loss_at(self, params: Blocks) -> Array:
+        return self._oracle.loss_at(self._flat.full(params))
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return self._flat.flat(self._oracle.gradient_at(self._flat.full(params)))
+
+
+class _FlatNorm(Norm):
+    def __init__(self, norm: Norm, flat: Flat) -> None:
+        self.norm, self._flat = norm, flat
+
+    def value(self, d: Blocks) -> Array:
+        return self.norm.value(self._flat.full(d))
+
+    def lmo(self, g: Blocks) -> Blocks:
+        return self._flat.flat(self.norm.lmo(self._flat.full(g)))
+
+    def lmos(self, gs: Blocks) -> Blocks:
+        return self._flat.flat_stack(self.norm.lmos(self._flat.full(gs)))
+
+
+class _FlatQuadratic(QuadraticNorm):
+    def __init__(self, norm: QuadraticNorm, flat: Flat) -> None:
+        self.norm, self._flat = norm, flat
+
+    def metric(self, d: Blocks) -> Blocks:
+        return self._flat.flat(self.norm.metric(self._flat.full(d)))
+
+    def inverse_metric(self, g: Blocks) -> Blocks:
+        return self._flat.flat(self.norm.inverse_metric(self._flat.full(g)))

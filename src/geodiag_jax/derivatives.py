@@ -1,0 +1,222 @@
+"""The compiled functions. They live here, not in problems, so that every measurement of the same
+loss reuses them: what decides the compilation is static and hashable (:class:`Form`, the batch's
+form), what changes from measurement to measurement is traced.
+
+value, value_and_gradient    L; L and ∇L
+linearized                   L, ∇L and d ↦ ∇²L d, kept: the cheapest when many products follow
+forward                      L and ∇²L d by forward over reverse, recomputed
+reverse                      L and ∇²L d as ∇⟨∇L, d⟩: where forward mode is blocked
+
+Points and directions are tuples of arrays, in the order of the measured names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from geodiag.blocks import Array
+from geodiag.errors import LossError
+from geodiag_jax.batches import BatchForm
+from geodiag_jax.loss_key import Loss
+from geodiag_jax.pytree import Tree
+from geodiag_jax.sharding import Outside, Places, call_outside
+
+Arrays: TypeAlias = tuple[Array, ...]
+Compiled: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the compilation of a loss depends on, apart from shapes."""
+
+    loss: Loss
+    tree: Tree
+    dtype: Any  # of the measurement
+    places: Places
+    outside: Outside
+
+    def evaluate(self, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
+        """The loss in the measurement dtype.
+
+        Raises:
+            LossError: it is not a real scalar, or does not take these arguments.
+        """
+        n = len(point), len(point) + len(fixed)
+
+        def loss(every: Arrays) -> Array:
+            params = self.tree.build(every[: n[0]], every[n[0] : n[1]])
+            rest = batch.arguments(every[n[1] :])
+            check_call(self.loss.call, (params, *rest))
+            return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
+
+        return call_outside(loss, ((*point, *fixed), self.outside), (arrays, batch.outside))
+
+
+def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """A LossError where ``loss`` cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as e:
+        raise LossError(
+            f"the loss cannot be called as loss(params, *batch) with {len(arguments) - 1} array(s)",
+            got=f"{signature}: {e}",
+            do="let it take the parts of a tuple batch one by one, or pass "
+            "lambda params, *batch: loss(params, batch); a list is always read as batches",
+        ) from e
+
+
+def check_loss(loss: Any) -> Array:
+    """``loss`` if it is a JAX array of shape () and real floating dtype, else a LossError."""
+    if isinstance(loss, (tuple, list)):
+        raise LossError(
+            "the loss must be one scalar",
+            got=f"a {type(loss).__name__} of {len(loss)}",
+            do="return the loss alone, e.g. lambda params, *batch: loss(params, *batch)[0]",
+        )
+    if not isinstance(loss, jax.Array):
+        raise LossError(
+            "the loss must be a scalar that JAX computes from the parameters",
+            got=type(loss).__name__,
+            do="return a jax.numpy scalar, without float() or NumPy on the way",
+        )
+    if loss.shape != ():
+        raise LossError(
+            "the loss must be a scalar",
+            got=f"shape {tuple(loss.shape)}",
+            do="reduce it, e.g. by jnp.mean, so that its shape is ()",
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise LossError(
+            "the loss must be real and of a floating dtype",
+            got=f"dtype {loss.dtype}",
+            do="take the real part or the squared modulus, or convert it to floating point",
+        )
+    return loss
+
+
+def _derivative(
+    form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays
+) -> Callable[[Arrays], tuple[Array, Arrays]]:
+    loss_at = functools.partial(_loss_at, form, batch, fixed, arrays)
+
+    def derivative(point: Arrays) -> tuple[Array, Arrays]:
+        loss, gradient = jax.value_and_grad(loss_at)(point)
+        return loss, form.places.hold(gradient)
+
+    return derivative
+
+
+def _loss_at(form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays, point: Arrays) -> Array:
+    return form.evaluate(batch, point, fixed, arrays)
+
+
+def _forward(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
+) -> tuple[Array, Arrays]:
+    derivative = _derivative(form, batch, fixed, arrays)
+    (loss, _), (_, product) = jax.jvp(derivative, (point,), (d,))
+    return loss, product
+
+
+def _reverse(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
+) -> tuple[Array, Arrays]:
+    derivative = _derivative(form, batch, fixed, arrays)
+
+    def slope(at: Arrays) -> tuple[Array, Array]:
+        loss, gradient = derivative(at)
+        pairs = zip(gradient, d, strict=True)
+        return functools.reduce(jnp.add, [jnp.sum(g * x) for g, x in pairs]), loss
+
+    product, loss = jax.grad(slope, has_aux=True)(point)
+    return loss, form.places.hold(product)
+
+
+def _linearized(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+) -> tuple[Array, Arrays, Any]:
+    derivative = _derivative(form, batch, fixed, arrays)
+    (loss, gradient), linear = jax.linearize(derivative, point)
+    return loss, gradient, linear
+
+
+def _value(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
+    return form.evaluate(batch, point, fixed, arrays)
+
+
+def _value_and_gradient(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+) -> tuple[Array, Arrays]:
+    return _derivative(form, batch, fixed, arrays)(point)
+
+
+def _apply(linear: Any, d: Arrays) -> Arrays:
+    return linear(d)[1]  # type: ignore[no-any-return]  # [0] is the loss's own slope ⟨∇L, d⟩
+
+
+def _many(f: Compiled) -> Compiled:
+    """A product for k directions stacked on a leading axis; the loss stays one."""
+
+    def batched(
+        form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, ds: Arrays
+    ) -> tuple[Array, Arrays]:
+        one = functools.partial(f, form, batch, point, fixed, arrays)
+        answer: tuple[Array, Arrays] = jax.vmap(one, out_axes=(None, 0))(ds)
+        return answer
+
+    return batched
+
+
+_jit = functools.partial(jax.jit, static_argnums=(0, 1))
+value = _jit(_value)
+value_and_gradient = _jit(_value_and_gradient)
+linearized = _jit(_linearized)
+forward = _jit(_forward)
+reverse = _jit(_reverse)
+forward_many = _jit(_many(_forward))
+reverse_many = _jit(_many(_reverse))
+apply = jax.jit(_apply)
+apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
+
+
+def inline(
+    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
+    """∇L and d ↦ ∇²L d in the trace at hand, which the loss may close over."""
+    here = (form, batch, point, fixed, arrays)
+    try:
+        _, gradient, linear = _linearized(*here)
+        product = functools.partial(_apply, linear)
+        jax.eval_shape(jax.vmap(product), tuple(x[None] for x in point))
+    except (TypeError, NotImplementedError):  # forward mode is blocked by a custom_vjp
+        return _value_and_gradient(*here)[1], lambda d: _reverse(*here, d)[1]
+    return gradient, product
+
+
+def kept_bytes(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> int:
+    """The bytes that a kept linearization takes, known before it is computed."""
+    eval_shape: Compiled = linearized.eval_shape
+    linear = eval_shape(form, batch, point, fixed, arrays)[2]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(linear))
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_works(form: Form) -> list[bool]:
+    """[], or whether forward mode works, as found so far; JAX does not remember what failed."""
+    return []
+
+
+def blocked(form: Form) -> bool:
+    """Whether forward mode is known not to work."""
+    return forward_works(form) == [False]

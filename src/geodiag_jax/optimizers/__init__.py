@@ -1,0 +1,1 @@
+"""Optimizers in optax: reading their geometry, and non-Euclidean descent."""

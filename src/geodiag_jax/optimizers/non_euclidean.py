@@ -1,0 +1,137 @@
+"""Steepest descent in any norm, as an optax transformation (arXiv 2603.05002).
+
+l2         gradient descent; normalized: g/‖g‖
+linf       ℓ∞ descent;       normalized: sign descent
+spectral   spectral descent; normalized: Muon without momentum
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from geodiag.blocks import Array, Blocks, check_like, dot
+from geodiag.core.spaces import Space
+from geodiag.core.validation import as_number, require_flag
+from geodiag.errors import ArgumentError, NormError, ParameterError, shown
+from geodiag.norms import Norm
+from geodiag.problems import as_norm
+from geodiag_jax.pytree import flatten, is_array, measurement_dtype, name_of, view_of
+from geodiag_jax.sharding import in_dtype
+
+LearningRate: TypeAlias = "float | Array | Callable[[Array], Array]"
+
+
+LAST_COUNT = 2**31 - 1  # of int32: the count stays there instead of wrapping
+
+
+class NonEuclideanState(NamedTuple):
+    """How many steps were taken; a schedule is asked with it."""
+
+    count: Array  # (), int32
+
+
+def non_euclidean_gd(
+    lr: LearningRate, norm: Norm | str, normalized: bool = False
+) -> optax.GradientTransformation:
+    """w⁺ = w − lr·‖g‖*·lmo(g), or w − lr·lmo(g) if ``normalized`` (arXiv 2603.05002).
+
+    Blocks are named, and tensors read as matrices, as when the same pytree is measured, so a norm
+    means the same to the optimizer and to :func:`geodiag.sharpness`. Computes in float32 at least;
+    the updates have the gradients' dtypes. Leaves that are not floating arrays pass unchanged.
+
+    Args:
+        lr: positive step size, in parameter units per unit of ‖g‖* (normalized: parameter units),
+            or an optax schedule of the step count.
+        norm: a registered name or a Norm object.
+        normalized: whether every step has the norm lr.
+
+    Returns:
+        An ``optax.GradientTransformation`` that may be jitted, scanned and chained.
+
+    Raises:
+        ArgumentError: ``lr`` is not positive, or ``norm`` is not a norm.
+        UnknownNorm: no norm is registered under the name.
+        NormError: from ``update``, where the norm does not apply to the parameters.
+    """
+    _check_lr(lr)
+    normalized = require_flag(normalized, "normalized=")
+    chosen = as_norm(norm)
+
+    def init(params: Any) -> NonEuclideanState:
+        return NonEuclideanState(jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: Any, state: NonEuclideanState, params: Any = None
+    ) -> tuple[Any, NonEuclideanState]:
+        rate = _rate(lr(state.count) if callable(lr) else lr)
+        updates = _descend(grads, chosen, rate, normalized)
+        return updates, NonEuclideanState(jnp.minimum(state.count, LAST_COUNT - 1) + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _descend(grads: Any, norm: Norm, rate: Any, normalized: bool) -> Any:
+    """The updates, as a pytree like ``grads``."""
+    paths, treedef = flatten(grads)
+    leaves = [leaf for _, leaf in paths]
+    places = {i: name_of(path) for i, (path, leaf) in enumerate(paths) if _is_floating(leaf)}
+    if not places:  # a masked or empty group has nothing to move
+        return grads
+    if len(set(places.values())) < len(places):
+        raise ParameterError(
+            "two parameters have the same name once their paths are joined by dots",
+            got=", ".join(sorted(places.values())[:8]),
+            do="rename a key that contains a dot",
+        )
+    views = {name: view_of(paths[i][0], leaves[i].ndim) for i, name in places.items()}
+    g, step = _steepest({name: leaves[i] for i, name in places.items()}, views, norm)
+    # By Hölder's equality at the LMO this is ‖g‖*; it saves a second decomposition.
+    factor = -rate if normalized else -rate * dot(g, step)
+    for i, name in places.items():
+        # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
+        move = jnp.where(jnp.any(g[name] != 0), factor * step[name], 0.0)
+        leaves[i] = move.astype(leaves[i].dtype)
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _steepest(grads: Blocks, views: dict[str, Any], norm: Norm) -> tuple[Blocks, Blocks]:
+    """(g, lmo(g)) in the measurement dtype."""
+    asarray = in_dtype(measurement_dtype(list(grads.values())))
+    g = {name: asarray(x) for name, x in grads.items()}
+    shapes = {name: tuple(x.shape) for name, x in g.items()}
+    matrices = {name: view for name, view in views.items() if len(shapes[name]) >= 2}
+    step = norm.bind(Space(shapes, matrices, asarray)).lmo(g)
+    check_like(step, shapes, f"lmo(g) of {norm!r}", NormError)
+    return g, step
+
+
+def _is_floating(leaf: Any) -> bool:
+    return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def _rate(answer: Any) -> Array:
+    """The learning rate or what a schedule answers, which may be traced."""
+    traced = isinstance(answer, (jax.Array, jax.core.Tracer))
+    if traced and answer.shape == () and not jnp.issubdtype(answer.dtype, jnp.complexfloating):
+        return answer
+    if not traced and as_number(answer) is not None:
+        return as_number(answer)
+    raise ArgumentError("a schedule must answer a number", got=shown(answer))
+
+
+def _check_lr(lr: Any) -> None:
+    if callable(lr) or isinstance(lr, jax.core.Tracer):
+        return
+    value = as_number(lr)
+    if value is None or not 0 < value < math.inf:
+        raise ArgumentError(
+            "lr= must be a positive number, or an optax schedule",
+            got=shown(lr),
+            do="pass e.g. lr=0.01",
+        )

@@ -1,0 +1,295 @@
+"""Where arrays live: on one device, or in pieces over a mesh of them.
+
+Nothing is moved that the user has placed. What geodiag makes itself (random starts, batches from
+host memory) goes where the parameters are, and answers keep the parameters' shardings. The axes of
+a mesh are Auto within geodiag, whatever they are outside: solvers in terms of NumPy's functions
+cannot say how each result is to be sharded. A loss made for Explicit axes is called with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from geodiag.blocks import Array
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.errors import ArgumentError, DataError, GeodiagError, LossError, ParameterError
+
+PartitionSpec: Any = jax.sharding.PartitionSpec
+_constrain: Any = jax.lax.with_sharding_constraint
+_AXIS: Any = getattr(jax.sharding, "AxisType", None)  # not in older versions of JAX
+# What JAX says where the arrays of one call do not go together.
+_APART = ("incompatible devices", "mesh for all inputs", "incompatible shardings")
+_UNEVEN = ("divisible", "evenly divide", "divides evenly")
+_NO_KERNEL = "is not supported by dot_general"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parameters live; hashable, for compiled functions depend on it."""
+
+    common: Any = None  # of what belongs to no parameter: a device, a sharding, or JAX's default
+    own: tuple[Any, ...] = ()  # each measured array's sharding, if there are several devices
+    traced: bool = False  # over a mesh, in the user's trace: the compiler alone knows how
+
+    @property
+    def split(self) -> bool:
+        """Whether a measured array is in pieces, or may be."""
+        return self.traced or any(not each.is_fully_replicated for each in self.own)
+
+    def space(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        views: Mapping[str, MatrixView],
+        dtype: Any,
+        traced: bool = False,
+    ) -> Space:
+        """The space of the measured arrays, which puts arrays where these live.
+
+        ``traced``: within a trace, where placing is the compiler's.
+        """
+        if traced:
+            return Space(shapes, views, in_dtype(dtype), split=self.split)
+        places = dict(zip(shapes, (in_dtype(dtype, each) for each in self.own), strict=False))
+        return Space(shapes, views, in_dtype(dtype, self.common), places, self.split)
+
+    def hold(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """Measured arrays in a trace, kept to their shardings."""
+        if not self.split or not self.own:
+            return tuple(arrays)
+        held = zip(arrays, self.own, strict=True)
+        return tuple(_constrain(x, each) for x, each in held)
+
+    def hold_all(self, shapes: Mapping[str, tuple[int, ...]], tree: Any) -> Any:
+        """The same for blocks, and for stacks of blocks, within ``tree``."""
+        if not self.split or not self.own:
+            return tree
+        own = dict(zip(shapes, self.own, strict=True))
+
+        def is_blocks(x: Any) -> bool:
+            return type(x) is dict and bool(x) and set(x) <= set(own)
+
+        def held(name: str, x: Array) -> Array:
+            lead = x.ndim - len(shapes[name])
+            spec = own[name].spec if isinstance(own[name], NamedSharding) else None
+            if lead not in (0, 1) or spec is None:
+                return x
+            place = NamedSharding(own[name].mesh, PartitionSpec(*[None] * lead, *spec))
+            return _constrain(x, place)
+
+        def keep(x: Any) -> Any:
+            return {name: held(name, each) for name, each in x.items()} if is_blocks(x) else x
+
+        return jax.tree_util.tree_map(keep, tree, is_leaf=is_blocks)
+
+    def settle(self, x: Array) -> Array:
+        """An array that nobody has placed, on each of several devices; others stay, over Auto axes.
+
+        Otherwise every call would send it there anew.
+        """
+        if is_committed(x):
+            return relabel(x)
+        loose = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        return jax.device_put(x, self.common) if self.own and loose else x
+
+
+@dataclass(frozen=True)
+class Outside:
+    """How arrays are sharded as the user sees them; hashable."""
+
+    specs: tuple[Any, ...]  # PartitionSpecs
+    mesh: Any = None  # abstract, of Auto axes; None where those outside are Auto as well
+    axes: tuple[str, ...] = ()  # which of them are Explicit outside
+
+    @classmethod
+    def of(cls, arrays: Sequence[Any]) -> Outside:
+        specs = tuple(
+            x.sharding.spec
+            if is_committed(x) and isinstance(x.sharding, NamedSharding)
+            else PartitionSpec()
+            for x in arrays
+        )
+        found = [x.sharding for x in arrays if is_committed(x) and is_explicit(x.sharding)]
+        if not found:
+            return cls(specs)
+        mesh = found[0].mesh
+        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        axes = tuple(name for name, kind in kinds if kind == _AXIS.Explicit)
+        return cls(specs, auto(found[0]).mesh.abstract_mesh, axes)
+
+
+def call_outside(
+    f: Callable[[tuple[Array, ...]], Array], *groups: tuple[tuple[Array, ...], Outside]
+) -> Array:
+    """``f`` of all the arrays together, over Explicit axes if those outside are."""
+    arrays = tuple(x for group, _ in groups for x in group)
+    explicit = next((outside for _, outside in groups if outside.axes), None)
+    if explicit is None:
+        return f(arrays)
+    specs = tuple(spec for _, outside in groups for spec in outside.specs)
+    with jax.sharding.use_abstract_mesh(explicit.mesh):
+        called: Callable[..., Array] = jax.sharding.explicit_axes(
+            f, axes=explicit.axes, in_sharding=(specs,)
+        )
+        return called(arrays)
+
+
+def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Places:
+    """Where arrays live that are measured and held fixed together.
+
+    Raises:
+        ParameterError: they are committed to different devices, or traced over Explicit axes.
+    """
+    check_context()
+    traced = [mesh for mesh in map(_traced_over, measured) if mesh is not None]
+    if any(_AXIS.Explicit in mesh.axis_types for mesh in traced):
+        raise ParameterError(
+            "the parameters are traced over a mesh of Explicit axes, which solvers cannot follow",
+            got=f"{traced[0]}",
+            do="shard them over Auto axes, jax.sharding.Mesh(mesh.devices, mesh.axis_names), or "
+            "measure outside of jit, with geodiag.sharpness",
+        )
+    if traced:
+        return Places(traced=True)
+    committed = [x for x in (*measured, *fixed) if is_committed(x)]
+    sets = {frozenset(x.devices()) for x in committed}
+    if len(sets) > 1:
+        shown = sorted(", ".join(sorted(map(str, devices))) for devices in sets)
+        raise ParameterError(
+            "the parameters are on mixed devices",
+            got=" and ".join(shown),
+            do="move them to one device with jax.device_put, or shard them all over one mesh; "
+            "NamedSharding(mesh, PartitionSpec()) replicates an array over it",
+        )
+    (devices,) = sets or {frozenset()}
+    if len(devices) <= 1:
+        return Places(next(iter(devices), None))
+    everywhere = _everywhere(committed)
+    own = (auto(x.sharding) if is_committed(x) else everywhere for x in measured)
+    return Places(everywhere, tuple(own))
+
+
+def _everywhere(arrays: Sequence[Array]) -> NamedSharding:
+    """Whole on each of the devices of these arrays."""
+    shardings = [auto(x.sharding) for x in arrays]
+    meshes = [each.mesh for each in shardings if isinstance(each, NamedSharding)]
+    devices = sorted(arrays[0].devices(), key=lambda device: int(device.id))
+    mesh = meshes[0] if meshes else Mesh(np.array(devices), ("devices",))
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _traced_over(x: Any) -> Any:
+    """The mesh that a traced array is over; None if there is none."""
+    if not isinstance(x, jax.core.Tracer) or not hasattr(jax, "typeof"):
+        return None
+    mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
+    return None if mesh is None or mesh.empty or mesh.size == 1 else mesh
+
+
+def check_context() -> None:
+    """Raise where ``jax.set_mesh`` has made the axes of all arrays Explicit.
+
+    Raises:
+        ArgumentError: it has.
+    """
+    current = getattr(jax.sharding, "get_abstract_mesh", None)
+    mesh = current() if _AXIS is not None and current is not None else None
+    if mesh is None or mesh.empty or _AXIS.Explicit not in mesh.axis_types:
+        return
+    raise ArgumentError(
+        "jax.set_mesh has set a mesh of Explicit axes, over which solvers cannot compute",
+        got=f"{mesh}",
+        do="measure within `with jax.set_mesh(jax.sharding.Mesh(mesh.devices, mesh.axis_names)):`, "
+        "whose axes are Auto; a loss for Explicit axes is called with them nevertheless",
+    )
+
+
+def is_committed(x: Any) -> bool:
+    """Whether a leaf is a JAX array that somebody has put where it is."""
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+
+
+def auto(sharding: Any) -> Any:
+    """The same sharding over a mesh of Auto axes."""
+    if not is_explicit(sharding):
+        return sharding
+    mesh = sharding.mesh
+    axes = (_AXIS.Auto,) * len(mesh.axis_names)
+    return NamedSharding(
+        Mesh(mesh.devices, mesh.axis_names, axis_types=axes),
+        sharding.spec,
+        memory_kind=sharding.memory_kind,
+    )
+
+
+def is_explicit(sharding: Any) -> bool:
+    """Whether a sharding is over a mesh with an Explicit axis."""
+    if _AXIS is None or not isinstance(sharding, NamedSharding):
+        return False
+    return _AXIS.Explicit in sharding.mesh.axis_types
+
+
+def relabel(x: Array) -> Array:
+    """A committed array over Auto axes; its memory is shared, not copied."""
+    if is_committed(x) and is_explicit(x.sharding):
+        return jax.device_put(x, auto(x.sharding))
+    return x
+
+
+def in_dtype(dtype: Any, place: Any = None) -> Callable[[Any], Array]:
+    """The function that turns any array into a JAX array of ``dtype`` at a device or sharding."""
+
+    def asarray(x: Any) -> Array:
+        if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+            # jnp.asarray takes 30 µs to find that out
+            if place is None or isinstance(x, jax.core.Tracer):
+                return x
+            if isinstance(place, NamedSharding) and x.committed and x.sharding == place:
+                return x
+        return jnp.asarray(x, dtype=dtype, device=place)
+
+    return asarray
+
+
+@contextmanager
+def refusals_explained() -> Iterator[None]:
+    """JAX's refusal of arrays that do not go together, or of a dtype, as a geodiag error.
+
+    Raises:
+        DataError: they do not go together.
+        LossError: the device cannot compute in this dtype.
+    """
+    try:
+        yield
+    except ValueError as e:
+        if isinstance(e, GeodiagError):
+            raise
+        said = str(e)
+        if any(mark in said.lower() for mark in _APART):
+            raise DataError(
+                "the arrays of this loss are placed in ways that do not go together",
+                got=said[:400],
+                do="put parameters and batch on one mesh, e.g. jax.device_put(batch, "
+                "NamedSharding(mesh, PartitionSpec('data'))), with PartitionSpec() for a copy on "
+                "each device; or leave the batch in NumPy arrays",
+            ) from e
+        if any(mark in said.lower() for mark in _UNEVEN):
+            raise DataError(
+                "an array cannot be sharded: its size is not a multiple of the mesh axis",
+                got=said[:400],
+                do="pad or cut that axis, or leave it whole (None in the PartitionSpec)",
+            ) from e
+        if _NO_KERNEL in said:
+            raise LossError(
+                "the loss does not run in this precision on this device",
+                got=said.partition("\n")[0],
+                do="measure it in float32 or bfloat16",
+            ) from e
+        raise

@@ -1,0 +1,226 @@
+"""From a module and a batch to a scalar loss, with other tensors in place of the parameters.
+
+The user's module is lent our leaves, and clones of its buffers, for the time of one run, and is
+given its own back also when that raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+
+from geodiag.core.batches import DEEPEST
+from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
+from geodiag_torch.state.module_tensors import Layout
+
+# What torch says where it has no kernel for a dtype on a device.
+NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "for 'BFloat16'")
+Leaves = dict[str, Tensor]
+T = TypeVar("T")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+class Loss(nn.Module):
+    """A model with its loss, to whose modules other tensors can be lent.
+
+    :meth:`lend` runs a function while the model has other tensors for its parameters; there
+    ``of(batch)`` is the loss. Derivatives belong inside of it too: checkpointed activations are
+    recomputed by the backward pass, with whatever the module holds then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+        criterion: Callable[[Any, Any], Tensor] | None,
+    ) -> None:
+        super().__init__()
+        if loss_fn is not None and criterion is not None:
+            raise ArgumentError(
+                "loss_fn= and criterion= exclude each other",
+                do="pass criterion(model(x), y) or loss_fn(model, batch), not both",
+            )
+        for name, f in (("loss_fn", loss_fn), ("criterion", criterion)):
+            if f is not None and (not callable(f) or isinstance(f, type)):
+                raise ArgumentError(
+                    f"{name}= must be callable", got=shown(f), do="pass a function or an instance"
+                )
+        self.model = model
+        # A module among them registers itself, so that its buffers are lent as clones too.
+        self.loss_fn, self.criterion = loss_fn, criterion
+        self._layout: Layout | None = None
+
+    def layout(self) -> Layout:
+        """Where the modules keep their tensors, as they are now."""
+        if self._layout is None or not self._layout.stands():
+            self._layout = Layout(self)
+        return self._layout
+
+    def lend(
+        self, layout: Layout, lent: Mapping[int, Tensor], run: Callable[[], T], poison: bool = False
+    ) -> T:
+        """``run()`` with tensors lent (by the ids of those that they replace), and clones of all
+        buffers. ``layout``: what :meth:`layout` says.
+
+        ``poison``: with buffers of NaN. Attention runs on the math kernel: the fused ones cannot be
+        differentiated twice.
+
+        Raises:
+            EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
+        """
+        if getattr(parametrize, "_cache_enabled", 0):
+            raise EngineError(
+                "inside of torch.nn.utils.parametrize.cached() the loss does not see its leaves",
+                do="measure outside of that context",
+            )
+        with layout.lent(lent, poison), sdpa_kernel([SDPBackend.MATH]):
+            return run()
+
+    def of(self, batch: Any) -> Tensor:
+        """The loss of one batch, checked; to be called inside of :meth:`lend`.
+
+        Raises:
+            LossError: not a real scalar tensor that depends on the leaves.
+        """
+        value = self._computed(batch)
+        if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+            shown = (
+                f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise LossError(
+                "the loss must be a real scalar tensor",
+                got=shown,
+                do="reduce it, e.g. criterion=nn.MSELoss(reduction='mean')",
+            )
+        if not value.requires_grad:
+            raise LossError(
+                "the loss does not depend on the measured parameters",
+                do="compute it from the model that is passed in, without detach() or no_grad()",
+            )
+        return value
+
+    def _computed(self, batch: Any) -> Any:
+        try:
+            return self._value(batch)
+        except RuntimeError as e:
+            if not any(mark in str(e) for mark in NO_KERNEL):
+                raise
+            raise LossError(
+                "the model does not run in this precision on this device",
+                got=str(e).partition("\n")[0],
+                do="measure it in float32 or bfloat16, outside of autocast",
+            ) from e
+
+    def _value(self, batch: Any) -> Any:
+        if self.loss_fn is not None:
+            return self.loss_fn(self.model, batch)
+        if self.criterion is not None:
+            return self.criterion(*self._output_and_target(batch))
+        return self._own_loss(batch)
+
+    def _output_and_target(self, batch: Any) -> tuple[Any, Any]:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise DataError(
+                "criterion= needs batches (x, y), or (x1, …, xk, y)",
+                got="no data" if batch is None else type(batch).__name__,
+                do="pass data=(x, y), or a list of such batches (a list is always read as batches: "
+                "make a single one a tuple), or use loss_fn(model, batch)",
+            )
+        *inputs, target = batch
+        return self.model(*inputs), target
+
+    def _own_loss(self, batch: Any) -> Any:
+        if batch is None:
+            raise DataError("there is no loss to measure: no data", do="pass data= and criterion=")
+        positional: tuple[Any, ...] = ()
+        named: Mapping[str, Any] = {}
+        if isinstance(batch, Mapping):
+            named = batch
+        else:
+            positional = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        try:
+            inspect.signature(self.model.forward).bind(*positional, **named)
+        except TypeError as e:
+            raise LossError(
+                "neither criterion= nor loss_fn= was given, and the model does not take the batch",
+                got=str(e),
+                do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
+            ) from e
+        output = self.model(*positional, **named)
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        loss = getattr(output, "loss", None) if loss is None else loss
+        if loss is None:
+            raise LossError(
+                "the model's output has no .loss",
+                got=type(output).__name__,
+                do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
+            )
+        return loss
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x``, in 32 bits where it is in fewer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
+    """``batch`` with its tensors on ``device``; containers keep their types.
+
+    ``widened``: and in at least 32 bits.
+
+    Raises:
+        DataError: containers in containers without an end, as of a list that holds itself.
+    """
+    if depth > DEEPEST:
+        raise DataError("a batch holds containers in containers without an end")
+
+    def inner(x: Any) -> Any:
+        return move(x, device, depth + 1, widened)
+
+    if isinstance(batch, Tensor):
+        moved = wide(batch.to(device)) if widened else batch.to(device)
+        return moved.clone() if moved.is_inference() else moved
+    if isinstance(batch, dict):
+        moved_items = copy.copy(batch)
+        moved_items.update({k: inner(v) for k, v in batch.items()})
+        return moved_items
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(inner, batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map(inner, batch))
+    return batch.to(device) if hasattr(batch, "to") and not isinstance(batch, type) else batch
+
+
+def token_weight(model: nn.Module) -> Callable[[Any], float] | None:
+    """For Hugging Face language models: the number of labels that the loss averages over."""
+    if not hasattr(model, "config"):
+        return None
+    shift = "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
+
+    def count(batch: Any) -> float:
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if not isinstance(labels, Tensor):
+            raise DataError("a batch has no labels to weight it by", do="pass weight=")
+        counted = labels[..., 1:] if shift and labels.dim() > 1 else labels
+        return float((counted != -100).sum())
+
+    return count

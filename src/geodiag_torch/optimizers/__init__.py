@@ -1,0 +1,1 @@
+"""Optimizers in torch: reading their geometry, and non-Euclidean descent."""

@@ -1,0 +1,205 @@
+"""Steepest descent in any norm as a torch optimizer (arXiv 2603.05002, Section 2).
+
+w⁺ = w − lr · ‖g‖* · lmo(g)       normalized=False: GD, ℓ∞ descent, spectral GD, …
+w⁺ = w − lr · lmo(g)              normalized=True:  SignGD, Muon without momentum, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geodiag.blocks import check_like, dot
+from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.validation import is_number, require_flag
+from geodiag.errors import (
+    ArgumentError,
+    GeodiagError,
+    NonFiniteError,
+    NormError,
+    ParameterError,
+    shown,
+)
+from geodiag.norms import Norm
+from geodiag.problems import as_norm
+from geodiag_torch.sharding.dtensors import ours, spread_as
+
+
+class NonEuclideanGD(torch.optim.Optimizer):
+    """Gradient descent in the geometry of ``norm``.
+
+    The dual norm ‖g‖* is joint over all parameter groups; each group may have its own ``lr``.
+    A parameter whose gradient is zero or None stays where it is.
+
+    Args:
+        params: parameters, ``model.named_parameters()``, or parameter groups of either. Norms with
+            name patterns (ByParameter, radii by name, Preconditioned) need the names.
+        lr: step size η > 0.
+        norm: a registered name or a Norm object.
+        normalized: leave out the factor ‖g‖*.
+
+    Raises:
+        ArgumentError: lr ≤ 0.
+        ParameterError: no parameters, or other things than tensors; complex ones, parameters on
+            several devices, two of one name.
+        NormError: the norm does not apply to these parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        norm: Norm | str = "l2",
+        normalized: bool = False,
+    ) -> None:
+        _check_lr(lr)
+        self.normalized = require_flag(normalized, "normalized=")
+        self.norm = as_norm(norm)
+        try:
+            super().__init__(params, {"lr": float(lr)})
+        except GeodiagError:
+            raise
+        except (TypeError, ValueError, IndexError) as e:
+            raise _unusable(e) from e
+        self._bound = self._bind()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; the norm is bound again to all parameters, or the group is not added."""
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            got = shown(param_group)
+            raise ParameterError("a parameter group is a dict with params", got=got)
+        if "lr" in param_group:
+            _check_lr(param_group["lr"])
+            param_group["lr"] = float(param_group["lr"])  # a tensor times a huge int would overflow
+        try:
+            super().add_param_group(param_group)
+        except (TypeError, ValueError, IndexError) as e:
+            raise _unusable(e) from e
+        if hasattr(self, "_bound"):
+            try:
+                self._bound = self._bind()
+            except GeodiagError:
+                self.param_groups.pop()
+                raise
+
+    def __repr__(self) -> str:
+        own = f"norm={self.norm!r}, normalized={self.normalized}"
+        return super().__repr__().replace("(", f"({own}", 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"norm": self.norm, "normalized": self.normalized}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "norm" in state:  # copied or unpickled; load_state_dict comes here without it
+            self._bound = self._bind()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step along −lmo(g); returns the closure's loss.
+
+        Raises:
+            ParameterError: a gradient is sparse.
+            NonFiniteError: the norm's LMO failed at the gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = {name: self._gradient(p) for name, _, p in self._named()}
+        try:
+            direction = self._bound.lmo(gradients)
+        except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
+            raise NonFiniteError(
+                "the linear minimisation oracle failed, most likely at a gradient that is not "
+                "finite",
+                got=str(e),
+                do="check the loss; the training may have diverged",
+            ) from e
+        check_like(
+            direction, {n: g.shape for n, g in gradients.items()}, "lmo(g) of the norm", NormError
+        )
+        # ⟨g, lmo(g)⟩ is the dual norm, without asking the norm again.
+        factor = 1.0 if self.normalized else dot(gradients, direction)
+        for name, group, p in self._named():
+            g = gradients[name]
+            # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
+            update = torch.where((g != 0).any(), direction[name] * (group["lr"] * factor), 0.0)
+            p.sub_(spread_as(update.to(p.dtype), p))
+        return loss
+
+    def _named(self) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
+        """(name, group, parameter) of all; parameters given without names are numbered."""
+        at = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for i, p in enumerate(group["params"]):
+                yield (names[i] if names else str(at)), group, p
+                at += 1
+
+    def _gradient(self, p: Tensor) -> Tensor:
+        if p.grad is None:
+            return torch.zeros_like(ours(p), dtype=self._dtype)
+        if p.grad.layout != torch.strided:
+            raise ParameterError(
+                "sparse gradients are not supported",
+                got=str(p.grad.layout),
+                do="build the embedding with sparse=False",
+            )
+        return ours(p.grad).to(self._dtype)
+
+    def _bind(self) -> Norm:
+        named: dict[str, Tensor] = {}
+        for name, _, p in self._named():
+            if name in named:
+                raise ParameterError(
+                    f"two parameters have the name {name!r}",
+                    do="prefix the names: [(f'encoder.{n}', p) for n, p in …named_parameters()]",
+                )
+            named[name] = p
+        self._dtype = torch.float32
+        devices = {p.device for p in named.values()}
+        for name, p in named.items():
+            if not p.is_floating_point():
+                raise ParameterError(f"the parameter {name!r} is not real", got=str(p.dtype))
+            self._dtype = torch.promote_types(self._dtype, p.dtype)
+        if len(devices) > 1:
+            raise ParameterError(
+                "the parameters are on several devices",
+                got=", ".join(map(str, sorted(devices, key=str))),
+            )
+        device, dtype = devices.pop(), self._dtype
+
+        def asarray(x: Any) -> Tensor:
+            return torch.as_tensor(x, dtype=dtype, device=device)
+
+        shapes = {name: tuple(p.shape) for name, p in named.items()}
+        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) >= 2}
+        try:
+            return self.norm.bind(Space(shapes, views, asarray))
+        except GeodiagError as e:
+            if any(group.get("param_names") for group in self.param_groups):
+                raise
+            raise NormError(
+                f"{self.norm!r} does not apply to these parameters, which have no names",
+                got=e.what,
+                do="pass model.named_parameters() instead of model.parameters()",
+            ) from e
+
+
+def _unusable(e: Exception) -> ParameterError:
+    """What torch says of parameters that no optimizer takes."""
+    return ParameterError(
+        "an optimizer cannot take these parameters",
+        got=str(e),
+        do="pass model.named_parameters(), model.parameters(), or groups of either",
+    )
+
+
+def _check_lr(lr: Any) -> None:
+    if not is_number(lr) or not 0.0 < lr < float("inf"):
+        raise ArgumentError("lr must be a positive, finite number", got=shown(lr))

@@ -1,0 +1,1 @@
+"""Parameters in pieces: FSDP2, and operations on sharded tensors."""

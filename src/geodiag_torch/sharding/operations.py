@@ -1,0 +1,326 @@
+"""What can be done to sharded tensors without gathering them, beyond entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geodiag_torch.sharding.tensors import RULES, Layout, Rule, Sharded, same
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Take a function into the rules, under these names of torch's."""
+
+    def enter(f: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, f))
+        return f
+
+    return enter
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], at: int, *names: str) -> Any:
+    """An argument, by its place or one of its names; None where it was left out."""
+    if len(args) > at:
+        return args[at]
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def _reduction(combine: Callable[..., Tensor], empty: float) -> Rule:
+    """``combine`` over axes; ``empty``: its value over no entries at all."""
+
+    def reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x, dims = args[0], _argument(args, kwargs, 1, "dim", "axis")
+        if not isinstance(x, Sharded) or isinstance(dims, Tensor):
+            return NotImplemented
+        keep = bool(_argument(args, kwargs, 2, "keepdim", "keepdims"))
+        dtype = kwargs.get("dtype")
+        local = x._local_tensor if dtype is None else x._local_tensor.to(dtype)
+        listed = range(x.ndim) if dims is None or dims == () else dims
+        axes = [d % x.ndim for d in ([listed] if isinstance(listed, int) else listed)]
+        if x.along not in axes:
+            out = combine(local, dim=axes, keepdim=keep)
+            return x.spread.wrap(out, x.along - (0 if keep else sum(d < x.along for d in axes)))
+        if not local.shape[x.along]:
+            shape = [n if d != x.along else 1 for d, n in enumerate(local.shape)]
+            local = local.new_full(shape, _within(empty, local.dtype))
+        out = combine(local, dim=axes, keepdim=keep)
+        if combine is _sum:
+            return x.spread.added(out)
+        return combine(torch.stack(x.spread.gathered(out)), dim=[0])
+
+    return reduce
+
+
+def _within(value: float, dtype: torch.dtype) -> Any:
+    if dtype.is_floating_point or math.isfinite(value):
+        return value
+    info = torch.iinfo(dtype)
+    return info.min if value < 0 else info.max
+
+
+def _sum(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return torch.sum(x, dim=dim, keepdim=keepdim)
+
+
+def _logical(which: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def combine(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+        return which(x, dim=tuple(dim), keepdim=keepdim)
+
+    return combine
+
+
+rule("sum")(_reduction(_sum, 0.0))
+rule("amax")(_reduction(torch.amax, -math.inf))
+rule("amin")(_reduction(torch.amin, math.inf))
+rule("all")(_reduction(_logical(torch.all), 1.0))
+rule("any")(_reduction(_logical(torch.any), 0.0))
+
+
+@rule("max", "min")
+def extremum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Over all entries; along an axis they answer indices too, and of two tensors entrywise."""
+    if len(args) > 1 or kwargs:
+        entrywise = len(args) == 2 and isinstance(args[1], Tensor)
+        return RULES["maximum"](func, args, kwargs) if entrywise else NotImplemented
+    return RULES["a" + func.__name__](func, args, kwargs)
+
+
+@rule("mean")
+def mean(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Over all entries or axes."""
+    dims = _argument(args, kwargs, 1, "dim", "axis")
+    x = args[0]
+    listed = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
+    total = RULES["sum"](func, args, kwargs)
+    if total is NotImplemented:
+        return total
+    with torch._C._EnableTorchFunction():
+        return total / math.prod(x.shape[d] for d in listed)
+
+
+@rule("argmax")
+def argmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Of a vector."""
+    x = args[0]
+    if not isinstance(x, Sharded) or x.ndim != 1 or kwargs.get("keepdim"):
+        return NotImplemented
+    local = x._local_tensor
+    none = local.new_full((1,), _within(-math.inf, local.dtype))
+    best = torch.argmax(local) if local.numel() else torch.zeros((), dtype=torch.int64)
+    values = x.spread.gathered(local[best].reshape(1) if local.numel() else none)
+    places = x.spread.gathered((best.to(local.device) + x.spread.span[0]).reshape(1))
+    rank = torch.argmax(torch.cat(values))
+    return torch.cat(places)[rank]
+
+
+@rule("reshape", "view", "flatten")
+def reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where the sharded axis keeps its place: merged with those after it, or split again."""
+    x, shape = args[0], args[1:]
+    if func.__name__ == "flatten":
+        if len(args) > 1 or kwargs:
+            return NotImplemented
+        shape = (-1,)
+    if len(shape) == 1 and not isinstance(shape[0], int):
+        shape = tuple(shape[0])
+    if not isinstance(x, Sharded) or kwargs or not all(isinstance(n, int) for n in shape):
+        return NotImplemented
+    total = math.prod(x.shape)
+    if -1 in shape:
+        known = -math.prod(shape)
+        shape = tuple(total // known if n == -1 else n for n in shape)
+    left, inner = math.prod(x.shape[: x.along]), math.prod(x.shape[x.along + 1 :])
+    for dim in range(len(shape)):
+        after = math.prod(shape[dim + 1 :])
+        if not after or math.prod(shape[:dim]) != left or left * shape[dim] * after != total:
+            continue
+        layout: Layout | None = None
+        if inner % after == 0:
+            layout = x.spread.scaled(inner // after)
+        elif inner and after % inner == 0:
+            layout = x.spread.divided(after // inner)
+        if layout is not None and layout.whole == shape[dim]:
+            local = (*shape[:dim], layout.span[1], *shape[dim + 1 :])
+            return layout.wrap(x._local_tensor.reshape(local), dim)
+    return NotImplemented
+
+
+@rule("swapaxes", "transpose", "swapdims", "__get__")
+def swapaxes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Two axes change places."""
+    x, a, b = args
+    axes = list(range(x.ndim))
+    axes[a], axes[b] = axes[b], axes[a]
+    return permute(func, (x, axes), {})
+
+
+@rule("permute")
+def permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Axes in another order."""
+    x = args[0]
+    dims = kwargs.get("dims", args[1:])
+    axes = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    axes = [d % x.ndim for d in axes]
+    return x.spread.wrap(x._local_tensor.permute(axes), axes.index(x.along))
+
+
+@rule("unsqueeze")
+def unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A new axis of length one."""
+    x, at = args[0], _argument(args, kwargs, 1, "dim")
+    at %= x.ndim + 1
+    return x.spread.wrap(x._local_tensor.unsqueeze(at), x.along + (at <= x.along))
+
+
+@rule("__getitem__")
+def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Numbers, slices, None and ``...``, with all of the sharded axis."""
+    x, index = args
+    index = index if isinstance(index, tuple) else (index,)
+    kinds = (int, slice, type(None), type(Ellipsis))
+    if not all(isinstance(i, kinds) and not isinstance(i, bool) for i in index):
+        return NotImplemented
+    used = sum(i is not None and i is not Ellipsis for i in index)
+    at = index.index(Ellipsis) if Ellipsis in index else len(index)
+    full = (*index[:at], *[slice(None)] * (x.ndim - used), *index[at + 1 :])
+    old = new = 0
+    place = None
+    for i in full:
+        if i is not None:
+            if old == x.along:
+                if i != slice(None):
+                    return NotImplemented
+                place = new
+            old += 1
+        new += not isinstance(i, int)
+    assert place is not None
+    return x.spread.wrap(x._local_tensor[full], place)
+
+
+@rule("__setitem__")
+def setitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A number at the places of a mask."""
+    x, mask, value = args
+    masked = isinstance(x, Sharded) and isinstance(mask, Sharded) and mask.dtype == torch.bool
+    if not masked or isinstance(value, Tensor) or mask.shape != x.shape:
+        return NotImplemented
+    x._local_tensor[same(x, mask, x.along)] = value
+    return None
+
+
+def _together(args: tuple[Any, ...], at: int) -> tuple[Sharded, list[Tensor]] | None:
+    """The local parts of tensors of equal number of axes, where ``at`` is not the sharded one."""
+    tensors = list(args[0])
+    first = next((x for x in tensors if isinstance(x, Sharded)), None)
+    if first is None or at == first.along or any(x.ndim != first.ndim for x in tensors):
+        return None
+    return first, [same(first, x, first.along) for x in tensors]
+
+
+@rule("stack")
+def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Along a new axis."""
+    at = _argument(args, kwargs, 1, "dim", "axis") or 0
+    found = _together(args, -1)
+    if found is None:
+        return NotImplemented
+    first, locals_ = found
+    at %= first.ndim + 1
+    return first.spread.wrap(torch.stack(locals_, at), first.along + (at <= first.along))
+
+
+@rule("cat", "concat", "concatenate")
+def concat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Along an axis that is not the sharded one."""
+    at = _argument(args, kwargs, 1, "dim", "axis") or 0
+    found = _together(args, at % args[0][0].ndim)
+    if found is None:
+        return NotImplemented
+    first, locals_ = found
+    return first.spread.wrap(torch.cat(locals_, at), first.along)
+
+
+@rule("index_select")
+def index_select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Along an axis that is not the sharded one."""
+    if kwargs or not isinstance(args[0], Sharded) or args[1] % args[0].ndim == args[0].dim:
+        return NotImplemented
+    x, at, index = args
+    return x.spread.wrap(x._local_tensor.index_select(at, index), x.along)
+
+
+@rule("matmul", "__matmul__", "mm")
+def matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows, columns, or what is summed over may be sharded; of two, the right one is gathered."""
+    a, b = args
+    if min(a.ndim, b.ndim) < 2:
+        return NotImplemented
+    if isinstance(a, Sharded):
+        if a.along == a.ndim - 1:
+            return _contracted(a, a._local_tensor, same(a, b, -2))
+        if a.along == a.ndim - 2:
+            right = b.full() if isinstance(b, Sharded) else b
+            return a.spread.wrap(a._local_tensor @ right, -2)
+    elif b.along == b.ndim - 1:
+        return b.spread.wrap(a @ b._local_tensor, -1)
+    elif b.along == b.ndim - 2:
+        return _contracted(b, same(b, a, -1), b._local_tensor)
+    return NotImplemented
+
+
+@rule("tensordot")
+def tensordot(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As for matrices: the sharded axis may be summed over, or stay."""
+    a, b = args[:2]
+    dims = _argument(args, kwargs, 2, "dims")
+    if isinstance(dims, int):
+        dims = (range(a.ndim - dims, a.ndim), range(dims))
+    over_a, over_b = [d % a.ndim for d in dims[0]], [d % b.ndim for d in dims[1]]
+    free_a = [d for d in range(a.ndim) if d not in over_a]
+    free_b = [d for d in range(b.ndim) if d not in over_b]
+    if isinstance(a, Sharded):
+        if a.along in over_a:
+            right = same(a, b, over_b[over_a.index(a.along)])
+            return a.spread.added(torch.tensordot(a._local_tensor, right, (over_a, over_b)))
+        right = b.full() if isinstance(b, Sharded) else b
+        out = torch.tensordot(a._local_tensor, right, (over_a, over_b))
+        return a.spread.wrap(out, free_a.index(a.along))
+    if b.along in over_b:
+        left = same(b, a, over_a[over_b.index(b.along)])
+        return b.spread.added(torch.tensordot(left, b._local_tensor, (over_a, over_b)))
+    out = torch.tensordot(a, b._local_tensor, (over_a, over_b))
+    return b.spread.wrap(out, len(free_a) + free_b.index(b.along))
+
+
+def _contracted(x: Sharded, left: Tensor, right: Tensor) -> Tensor:
+    return x.spread.added(left @ right)
+
+
+@rule("linalg_svd")
+def svd(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Of the gathered matrix, on every rank; the long factor is spread as the matrix was."""
+    x = args[0]
+    if not isinstance(x, Sharded) or x.along < x.ndim - 2:
+        return NotImplemented
+    u, s, vh = func(x.full(), *args[1:], **kwargs)
+    rows = x.along == x.ndim - 2
+    if rows:
+        u = x.spread.wrap(x.spread.part(u, -2).clone(), -2)
+    else:
+        vh = x.spread.wrap(x.spread.part(vh, -1).clone(), -1)
+    return torch.return_types.linalg_svd((u, s, vh))  # type: ignore[attr-defined]
+
+
+@rule("linalg_qr")
+def qr(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Of the gathered matrix, on every rank; Q is spread by rows as the matrix was."""
+    x = args[0]
+    if not isinstance(x, Sharded) or x.along != x.ndim - 2:
+        return NotImplemented
+    q, r = func(x.full(), *args[1:], **kwargs)
+    q = x.spread.wrap(x.spread.part(q, -2).clone(), -2)
+    return torch.return_types.linalg_qr((q, r))  # type: ignore[attr-defined]

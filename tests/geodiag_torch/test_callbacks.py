@@ -1,0 +1,341 @@
+"""The callbacks in the real trainers: what is logged is what was measured, training is the same.
+
+The truth about a step is a linear regression with its dense Hessian; and each trainer's own log.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import geodiag
+from geodiag import errors
+from geodiag_torch import callbacks
+from tests.geodiag_torch.models import regression
+
+mse = nn.functional.mse_loss
+
+
+@functools.cache
+def hide_torchvision():
+    """One built for another torch, as other packages may bring along, cannot be imported."""
+    if sys.modules.setdefault("torchvision", None) is not None:
+        return
+    imports = pytest.importorskip("lightning_utilities.core.imports")
+    version = imports._version
+
+    def without(name):
+        if name == "torchvision":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    imports._version = without
+
+
+def test_the_adapter_imports_no_trainer():
+    trainers = {"lightning", "pytorch_lightning", "transformers", "accelerate"}
+    code = f"import geodiag_torch.callbacks, sys; assert not {trainers} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", callbacks.__all__)
+def test_a_missing_package_is_named(name, monkeypatch):
+    module = callbacks.MODULES[name]
+    monkeypatch.delitem(sys.modules, f"geodiag_torch.callbacks.{module}", raising=False)
+    for hidden in ("lightning.pytorch", "pytorch_lightning", "transformers"):
+        monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(errors.MissingDependency, match=callbacks.PACKAGES[module]):
+        getattr(callbacks, name)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="KerasMonitor"):
+        callbacks.KerasMonitor  # noqa: B018
+
+
+def equal(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# Its advice on workers and logging, and torch's on what it calls.
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning.*", "ignore:.*LeafSpec:FutureWarning")
+class TestLightning:
+    """Its Trainer on a linear regression: four batches of ten an epoch, the last one short."""
+
+    @pytest.fixture
+    def pl(self):
+        hide_torchvision()
+        return pytest.importorskip("lightning.pytorch")
+
+    def module(self, pl, optimizers=1, dropout=0.0):
+        class Regression(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = regression(seed=3)[0]
+                self.drop = nn.Dropout(dropout)
+                self.automatic_optimization = optimizers == 1
+
+            def forward(self, x):
+                return self.net(self.drop(x))
+
+            def training_step(self, batch, batch_idx):
+                x, y = batch
+                if optimizers == 1:
+                    loss = mse(self(x), y)
+                    self.log("train_loss", loss)
+                    return loss
+                for optimizer in self.optimizers():
+                    optimizer.zero_grad()
+                    self.manual_backward(mse(self(x), y))
+                    optimizer.step()
+                return None
+
+            def configure_optimizers(self):
+                if optimizers == 1:
+                    return torch.optim.SGD(self.net.parameters(), lr=0.2)
+                return [torch.optim.SGD([p], lr=0.1) for p in self.net.parameters()]
+
+        torch.manual_seed(0)
+        return Regression()
+
+    def fit(self, pl, module, tmp_path, callback=None, ckpt_path=None, max_epochs=3):
+        class Log(pl.loggers.logger.Logger):
+            name, version = "test", 0
+
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def log_metrics(self, metrics, step=None):
+                self.seen.append((step, dict(metrics)))
+
+            def log_hyperparams(self, *args, **kwargs):
+                pass
+
+        x, y = regression(n=38, seed=3)[1]
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, y), batch_size=10, shuffle=True
+        )
+        log = Log()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=log,
+            max_epochs=max_epochs,
+            log_every_n_steps=5,
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            callbacks=[] if callback is None else [callback],
+        )
+        torch.manual_seed(5)
+        trainer.fit(module, loader, ckpt_path=ckpt_path)
+        return trainer, log.seen
+
+    def monitor(self, **arguments):
+        given = {"criterion": mse, "every": 3, "rtol": 1e-6} | arguments
+        return callbacks.LightningMonitor(**given)
+
+    def test_records_reach_every_log(self, pl, tmp_path):
+        _, data, h = regression(n=38, seed=3)
+        callback = self.monitor(data=data, log=tmp_path / "run.jsonl")
+        module = self.module(pl)
+        trainer, seen = self.fit(pl, module, tmp_path, callback)
+        top = np.linalg.eigvalsh(h)[-1]
+        assert [r.step for r in callback.records] == [0, 3, 6, 9]
+        assert [r.sharpness for r in callback.records] == pytest.approx([top] * 4)
+        assert [r.ratio for r in callback.records] == pytest.approx([top * 0.2 / 2] * 4)
+        assert [r.curvature > 0 for r in callback.records] == [True] * 4
+        logged = [(step, m) for step, m in seen if "geodiag/sharpness" in m]
+        assert [step for step, _ in logged] == [0, 3, 6, 9]
+        assert [m["geodiag/sharpness"] for _, m in logged] == pytest.approx([top] * 4)
+        assert float(trainer.callback_metrics["geodiag/ratio"]) == pytest.approx(top * 0.2 / 2)
+        assert len(geodiag.read_records(tmp_path / "run.jsonl")) == 4
+        assert not trainer.optimizers[0]._optimizer_step_pre_hooks  # detached at the end
+        # Its own log has its own steps: at the fifth and the tenth batch.
+        assert [step for step, m in seen if "train_loss" in m] == [4, 9]
+
+    def test_training_is_the_same_and_the_first_batch_the_probe(self, pl, tmp_path):
+        ends = []
+        for callback in (None, self.monitor(every=1)):
+            module = self.module(pl, dropout=0.3)
+            _, seen = self.fit(pl, module, tmp_path, callback)
+            ends.append((module, [m["train_loss"] for _, m in seen if "train_loss" in m]))
+        assert equal(ends[0][0], ends[1][0])
+        assert ends[0][1] == ends[1][1]
+        assert torch.is_grad_enabled()
+        assert len(callback.records) == 12
+        assert all(r.note == "" and math.isfinite(r.ratio) for r in callback.records)
+
+    def test_a_resumed_run_goes_on_counting(self, pl, tmp_path):
+        callback, module = self.monitor(), self.module(pl)
+        trainer, _ = self.fit(pl, module, tmp_path, callback, max_epochs=2)
+        trainer.save_checkpoint(tmp_path / "at8.ckpt")
+        again = self.monitor()
+        self.fit(pl, self.module(pl), tmp_path, again, ckpt_path=tmp_path / "at8.ckpt")
+        assert [r.step for r in again.records] == [9]
+        new = self.monitor(norm="linf")  # of another key: it begins at the Trainer's own count
+        self.fit(pl, self.module(pl), tmp_path, new, ckpt_path=tmp_path / "at8.ckpt")
+        assert [r.step for r in new.records] == [9]
+        told = self.monitor()
+        told.load_state_dict({"steps": 100})
+        self.fit(pl, self.module(pl), tmp_path, told, max_epochs=1)
+        assert [r.step for r in told.records] == [102]
+        assert told.state_dict() == {"steps": 104}
+
+    def test_one_of_several_optimizers(self, pl, tmp_path):
+        callback = self.monitor(optimizer=1, data=regression(n=38, seed=3)[1])
+        self.fit(pl, self.module(pl, optimizers=2), tmp_path, callback)
+        h = regression(n=38, seed=3)[2]
+        top = np.linalg.eigvalsh(h[12:, 12:])[-1]  # the bias alone
+        assert [r.step for r in callback.records] == [0, 3, 6, 9]
+        assert [r.sharpness for r in callback.records] == pytest.approx([top] * 4)
+        with pytest.raises(errors.ArgumentError, match="no such optimizer"):
+            self.fit(pl, self.module(pl), tmp_path, self.monitor(optimizer=1))
+
+    def test_a_run_that_breaks_off(self, pl, tmp_path):
+        callback, module = self.monitor(every=1), self.module(pl)
+        step = module.training_step
+
+        def training_step(batch, batch_idx):
+            if module.global_step == 2:
+                raise RuntimeError("no more")
+            return step(batch, batch_idx)
+
+        module.training_step = training_step
+        with pytest.raises(RuntimeError, match="no more"):
+            self.fit(pl, module, tmp_path, callback)
+        assert [r.step for r in callback.records] == [0, 1, 2]
+        assert "not observed" in callback.records[-1].note  # the step's closure raised
+
+    def test_the_loss_must_be_given(self, pl):
+        with pytest.raises(errors.ArgumentError, match="needs the loss"):
+            callbacks.LightningMonitor()
+        with pytest.raises(errors.ArgumentError, match="needs the loss"):
+            callbacks.LightningMonitor(criterion=mse, loss_fn=mse)
+
+
+class TestHuggingFace:
+    """Its Trainer on a GPT-2 of 600 parameters, with dropout."""
+
+    @pytest.fixture
+    def hf(self):
+        hide_torchvision()
+        pytest.importorskip("accelerate")
+        return pytest.importorskip("transformers")
+
+    def train(self, hf, tmp_path, monitor=None, steps=6, resume=None, **options):
+        torch.manual_seed(0)
+        config = hf.GPT2Config(
+            n_layer=1, n_embd=4, n_head=1, vocab_size=12, n_positions=8, bos_token_id=0,
+            eos_token_id=0,
+        )  # fmt: skip
+        model = hf.GPT2LMHeadModel(config)
+        tokens = torch.randint(12, (16, 8))
+        dataset = [{"input_ids": row, "labels": row} for row in tokens]
+        given = {
+            "output_dir": str(tmp_path),
+            "max_steps": steps,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.05,
+            "lr_scheduler_type": "constant",
+            "optim": "sgd",
+            "logging_steps": 2,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "seed": 7,
+        } | options
+        trainer = hf.Trainer(model, hf.TrainingArguments(**given), train_dataset=dataset)
+        trainer.remove_callback(hf.PrinterCallback)
+        found = monitor(trainer) if monitor else None
+        if found:
+            trainer.add_callback(found)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, found, dataset
+
+    def test_records_reach_the_trainers_log(self, hf, tmp_path):
+        trainer, callback, _ = self.train(
+            hf, tmp_path, lambda t: callbacks.HuggingFaceMonitor(t, every=3)
+        )
+        assert [r.step for r in callback.records] == [0, 3]
+        assert all(r.note == "" and 0 < r.ratio < math.inf for r in callback.records)
+        assert [r.threshold for r in callback.records] == pytest.approx([40.0] * 2)
+        history = trainer.state.log_history
+        ours = [line for line in history if "geodiag/sharpness" in line]
+        assert [line["step"] for line in ours] == [1, 4]
+        assert [line["geodiag/sharpness"] for line in ours] == [
+            r.sharpness for r in callback.records
+        ]
+        # The trainer's own lines are where they would be without.
+        assert [line["step"] for line in history if "loss" in line] == [2, 4, 6]
+        assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
+
+    def test_training_is_the_same_and_other_callbacks_see_the_records(self, hf, tmp_path):
+        seen = []
+
+        class Reporter(hf.TrainerCallback):
+            def on_log(self, args, state, control, logs=None, **kwargs):
+                seen.append((state.global_step, dict(logs)))
+
+        def both(trainer):
+            trainer.add_callback(Reporter())
+            return callbacks.HuggingFaceMonitor(trainer, every=1)
+
+        options = {"gradient_accumulation_steps": 2, "optim": "adamw_torch"}
+        plain, _, _ = self.train(hf, tmp_path, **options)
+        watched, callback, _ = self.train(hf, tmp_path, both, **options)
+        assert equal(plain.model, watched.model)
+        assert [x["loss"] for x in plain.state.log_history if "loss" in x] == [
+            x["loss"] for x in watched.state.log_history if "loss" in x
+        ]
+        assert [r.step for r in callback.records] == list(range(6))
+        assert [math.isfinite(r.ratio) for r in callback.records] == [False] + [True] * 5
+        assert [s for s, x in seen if "geodiag/ratio" in x] == [2, 3, 4, 5, 6]
+
+    def test_given_data_and_no_trainer(self, hf, tmp_path):
+        probe = {}
+
+        def monitor(trainer):
+            batch = torch.stack([row["input_ids"] for row in trainer.train_dataset])
+            probe["data"] = {"input_ids": batch, "labels": batch}
+            return callbacks.HuggingFaceMonitor(
+                norm="linf", data=probe["data"], every=2, max_hvps=5, log=tmp_path / "run.csv"
+            )
+
+        trainer, callback, _ = self.train(hf, tmp_path, monitor, steps=3)
+        assert [r.step for r in callback.records] == [0, 2]
+        assert all("not the geometry of SGD" in r.note for r in callback.records)
+        assert len(geodiag.read_records(tmp_path / "run.csv")) == 2
+        ours = [x for x in trainer.state.log_history if "geodiag/sharpness" in x]
+        assert [x["step"] for x in ours] == [1, 3]
+
+    def test_the_first_batch_is_the_probe(self, hf, tmp_path):
+        trained, probed = [], []
+
+        def loss(model, batch):
+            probed.append(batch["input_ids"])
+            return hf.GPT2LMHeadModel.forward(model, **batch).loss
+
+        def monitor(trainer):
+            trainer.model.register_forward_pre_hook(
+                lambda model, args, kwargs: trained.append(kwargs["input_ids"]), with_kwargs=True
+            )
+            return callbacks.HuggingFaceMonitor(trainer, every=1, max_hvps=2, loss_fn=loss)
+
+        _, callback, _ = self.train(hf, tmp_path, monitor, steps=3)
+        assert [r.note for r in callback.records] == [""] * 3
+        assert len(trained) == 3
+        assert not torch.equal(trained[0], trained[1])
+        assert len(probed) > 3
+        assert all(torch.equal(batch, trained[0]) for batch in probed)

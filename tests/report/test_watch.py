@@ -1,0 +1,123 @@
+"""The live view: it shows what a log holds, and follows it as it grows."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+
+from geodiag.cli import main
+from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.records import Record, to_csv, to_json
+from geodiag.report.watch import Tail, run, sparkline
+
+pytest.importorskip("rich")
+
+
+def lines(*records, to_line=to_json):
+    return "".join(to_line(r) + "\n" for r in records)
+
+
+def record(step, **fields):
+    return Record(step=step, **{"sharpness": 3.0, "bound": "LOWER", "ratio": 0.5} | fields)
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def test_sparkline():
+    """Eight bars for the eighths of the range; a dot where nothing is known."""
+    assert sparkline([0.125, 0.25, 0.5, 0.875, 1.0], 1.0) == "▁▂▄▇█"
+    assert sparkline([0.0, -1.0, math.nan, 2.0, math.inf], 1.0) == "▁▁·█·"
+    assert sparkline([0.5, 1.0], 2.0) == "▂▄"
+
+
+@pytest.mark.parametrize("to_line", [to_json, to_csv])
+def test_a_log_is_followed_by_whole_lines(tmp_path, to_line):
+    path = tmp_path / ("run.jsonl" if to_line is to_json else "run.csv")
+    tail = Tail(path)
+    assert not tail.update()  # not there yet
+    path.write_text(lines(record(0), to_line=to_line))
+    assert tail.update()
+    assert not tail.update()
+    more = lines(record(1, note="ℓ∞"), record(2), to_line=to_line).encode()
+    for i in range(len(more)):  # however it comes
+        with path.open("ab") as file:
+            file.write(more[i : i + 1])
+        tail.update()
+    assert [r.step for r in tail.records] == [0, 1, 2]
+    assert tail.records[1].note == "ℓ∞"
+
+
+def test_a_log_written_anew_is_read_anew(tmp_path):
+    path = tmp_path / "run.jsonl"
+    tail = Tail(path)
+    path.write_text(lines(record(0), record(1)))
+    tail.update()
+    path.write_text(lines(record(7)))
+    tail.update()
+    assert [r.step for r in tail.records] == [7]
+    path.unlink()
+    tail.update()
+    path.write_text("torn\n" + lines(record(8)))
+    tail.update()
+    assert tail.records[-1].step == 8
+
+
+def test_once_shows_the_last_records(tmp_path, capsys, wide):
+    path = tmp_path / "run.jsonl"
+    found = [record(10 * i, loss=0.5 / (i + 1), ratio=0.1 * i) for i in range(10)]
+    path.write_text(lines(*found, record(100, sharpness=math.nan, bound="", note="the loss: NaN")))
+    assert main(["watch", str(path), "--once", "--lines", "4"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
+    steps = [row[0] for row in rows if row and row[0].isdigit()]
+    assert steps == ["70", "80", "90", "100"]
+    assert "the loss: NaN" in out
+    assert "≥ 3" in out
+    assert sparkline([*(0.1 * i for i in range(10)), 0.5], 1.0) in out
+    assert "upper" not in out  # a column of nothing
+
+
+def test_markup_in_a_note_is_text(tmp_path, capsys, wide):
+    path = tmp_path / "run.jsonl"
+    path.write_text(lines(record(0, note="[red]x[/nonsense]")))
+    assert run(path, once=True) == 0
+    assert "[red]x[/nonsense]" in capsys.readouterr().out
+
+
+def test_once_without_a_log_says_so(tmp_path, capsys):
+    assert main(["watch", str(tmp_path / "no.jsonl"), "--once"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_it_waits_for_the_log_and_goes_on_until_interrupted(tmp_path, capsys, monkeypatch, wide):
+    path, looks = tmp_path / "run.jsonl", []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            path.write_text(lines(record(3)))
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["watch", str(path), "--interval", "0.5"]) == 130
+    out = capsys.readouterr().out
+    assert looks == [0.5] * 4
+    assert "≥ 3" in out
+
+
+@pytest.mark.parametrize("wrong", [{"lines": 0}, {"interval": 0.0}, {"interval": math.nan}])
+def test_wrong_numbers_are_refused(tmp_path, wrong):
+    with pytest.raises(ArgumentError):
+        run(tmp_path / "run.jsonl", **wrong)
+
+
+def test_a_missing_rich_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(MissingDependency, match=r"geodiag\[watch\]"):
+        run(tmp_path / "run.jsonl", once=True)
