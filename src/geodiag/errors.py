@@ -20,6 +20,12 @@ def shown(x: Any) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
+def first_line(e: BaseException) -> str:
+    """The first line of an exception's text, or its type's name where there is none."""
+    lines = str(e).strip().splitlines()
+    return lines[0] if lines else type(e).__name__
+
+
 class GeodiagError(Exception):
     """Base of all geodiag errors."""
 
