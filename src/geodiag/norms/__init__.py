@@ -16,7 +16,8 @@ rms             RMS()                layerwise RMS-normalized descent
 from geodiag.norms.base import Face, Norm, QuadraticNorm
 from geodiag.norms.composite import ByParameter, L2Over, MaxOver, Scaled, SumOver
 from geodiag.norms.function import FromFunctions
-from geodiag.norms.matrix import RMS, Frobenius, Muon, Nuclear, Spectral
+from geodiag.norms.matrix import RMS, Frobenius, Nuclear, Spectral
+from geodiag.norms.muon import Muon
 from geodiag.norms.quadratic import L2, Preconditioned
 from geodiag.norms.vector import L1, Linf
 

@@ -1,4 +1,4 @@
-"""Norms that see tensors as matrices: spectral, nuclear, Frobenius, RMS, and Muon's radii.
+"""Norms that see tensors as matrices: spectral, nuclear, Frobenius and RMS.
 
 Tensors of more than two axes are matrices through the space's ``matrix_view``, which the adapter
 fills; vectors and scalars are measured by ℓ2.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 from geodiag.blocks import Array, Blocks, array_namespace
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.envelopes import Envelope, TwoSided, euclidean
-from geodiag.errors import ArgumentError, NormError, shown
+from geodiag.errors import NormError
 from geodiag.norms.base import Norm
-from geodiag.norms.composite import Group, MaxOver, Radii, RadiusFunction, SumOver
+from geodiag.norms.composite import Group, MaxOver, Radii, SumOver
 from geodiag.norms.joint import Together
 from geodiag.norms.polar import each, nuclear_norm, operator_norm, polar
 from geodiag.norms.quadratic import L2
@@ -184,51 +183,6 @@ class RMS(MaxOver):
 
     def __repr__(self) -> str:
         return "RMS()"
-
-
-def muon_original(name: str, shape: tuple[int, int] | None) -> float:
-    """√max(1, rows/cols): ``adjust_lr_fn="original"`` of torch.optim.Muon."""
-    return 1.0 if shape is None else math.sqrt(max(1.0, shape[0] / shape[1]))
-
-
-def muon_match_rms_adamw(name: str, shape: tuple[int, int] | None) -> float:
-    """0.2·√max(rows, cols): ``adjust_lr_fn="match_rms_adamw"`` of torch.optim.Muon."""
-    return 1.0 if shape is None else 0.2 * math.sqrt(max(shape))
-
-
-class Muon(Spectral):
-    """Spectral with the shape radii by which Muon scales its steps.
-
-    ``adjust``: ``"original"`` or ``"match_rms_adamw"``, as in torch.optim.Muon. Rows are outputs.
-
-    Raises (when bound to the parameters):
-        NormError: no measured tensor is a matrix.
-    """
-
-    rules: ClassVar[dict[str, RadiusFunction]] = {
-        "original": muon_original,
-        "match_rms_adamw": muon_match_rms_adamw,
-    }
-
-    def __init__(self, adjust: str = "original") -> None:
-        if not isinstance(adjust, str) or adjust not in self.rules:
-            raise ArgumentError(
-                "unknown radius rule for Muon", got=shown(adjust), do=f"use one of {[*self.rules]}"
-            )
-        super().__init__(self.rules[adjust])
-        self.adjust = adjust
-
-    def bind(self, space: Space) -> Norm:
-        if not any(name in space.matrix_view for name in space.names):
-            raise NormError(
-                "the muon norm needs at least one matrix among the measured parameters",
-                got=", ".join(f"{n}: {s}" for n, s in list(space.shapes.items())[:6]),
-                do="measure the matrices, or use 'l2' or 'linf' for vectors",
-            )
-        return super().bind(space)
-
-    def __repr__(self) -> str:
-        return f"Muon({self.adjust!r})"
 
 
 def _named(norm: Spectral | Nuclear | Frobenius) -> str:
