@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from geodiag.certificates.form_mixture import (
-    beyond,
-    modelled,
-    newest,
+    concatenate,
+    expansion,
+    hessian_model,
+    last_pairs,
+    mix_forms,
     orthonormal,
-    recombine,
-    together,
 )
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Form, Weights
@@ -42,18 +42,18 @@ def test_an_orthonormal_basis_of_dependent_directions():
 
 def test_the_model_agrees_on_the_known_and_is_symmetric():
     basis, images = orthonormal(FORM, *known(5))
-    M = modelled(FORM, basis, images)({"x": np.eye(N)})["x"]
+    M = hessian_model(FORM, basis, images)({"x": np.eye(N)})["x"]
     np.testing.assert_allclose(M, M.T, atol=1e-12)
     np.testing.assert_allclose(basis["x"] @ M, basis["x"] @ H, atol=1e-12)
     rest = np.linalg.svd(basis["x"] @ P)[2][5:]  # P-orthogonal to the known: zero there
     np.testing.assert_allclose(rest @ M @ rest.T, 0, atol=1e-12)
     whole = orthonormal(FORM, *known(N))
-    np.testing.assert_allclose(modelled(FORM, *whole)({"x": np.eye(N)})["x"], H, atol=1e-9)
+    np.testing.assert_allclose(hessian_model(FORM, *whole)({"x": np.eye(N)})["x"], H, atol=1e-9)
 
 
-def test_beyond_is_where_the_top_leads():
+def test_expansion_contains_the_images_of_the_top_ritz_vectors():
     pair = known(5)
-    new = beyond(FORM, pair, 2)
+    new = expansion(FORM, pair, 2)
     Q, G = (x["x"] for x in orthonormal(FORM, *pair))
     top = np.linalg.eigh(Q @ H @ Q.T)[1][:, -2:]
     led = np.linalg.solve(P, (top.T @ G).T).T
@@ -62,15 +62,15 @@ def test_beyond_is_where_the_top_leads():
     np.testing.assert_allclose(np.sum(new["x"] @ P * new["x"], axis=1), 1.0)
     lengths = np.sqrt(np.sum(led @ P * led, axis=1))
     np.testing.assert_allclose(new["x"] * lengths[:, None], led, atol=1e-10)
-    assert beyond(FORM, known(N), 2) is None
+    assert expansion(FORM, known(N), 2) is None
 
 
-def test_newest_are_the_last():
+def test_last_pairs():
     one, two = known(2), known(3, seed=4)
-    directions, images = newest(together(one, two), 3)
+    directions, images = last_pairs(concatenate(one, two), 3)
     assert np.array_equal(directions["x"], two[0]["x"])
     assert np.array_equal(images["x"], two[1]["x"])
-    assert len(newest(one, 9)[0]["x"]) == 2
+    assert len(last_pairs(one, 9)[0]["x"]) == 2
 
 
 def test_a_mixture_beats_every_atom():
@@ -80,6 +80,6 @@ def test_a_mixture_beats_every_atom():
     atoms: list[Weights] = [(np.r_[np.full(6, 1.0), np.full(6, 0.02)],)]
     atoms.append((np.r_[np.full(6, 0.02), np.full(6, 1.0)],))
     eye = {"x": np.eye(N)}
-    (p,) = recombine(envelope, atoms, eye, {"x": np.diag(h)})
+    (p,) = mix_forms(envelope, atoms, eye, {"x": np.diag(h)})
     # The optimum is t(H) = 24. Softening adds up to SOFT·log 12 = 1.2%, the last steps as much.
     assert 24.0 * (1 - 1e-12) <= p.sum() * np.max(h / p) <= 24.0 * 1.025

@@ -1,8 +1,8 @@
-"""The low-rank lift: a good form P of an envelope, from k stacked copies in place of one direction.
+"""Burer–Monteiro factorisation: a good form P of an envelope, from k copies of one direction.
 
-The copies V go to P⁻¹G, with G = HV and P the envelope's best form for G (for ℓ∞: the rows of HV
-normalised, p their lengths). They ascend with momentum, by products first and then, at no cost, on
-a model of H made of all products so far.
+The copies V move to P⁻¹G, with G = HV and P the envelope's best form for G (for ℓ∞: the rows of HV
+normalised, p their lengths). They ascend with momentum, first by products with H, then without any
+on a model of H made of all products so far.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, map_blocks
 from geodiag.certificates.eigenvalue_bound import Known, Products, TopBound, bound_top
-from geodiag.certificates.form_mixture import count_of, modelled, orthonormal
+from geodiag.certificates.form_mixture import count_of, hessian_model, orthonormal
 from geodiag.core.batched import gram
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Form, Weights
@@ -24,7 +24,7 @@ MOMENTUM = 0.9  # less where H is negative: a multiple of P is then added instea
 SHIFT = 0.4  # times the most negative curvature met, relative to the largest
 FLOOR = 1e-4  # the share of a well-conditioned form in every P ...
 COARSE = 10.0  # ... and not below this times √ε: dividing by less would amplify rounding
-SETTLED = 1e-6  # steps on the model end when t(P) changes by less
+SETTLED = 1e-6  # steps on the model end when t(P) changes by less, relatively
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Task:
     envelope: Envelope
     rng: np.random.Generator
     rtol: float
-    target: float  # a bound as low as this is not bettered
-    kept: int  # how many products may be remembered
+    target: float  # stop where the bound is as low as this
+    kept: int  # how many products are kept at most
 
     def form(self, weights: Weights) -> Form:
         """The form of ``weights``, raised so that it is well conditioned."""
@@ -49,68 +49,71 @@ class Task:
         )
         return self.envelope.form(combine([weights, inside], [1.0, share]))
 
-    def bounded(self, form: Form, delta: float, limit: int, spoilt: float = math.inf) -> TopBound:
-        """The bound on the top eigenvalue against ``form``; not a good one from ``spoilt`` on."""
-        noise, enough = self.space.random(self.rng), self.target / form.bound
+    def bounded(
+        self, form: Form, delta: float, limit: int, stop_above: float = math.inf
+    ) -> TopBound:
+        """The bound on the top eigenvalue against ``form``; ends early where that is above
+        ``stop_above``."""
+        noise, target = self.space.random(self.rng), self.target / form.bound
         limit = min(limit, 2 * self.kept)  # it keeps three vectors per product
-        return bound_top(self.products, form, noise, delta, limit, self.rtol, enough, spoilt)
+        return bound_top(self.products, form, noise, delta, limit, self.rtol, target, stop_above)
 
 
 @dataclass(frozen=True)
-class Lift:
+class Factor:
     """The state of the copies V."""
 
     weights: Weights  # P
-    ahead: Blocks  # PV
-    known: tuple[Known, ...]  # what was multiplied, the newest last
+    image: Blocks  # the images HV, extrapolated by momentum: the copies are P⁻¹ of it
+    known: tuple[Known, ...]  # directions and their products with H, the last ones last
 
 
-def begun(task: Task, directions: Blocks, images: Blocks) -> Lift:
-    """The lift at these stacked copies."""
-    return Lift(task.envelope.fit(images), images, ((directions, images),))
+def begin(task: Task, directions: Blocks, images: Blocks) -> Factor:
+    """The factorisation with these stacked copies."""
+    return Factor(task.envelope.fit(images), images, ((directions, images),))
 
 
-def ascended(task: Task, products: Products, lift: Lift, steps: int) -> Lift:
-    """So many steps; one product per copy each."""
-    copies = count_of(lift.ahead)
+def ascend(task: Task, products: Products, factor: Factor, steps: int) -> Factor:
+    """``steps`` steps of the ascent, each with one product per copy."""
+    copies = count_of(factor.image)
     for _ in range(steps):
-        directions = task.form(lift.weights).solve(lift.ahead)
-        known = (*lift.known, (directions, products(directions)))
-        ahead = _ahead(lift.ahead, *known[-2:])
+        directions = task.form(factor.weights).solve(factor.image)
+        known = (*factor.known, (directions, products(directions)))
+        image = _extrapolated(factor.image, *known[-2:])
         known = known[-max(2, task.kept // copies) :]
-        lift = Lift(task.envelope.fit(ahead, lift.weights), ahead, known)
-    return lift
+        factor = Factor(task.envelope.fit(image, factor.weights), image, known)
+    return factor
 
 
-def rehearsed(task: Task, lift: Lift, known: Known, steps: int) -> Lift:
-    """The lift carried on by the model of H that ``known`` makes, at most so many steps."""
-    form = task.form(lift.weights)
-    model = modelled(form, *orthonormal(form, *known))
-    directions = form.solve(lift.ahead)
+def ascend_on_model(task: Task, factor: Factor, known: Known, steps: int) -> Factor:
+    """At most ``steps`` steps of the ascent on the model of H from ``known``: no products."""
+    form = task.form(factor.weights)
+    model = hessian_model(form, *orthonormal(form, *known))
+    directions = form.solve(factor.image)
     first = model(directions)
-    one_by_one = replace(task, kept=0)
-    inner = Lift(task.envelope.fit(first, lift.weights), first, ((directions, first),))
+    no_history = replace(task, kept=0)
+    inner = Factor(task.envelope.fit(first, factor.weights), first, ((directions, first),))
     for _ in range(steps):
         before = task.envelope.bound(inner.weights)
-        inner = ascended(one_by_one, model, inner, 1)
+        inner = ascend(no_history, model, inner, 1)
         if abs(task.envelope.bound(inner.weights) - before) <= SETTLED * before:
             break
     return inner
 
 
-def _ahead(ahead: Blocks, before: Known, newest: Known) -> Blocks:
-    """The newest images G carried on by momentum, and by PV where H is negative.
+def _extrapolated(image: Blocks, before: Known, last: Known) -> Blocks:
+    """The last images G = HV plus momentum, and a multiple of PV where H is negative.
 
-    ``ahead`` is PV for the newest copies V. Adding a multiple of P to H changes no maximiser and
-    damps what is negative.
+    ``image`` is PV for the last copies V. Adding a multiple of P to H changes no maximiser and
+    damps negative eigenvalues.
     """
-    directions, images = newest
-    # Copies that nearly coincide make it singular: what float32 cannot tell apart is left out.
-    pencil = np.linalg.pinv(gram(directions, ahead), rcond=1e-3) @ gram(directions, images)
+    directions, images = last
+    # Nearly equal copies make it singular: directions that float32 cannot tell apart are left out.
+    pencil = np.linalg.pinv(gram(directions, image), rcond=1e-3) @ gram(directions, images)
     values = np.linalg.eigvals(pencil).real
     least, largest = float(values.min()), float(values.max())
     shift = SHIFT * min(-least / largest, 1.0) if least < 0 < largest else 0.0
-    ahead_by = MOMENTUM * (1.0 - shift)
+    momentum = MOMENTUM * (1.0 - shift)
     return map_blocks(
-        lambda g, g_old, pv: g + ahead_by * (g - g_old) + shift * pv, images, before[1], ahead
+        lambda g, g_old, pv: g + momentum * (g - g_old) + shift * pv, images, before[1], image
     )

@@ -1,10 +1,11 @@
-"""Upper bounds on S, which pair with the witness's lower bound.
+"""Upper bounds on S, to pair with the lower bound of a witness.
 
 If ⟨d, Pd⟩ ≤ t·‖d‖² for every d and P ≻ 0, then S ≤ t·max(0, λ_max(P^{-1/2} H P^{-1/2})). The norm's
-envelope says which P there are. A good one comes from the low-rank lift, whose copies ascend by
-products of their own. Then products go where H leads the top eigenvectors of what is known, as P
-is too small there if anywhere; after each such block the lift goes on with a model of H made of all
-products, which costs none. P is mended on what is known, and Lanczos bounds the eigenvalue.
+envelope says which P there are. A good one comes from a Burer–Monteiro factorisation, whose copies
+ascend by products with H. Further products are spent on H times the top eigenvectors of what is
+known, where P is most likely too small; after each such block the factorisation goes on with a
+model of H made of all products, at no cost. P is then raised where the model exceeds it, and
+Lanczos bounds the eigenvalue.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from geodiag.blocks import (
     stack,
     unstack,
 )
-from geodiag.certificates.burer_monteiro import Task, ascended, begun, rehearsed
+from geodiag.certificates.burer_monteiro import Task, ascend, ascend_on_model, begin
 from geodiag.certificates.eigenvalue_bound import Known, bound_top
 from geodiag.certificates.form_mixture import (
-    beyond,
+    concatenate,
     count_of,
-    modelled,
-    newest,
+    expansion,
+    hessian_model,
+    last_pairs,
+    mix_forms,
     orthonormal,
-    recombine,
-    together,
 )
 from geodiag.core.batched import gram, mix, one
 from geodiag.core.spaces import Space
@@ -44,20 +45,20 @@ from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.solvers.iterate import begin, best
+from geodiag.solvers import iterate
 from geodiag.solvers.line_search import segment
 
 BUDGET = 224
 RTOL = 2e-3
 COPIES = 8
-LIFT, SHARPEN = 0.4, 0.24  # shares of the budget: the lift, and then along top eigenvectors
-SHORT, LONG = 20, 40  # steps on the model of H: between products, and after the last
-# The last Lanczos runs, each with its share of the failure probability. The first ends where it
-# sees that P is too small by so much, relative to what was known, and P is mended for the other.
+ASCENT, EXPANSION = 0.4, 0.24  # shares of the budget: the ascent, then expansion directions
+MODEL_STEPS, LAST_MODEL_STEPS = 20, 40  # on the model of H: between products, and after the last
+# The Lanczos runs that bound the eigenvalue, each with its share of the failure probability. The
+# first ends where it sees that P is too small by this factor; P is then raised for the second.
 RUNS = (0.8, 1.015), (0.2, math.inf)
-MENDED = 16  # Ritz vectors at most by which a form is mended
-NEAR = 0.85  # ... of those whose value is at least this share of the top one
-LEAST = 20  # products that the last Lanczos needs, or there is but one
+RITZ_VECTORS = 16  # by which a form is raised, at most
+NEAR_TOP = 0.85  # ... those whose value is at least this share of the top one
+LEAST = 20  # products for a Lanczos run; with fewer there is only one run
 ROUNDED, ROUNDS, STARTS = 16, 20, 2  # ascents on the model of H, their steps, those handed on
 MEMORY, LEAST_KEPT = 2**31, 48  # entries of everything kept at a time; vectors, whatever their size
 
@@ -113,7 +114,7 @@ def certify(
     wanted = COPIES * max(1, budget // 500)
     copies = min(wanted, oracle.space.size + 1, budget // 2, kept // 2)
     noise = [oracle.space.random(rng) for _ in range(copies - 1)]
-    # The copies share the witness's length, as the unit ball of the lift would have it.
+    # The copies share the witness's length, as in the unit ball of the factorisation.
     length = float(norm2(witness)) / math.sqrt(copies)
     first = stack([witness, *(scale(z, length / float(norm2(z))) for z in noise)])
     images = oracle.hvps(first)
@@ -133,66 +134,66 @@ def certify(
         left = budget - (oracle.num_hvps - before)
     starts: list[Blocks] = []
     if math.isinf(upper) or (upper > task.target and left >= 2):
-        bound, starts = _lifted(task, norm, first, images, delta, left)
+        bound, starts = _by_factorisation(task, norm, first, images, delta, left)
         upper = min(upper, bound)
     return Certificate(upper * unit, oracle.num_hvps - before, (note,), starts)
 
 
-def _lifted(
+def _by_factorisation(
     task: Task, norm: Norm | None, directions: Blocks, images: Blocks, delta: float, budget: int
 ) -> tuple[float, list[Blocks]]:
-    """A bound on S by the lift, begun at these copies; and starts for an ascent in ``norm``."""
+    """A bound on S by the factorisation from these copies; and starts for an ascent in ``norm``."""
     if task.envelope.rigid:
         form = task.form(task.envelope.interior())
         return form.bound * max(task.bounded(form, delta, budget).upper, 0.0), []
     copies = count_of(images)
-    steps, rounds = int(LIFT * budget) // copies, int(SHARPEN * budget) // copies
-    lift = ascended(task, task.products, begun(task, directions, images), steps)
-    known, left = together(*lift.known), budget - steps * copies
+    steps, rounds = int(ASCENT * budget) // copies, int(EXPANSION * budget) // copies
+    factor = ascend(task, task.products, begin(task, directions, images), steps)
+    known, left = concatenate(*factor.known), budget - steps * copies
     for _ in range(rounds):
-        lift = rehearsed(task, lift, known, SHORT)
-        new = beyond(task.form(lift.weights), known, copies)
+        factor = ascend_on_model(task, factor, known, MODEL_STEPS)
+        new = expansion(task.form(factor.weights), known, copies)
         if new is None or left - count_of(new) < LEAST:
             break
         left -= count_of(new)
-        known = newest(together(known, (new, task.products(new))), task.kept)
+        known = last_pairs(concatenate(known, (new, task.products(new))), task.kept)
     upper = math.inf
     for share, rise in RUNS:
-        lift = rehearsed(task, lift, known, LONG)
-        form = task.form(_mended(task, lift.weights, known))
+        factor = ascend_on_model(task, factor, known, LAST_MODEL_STEPS)
+        form = task.form(_raised(task, factor.weights, known))
         # A second run must have products enough, and the first must not crowd out what is kept.
         ample = left >= 2 * LEAST and count_of(known[0]) + left <= task.kept
         above = rise if ample else math.inf
-        spoilt = above * task.envelope.bound(lift.weights) / form.bound
-        last = task.bounded(form, share * delta, left, spoilt)
+        stop_above = above * task.envelope.bound(factor.weights) / form.bound
+        last = task.bounded(form, share * delta, left, stop_above)
         upper = min(upper, form.bound * max(last.upper, 0.0))
-        known = newest(together(known, (last.ritz, last.images)), task.kept)
+        known = last_pairs(concatenate(known, (last.ritz, last.images)), task.kept)
         left -= len(last.values)
-        if upper <= task.target or left < LEAST or last.values[-1] <= spoilt:
+        if upper <= task.target or left < LEAST or last.values[-1] <= stop_above:
             break
-    return upper, [] if norm is None else _starts(task, norm, form, lift.ahead, known)
+    return upper, [] if norm is None else _starts(task, norm, form, factor.image, known)
 
 
-def _mended(task: Task, weights: Weights, known: Known) -> Weights:
-    """A form raised where what is known of H shows it to be too small."""
+def _raised(task: Task, weights: Weights, known: Known) -> Weights:
+    """``weights`` raised where the known products show the form to be too small."""
     basis, images = orthonormal(task.form(weights), *known)
     values, vectors = np.linalg.eigh(gram(basis, images))
     if values[-1] <= 0:
         return weights
-    count = min(MENDED, int(np.sum(values >= NEAR * values[-1])))
+    count = min(RITZ_VECTORS, int(np.sum(values >= NEAR_TOP * values[-1])))
     fits = [task.envelope.fit(one(g)) for g in unstack(mix(vectors[:, -count:].T, images))]
-    return recombine(task.envelope, [weights, *fits], basis, images)
+    return mix_forms(task.envelope, [weights, *fits], basis, images)
 
 
-def _starts(task: Task, norm: Norm, form: Form, ahead: Blocks, known: Known) -> list[Blocks]:
-    """Where ascents on the model of H end that begin at the norm's LMO of mixed copies."""
-    model = modelled(form, *orthonormal(form, *known))
-    mixtures = mix(task.rng.standard_normal((ROUNDED, count_of(ahead))), ahead)
+def _starts(task: Task, norm: Norm, form: Form, copies: Blocks, known: Known) -> list[Blocks]:
+    """Ends of ascents on the model of H from the norm's LMO of random mixtures of the copies."""
+    model = hessian_model(form, *orthonormal(form, *known))
+    mixtures = mix(task.rng.standard_normal((ROUNDED, count_of(copies))), copies)
     directions = norm.lmos(mixtures)
-    p = begin(directions, model(directions))
+    p = iterate.begin(directions, model(directions))
     for _ in range(ROUNDS):
         p = segment(norm, model, p)
-    found = unstack(best(p, STARTS).direction)
+    found = unstack(iterate.best(p, STARTS).direction)
     return [scale(d, 1 / norm.value(d)) for d in found if float(norm.value(d)) > 0]
 
 
@@ -231,7 +232,7 @@ def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
         noise = stack([own.random(task.rng) for _ in range(min(COPIES, share // 4 + 1))])
         images = noise if envelope.rigid else products(noise)
         used = 0 if envelope.rigid else next(iter(noise.values())).shape[0]
-        found, _ = _lifted(inner, None, noise, images, delta, max(1, share - used))
+        found, _ = _by_factorisation(inner, None, noise, images, delta, max(1, share - used))
         upper = max(upper, found * part.radius**2)
     return upper
 

@@ -1,10 +1,8 @@
-"""What is known of H from products already made, and a better form by it.
-
-H is modelled from its products on a subspace. And a small convex problem mends a form:
+"""A model of H from the products known so far, and a better form P by a small convex problem.
 
 On the span of known directions Z, with HZ known, the top eigenvalue of H against Σ c_j P_j is a
-convex function of c once Σ c_j t(P_j) = 1. Its minimiser, found by multiplicative updates, mends
-the form exactly where it is seen to be too small.
+convex function of c once Σ c_j t(P_j) = 1. Multiplicative updates find its minimiser, which raises
+the form exactly where H is seen to exceed it.
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ from geodiag.envelopes.base import combine
 
 STEPS = 200
 RATE = 0.4
-SPAN = 128  # eigenvectors of the present form that are looked at, the top ones
+SPAN = 128  # eigenvectors of the present form that are used, the top ones
 TOP = 8  # how many eigenvectors share in a step
 SOFT = 0.005  # eigenvalues this far (relative) below the top count e times less
 KEPT = 0.8  # the share of the present form to begin from
 DEPENDENT = 1e3  # machine epsilons: what is this near to linear dependence is left out
 
 
-def together(*known: Known) -> Known:
-    """All pairs as one."""
+def concatenate(*known: Known) -> Known:
+    """The pairs (directions, products) one after the other."""
     return join(*(d for d, _ in known)), join(*(g for _, g in known))
 
 
-def newest(known: Known, count: int) -> Known:
+def last_pairs(known: Known, count: int) -> Known:
     """The last ``count`` pairs."""
     start = max(count_of(known[0]) - count, 0)
     directions, images = ({k: x[start:, ...] for k, x in each.items()} for each in known)
@@ -57,26 +55,27 @@ def orthonormal(form: Form, directions: Blocks, images: Blocks) -> Known:
     return mix(T, directions), mix(T, images)
 
 
-def modelled(form: Form, basis: Blocks, images: Blocks) -> Products:
-    """H as far as its products with a P-orthonormal basis tell, zero beyond: symmetric.
+def hessian_model(form: Form, basis: Blocks, images: Blocks) -> Products:
+    """The symmetric model of H that agrees with its products on a P-orthonormal basis.
 
-    With G = HQ, this is GQᵀP + PQGᵀ − PQ(QᵀG)QᵀP, whose product with Q is G.
+    With G = HQ, this is GQᵀP + PQGᵀ − PQ(QᵀG)QᵀP: its product with Q is G, and it is zero on
+    what is P-orthogonal to Q and to P⁻¹G.
     """
-    lifted = form.apply(basis)
+    metric = form.apply(basis)
     M = gram(basis, images)
-    both = join(images, lifted)
+    both = join(images, metric)
 
     def products(ds: Blocks) -> Blocks:
-        inside = gram(lifted, ds)
+        inside = gram(metric, ds)
         return mix(np.concatenate([inside, gram(images, ds) - M @ inside]).T, both)
 
     return products
 
 
-def beyond(form: Form, known: Known, count: int) -> Blocks | None:
-    """Where H leads the top ``count`` Ritz vectors, P-orthogonal to what is known; None if nowhere.
+def expansion(form: Form, known: Known, count: int) -> Blocks | None:
+    """New directions: H times the top ``count`` Ritz vectors, P-orthogonal to what is known.
 
-    These are the products that tell most about a form that is too small.
+    None where nothing is left. Products there tell most about a form that is too small.
     """
     basis, images = orthonormal(form, *known)
     M = gram(basis, images)
@@ -92,10 +91,10 @@ def beyond(form: Form, known: Known, count: int) -> Blocks | None:
     return mix((np.eye(len(after)) / np.sqrt(np.maximum(after, 1e-300)))[kept], new)
 
 
-def recombine(
+def mix_forms(
     envelope: Envelope, atoms: Sequence[Weights], directions: Blocks, images: Blocks
 ) -> Weights:
-    """The mixture of ``atoms``, the present form first, that does best on the span."""
+    """The mixture of ``atoms``, the present form first, with the least bound on the span."""
     scales = [envelope.bound(w) for w in atoms]
     atoms = [
         combine([w], [1 / t])

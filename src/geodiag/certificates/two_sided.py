@@ -1,4 +1,4 @@
-"""Both bounds at once: a witness, a certificate, and the starts that the certificate found."""
+"""Both bounds within one budget: a witness, then a certificate, then an ascent from its starts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import SharpnessResult, Status
 
-TOTAL = 250  # products, unless max_hvps says otherwise: for the witness ...
-WITNESS = 10
-AGAIN = 8  # ... to climb from the starts that the certificate found, and the rest for itself
+TOTAL = 250  # products, unless max_hvps says otherwise
+WITNESS = 10  # of these, for the witness
+CLIMB = 8  # and for the ascent from the starts that the certificate found; the rest certifies
 LEAST = 12
 
 
@@ -44,12 +44,12 @@ def bracket(
     result = estimator.estimate(oracle, norm, start, asked)
     if result.status is Status.ENUMERATED:
         return replace(result, upper=result.value)
-    again = 0 if quadratic else min(AGAIN, total // 6)
-    rest = total - oracle.num_hvps - again if limited else total
+    climb = 0 if quadratic else min(CLIMB, total // 6)
+    rest = total - oracle.num_hvps - climb if limited else total
     found = certify(oracle, norm, result.direction, max_hvps=max(4, rest), seed=options.seed)
-    if again and found.starts:
+    if climb and found.starts:
         m = Measurement(oracle, norm, estimator, options)
-        climbed = Ascent().climb(m, found.starts, again)
+        climbed = Ascent().climb(m, found.starts, climb)
         if climbed.value > result.value:
             better = climbed.finish(m)
             result = better if better.value > result.value else result
