@@ -15,7 +15,7 @@ from torch import nn
 from geodiag import errors
 from geodiag.norms import L2, Linf, Muon, Preconditioned, Spectral
 from geodiag_torch import NonEuclideanGD
-from tests.adapters import torch_optimizers as zoo
+from tests.geodiag_torch import optimizers as zoo
 from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step, two_groups
 
 SGD, Adam, AdamW, RMSprop = (

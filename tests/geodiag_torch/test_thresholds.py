@@ -12,7 +12,7 @@ import torch
 
 import geodiag
 from geodiag_torch import NonEuclideanGD
-from tests.adapters import torch_optimizers as zoo
+from tests.geodiag_torch import optimizers as zoo
 from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step, own_loss, two_groups
 
 SGD, RMSprop = torch.optim.SGD, torch.optim.RMSprop
