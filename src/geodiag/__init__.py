@@ -1,29 +1,63 @@
 """geodiag: how close an optimizer runs to its stability limit, in its own geometry."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from geodiag import blocks, estimators, norms, sinks, testing
+from geodiag import blocks, estimators, norms
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitoring.monitor import Monitor
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Threshold, Update, threshold
 from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import hookimpl, registry
 from geodiag.problems import problem
-from geodiag.records import Record, read_records
-from geodiag.report.plotting import plot
 from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.sharpness import sharpness
 
-try:
-    __version__ = version("geodiag")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from geodiag import sinks, testing
+    from geodiag.monitoring.monitor import Monitor
+    from geodiag.records import Record, read_records
+    from geodiag.report.plotting import plot
+
+# Where the names are that a measurement does not need. Each is loaded when it is first used.
+_LAZY = {
+    "Monitor": "geodiag.monitoring.monitor",
+    "Record": "geodiag.records",
+    "plot": "geodiag.report.plotting",
+    "read_records": "geodiag.records",
+    "sinks": "geodiag.sinks",
+    "testing": "geodiag.testing",
+}
 
 register = registry.register
 register_norm = registry.register_norm
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        found: Any = _version()
+    elif name in _LAZY:
+        module = import_module(_LAZY[name])
+        found = getattr(module, name, module)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to load
+
+    try:
+        return version("geodiag")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"
 
 
 def available_norms() -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import geodiag
+
 SRC = Path(__file__).parents[2] / "src"
 CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 # What only these files of the core may import; their users have the extras installed.
@@ -114,13 +116,43 @@ def test_framework_imported_after_the_core_is_found(python):
     assert "geodiag_torch" in modules
 
 
-def test_import_is_fast(python):
-    """Under 0.3 s beyond NumPy's own import, by the best of three: noise only ever adds.
+# What a measurement does not need, or not before plugins are looked for: most of the time that
+# `import geodiag` would take.
+NOT_YET = {
+    "csv",
+    "email",
+    "html",
+    "importlib.metadata",
+    "json",
+    "tempfile",
+    "urllib",
+    "zipfile",
+    *(f"geodiag.{room}" for room in ("cli", "experiments", "monitoring", "records", "report")),
+    *(f"geodiag.{room}" for room in ("sinks", "testing")),
+}
 
-    Of the processor's time, so that a busy machine does not count.
-    """
+
+def test_import_loads_what_a_measurement_needs(python):
+    """And nothing more, beyond what NumPy loads: how long it takes, `make bench` shows."""
     code = (
-        "import time, numpy; began = time.process_time(); import geodiag\n"
-        "print(time.process_time() - began)"
+        "import sys, numpy; before = {*sys.modules}; import geodiag\n"
+        "print(*{*sys.modules} - before)"
     )
-    assert min(float(python(code).stdout) for _ in range(3)) < 0.3
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    new = set(done.stdout.split())
+    assert "geodiag.sharpness" in new
+    assert not new & NOT_YET
+
+
+@pytest.mark.parametrize("name", ["Monitor", "Record", "plot", "read_records", "sinks", "testing"])
+def test_names_that_load_when_used(python, name):
+    """As an attribute and by `from geodiag import`, each in an interpreter of its own."""
+    for code in (f"import geodiag; geodiag.{name}", f"from geodiag import {name}"):
+        done = python(f"{code}; import geodiag; assert {name!r} in dir(geodiag)")
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'sharpnes'"):
+        geodiag.sharpnes  # noqa: B018
