@@ -30,7 +30,7 @@ Face = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 class Norm(ABC):
     """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`."""
 
-    # Whether ``lmo`` factorises matrices, and so costs more than a look at every entry.
+    # Whether ``lmo`` factorises matrices, and so costs more than one pass over the entries.
     decomposes: bool = False
 
     def bind(self, space: Space) -> Norm:
@@ -113,6 +113,23 @@ class QuadraticNorm(Norm):
         xp = array_namespace(length)
         safe = xp.where(length > 0, length, xp.ones_like(length))
         return scale(step, 1 / safe)
+
+
+class UnboundNorm(Norm):
+    """A norm whose answers depend on names or shapes: it binds to a space, then answers."""
+
+    @abstractmethod
+    def bind(self, space: Space) -> Norm:
+        """The norm for parameters of this ``space``."""
+
+    def value(self, d: Blocks) -> Array:
+        return self.bind(Space.of(d)).value(d)
+
+    def lmo(self, g: Blocks) -> Blocks:
+        return self.bind(Space.of(g)).lmo(g)
+
+    def dual(self, g: Blocks) -> Array:
+        return self.bind(Space.of(g)).dual(g)
 
 
 def _key(x: Any) -> Hashable | None:

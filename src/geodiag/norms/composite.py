@@ -22,7 +22,7 @@ from geodiag.core.spaces import Space
 from geodiag.core.validation import as_number, is_number
 from geodiag.envelopes import Envelope, Piece, Product
 from geodiag.errors import ArgumentError, NormError, shown
-from geodiag.norms.base import Face, Norm, QuadraticNorm, require_norm
+from geodiag.norms.base import Face, Norm, QuadraticNorm, UnboundNorm, require_norm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
 from geodiag.norms.quadratic import FromMaps, scaled_quadratic
 
@@ -33,8 +33,8 @@ Radii = float | Mapping[str, float] | RadiusFunction | None
 Group = tuple[tuple[str, ...], Norm, float]
 
 
-class _Composite(Norm):
-    """What the user writes; binds to a :class:`Joint` (or to less, where there is one part)."""
+class _Composite(UnboundNorm):
+    """What the user writes; binds to a :class:`Joint`, or to the one part if there is only one."""
 
     joint: ClassVar[type[Joint]]
 
@@ -56,15 +56,6 @@ class _Composite(Norm):
             return _quadratic_l2(tuple(parts), repr(self))
         return self.joint(tuple(parts), repr(self))
 
-    def value(self, d: Blocks) -> Array:
-        return self.bind(Space.of(d)).value(d)
-
-    def lmo(self, g: Blocks) -> Blocks:
-        return self.bind(Space.of(g)).lmo(g)
-
-    def dual(self, g: Blocks) -> Array:
-        return self.bind(Space.of(g)).dual(g)
-
 
 class _Over(_Composite):
     """One norm, applied to every tensor by itself."""
@@ -78,7 +69,8 @@ class _Over(_Composite):
         return [((name,), self.norm, radii[name]) for name in space.names]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.norm!r}{_show(self.radii)})"
+        inner = [repr(self.norm)] if type(self) in (MaxOver, SumOver, L2Over) else []
+        return f"{type(self).__name__}({', '.join(inner + _shown(self.radii))})"
 
 
 class MaxOver(_Over):
@@ -159,7 +151,8 @@ class ByParameter(_Composite):
         ]
 
     def __repr__(self) -> str:
-        return f"ByParameter({self.norms!r}, {self.over.__name__}{_show(self.radii or None)})"
+        rest = ", ".join([self.over.__name__, *_shown(self.radii or None)])
+        return f"ByParameter({self.norms!r}, {rest})"
 
 
 class Scaled(Norm):
@@ -260,7 +253,5 @@ def _radii_by_tensor(radii: Radii, space: Space) -> dict[str, float]:
     return out
 
 
-def _show(radii: Radii) -> str:
-    if radii is None:
-        return ""
-    return f", radii={getattr(radii, '__name__', radii)}"
+def _shown(radii: Radii) -> list[str]:
+    return [] if radii is None else [f"radii={getattr(radii, '__name__', radii)}"]

@@ -7,7 +7,6 @@ maximised part by part (Blockwise), polyhedral parts give polyhedral wholes (Enu
 from __future__ import annotations
 
 import itertools
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale
+from geodiag.core.batched import dots, rescale
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Hull, Piece, Product
 from geodiag.norms.base import Face, Norm
@@ -23,22 +23,22 @@ from geodiag.norms.base import Face, Norm
 PlacedFaces = list[tuple[np.ndarray[Any, Any], list[Face]]]
 
 
-class Together(Norm):
-    """A norm whose instances, each on its own tensor, answer faster when asked in one call."""
+class BatchedNorm(Norm):
+    """A norm of one tensor that can evaluate several instances, each on its tensor, in one call."""
 
     @staticmethod
     @abstractmethod
-    def value_together(norms: Sequence[Any], ds: Sequence[Blocks]) -> list[Array]:
+    def batched_value(norms: Sequence[Any], ds: Sequence[Blocks]) -> list[Array]:
         """``value`` of each norm on its blocks."""
 
     @staticmethod
     @abstractmethod
-    def dual_together(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Array]:
+    def batched_dual(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Array]:
         """``dual`` of each norm on its blocks."""
 
     @staticmethod
     @abstractmethod
-    def lmo_together(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Blocks]:
+    def batched_lmo(norms: Sequence[Any], gs: Sequence[Blocks]) -> list[Blocks]:
         """``lmo`` of each norm on its blocks."""
 
 
@@ -85,23 +85,23 @@ class Joint(Norm):
         return [part.scaled(lmo) for part, lmo in zip(self.parts, lmos, strict=True)]
 
     def _ask(self, what: str, blocks: Blocks) -> list[Any]:
-        """Each part's ``value``, ``dual`` or ``lmo``, of a :class:`Together` class at once."""
+        """``value``, ``dual`` or ``lmo`` of each part; in one call for a :class:`BatchedNorm`."""
         answers: dict[int, Any] = {}
         groups: dict[type[Norm], list[int]] = {}
         for i, part in enumerate(self.parts):
-            if isinstance(part.norm, Together):
+            if isinstance(part.norm, BatchedNorm):
                 groups.setdefault(type(part.norm), []).append(i)
             else:
                 answers[i] = getattr(part.norm, what)(part.of(blocks))
         for kind, places in groups.items():
             parts = [self.parts[i] for i in places]
-            together = getattr(kind, f"{what}_together")
-            found = together([part.norm for part in parts], [part.of(blocks) for part in parts])
+            evaluate = getattr(kind, f"batched_{what}")
+            found = evaluate([part.norm for part in parts], [part.of(blocks) for part in parts])
             answers.update(zip(places, found, strict=True))
         return [answers[i] for i in range(len(self.parts))]
 
     def _slopes(self, g: Blocks, lmos: list[Blocks]) -> Array:
-        """The duals as ⟨g, lmo⟩, without asking the parts again."""
+        """The duals as ⟨g, lmo⟩, from the LMOs at hand."""
         pairs = zip(self.parts, lmos, strict=True)
         return namespace(g).stack([dot(part.of(g), lmo) for part, lmo in pairs])
 
@@ -110,13 +110,13 @@ class Joint(Norm):
         return [part.scaled(part.norm.lmos(part.of(gs))) for part in self.parts]
 
     def _merge(self, g: Blocks, pieces: list[Blocks], weights: Array | None) -> Blocks:
-        """The parts' pieces, weighted, as one; zero where no part looks."""
+        """The parts' pieces, weighted, as one; zero for tensors that no part measures."""
         found: Blocks = {}
         for i, piece in enumerate(pieces):
             found.update(piece if weights is None else _weighted(piece, weights[i, ...]))
         xp = namespace(g)
-        unseen = {name: xp.zeros_like(x) for name, x in g.items() if name not in found}
-        return g | unseen | found
+        unmeasured = {name: xp.zeros_like(x) for name, x in g.items() if name not in found}
+        return g | unmeasured | found
 
     def _pieces(self, space: Space) -> list[Piece] | None:
         """The parts' envelopes; None where one has none."""
@@ -170,8 +170,8 @@ class MaxJoint(Joint):
         return None if parts is None else _product_faces(parts, space.size)
 
 
-class _Weighing(Joint):
-    """A joint norm whose LMO is the parts' own, weighted by what they gain."""
+class _WeightedLmo(Joint):
+    """A joint norm whose LMO is the parts' own LMOs, weighted by the parts' dual norms."""
 
     @abstractmethod
     def weights(self, duals: Array) -> Array:
@@ -182,15 +182,15 @@ class _Weighing(Joint):
         return self._merge(g, lmos, self.weights(self._slopes(g, lmos)))
 
     def lmos(self, gs: Blocks) -> Blocks:
-        if any(isinstance(part.norm, Together) for part in self.parts):
-            return super().lmos(gs)  # these answer faster for all tensors of one direction
+        if any(isinstance(part.norm, BatchedNorm) for part in self.parts):
+            return super().lmos(gs)  # one call for all tensors of a direction is faster
         lmos, xp = self._many(gs), namespace(gs)
         pairs = zip(self.parts, lmos, strict=True)
-        duals = xp.stack([_row_dots(part.of(gs), piece) for part, piece in pairs])
+        duals = xp.stack([dots(part.of(gs), piece) for part, piece in pairs])
         return self._merge(gs, lmos, self.weights(duals))
 
 
-class SumJoint(_Weighing):
+class SumJoint(_WeightedLmo):
     """Sum over parts: the ball is the convex hull of the parts' balls."""
 
     def value(self, d: Blocks) -> Array:
@@ -215,7 +215,7 @@ class SumJoint(_Weighing):
         return None if parts is None else _join_faces(parts, space.size)
 
 
-class L2Joint(_Weighing):
+class L2Joint(_WeightedLmo):
     """√ of the sum of squares over parts."""
 
     def value(self, d: Blocks) -> Array:
@@ -239,26 +239,9 @@ def _length(v: Array) -> Array:
     return xp.sqrt(xp.sum(v * v, axis=0))
 
 
-def _row_dots(a: Blocks, b: Blocks) -> Array:
-    """⟨a_k, b_k⟩ for each of K directions."""
-    xp = namespace(a)
-    total = None
-    for name, x in a.items():
-        rows = xp.reshape(x * b[name], (x.shape[0], math.prod(x.shape[1:])))
-        part = xp.sum(rows, axis=1)
-        total = part if total is None else total + part
-    return total
-
-
 def _weighted(piece: Blocks, weight: Array) -> Blocks:
     """A piece times its weight; K stacked ones times theirs."""
-    if not weight.ndim:
-        return scale(piece, weight)
-    xp = array_namespace(weight)
-    return {
-        name: x * xp.reshape(weight, weight.shape + (1,) * (x.ndim - weight.ndim))
-        for name, x in piece.items()
-    }
+    return rescale(piece, weight) if weight.ndim else scale(piece, weight)
 
 
 def _product_faces(parts: PlacedFaces, n: int) -> Iterator[Face]:

@@ -7,6 +7,7 @@ fills; vectors and scalars are measured by ℓ2.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from geodiag.blocks import Array, Blocks, array_namespace
@@ -15,16 +16,16 @@ from geodiag.envelopes import Envelope, TwoSided, euclidean
 from geodiag.errors import NormError
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import Group, MaxOver, Radii, SumOver
-from geodiag.norms.joint import Together
+from geodiag.norms.joint import BatchedNorm
 from geodiag.norms.polar import each, nuclear_norm, operator_norm, polar
 from geodiag.norms.quadratic import L2
 
 
-class _TensorNorm(Norm):
+class _MatrixNorm(Norm):
     """A norm of one matrix through its singular values; vectors and scalars by ℓ2."""
 
     decomposes = True
-    view: MatrixView | None = None
+    view = MatrixView((0,), (1,))
 
     def bind(self, space: Space) -> Norm:
         (name,) = space.names
@@ -44,52 +45,57 @@ class _TensorNorm(Norm):
             )
         return L2()
 
+    @staticmethod
+    @abstractmethod
+    def maximiser(m: Array) -> Array:
+        """argmax over the unit ball of ⟨m, ·⟩ for a matrix, or for each of a stack."""
+
+    def lmo(self, g: Blocks) -> Blocks:
+        ((name, x),) = g.items()
+        return {name: self.like(self.maximiser(self.matrix(x)), x)}
+
+    def lmos(self, gs: Blocks) -> Blocks:
+        ((name, stacked),) = gs.items()
+        if stacked.ndim == 3 and self.view.rows == (0,):
+            return {name: self.maximiser(stacked)}  # matrices as they are
+        xp = array_namespace(stacked)
+        xs = [stacked[i, ...] for i in range(stacked.shape[0])]
+        found = self.maximiser(xp.stack([self.matrix(x) for x in xs]))
+        return {name: xp.stack([self.like(found[i, ...], x) for i, x in enumerate(xs)])}
+
     def matrix(self, x: Array) -> Array:
-        view = self.view or MatrixView((0,), (1,))
-        return view.to_matrix(x)
+        return self.view.to_matrix(x)
 
     def like(self, m: Array, x: Array) -> Array:
-        view = self.view or MatrixView((0,), (1,))
-        return view.from_matrix(m, tuple(x.shape))
+        return self.view.from_matrix(m, tuple(x.shape))
 
 
-class Operator(_TensorNorm, Together):
+class Operator(_MatrixNorm, BatchedNorm):
     """The largest singular value of one matrix. LMO: the polar factor U Vᵀ; dual: nuclear.
 
     How, and how accurately, by size and device: :mod:`geodiag.norms.polar`.
     """
 
+    maximiser = staticmethod(polar)
+
     def value(self, d: Blocks) -> Array:
         (x,) = d.values()
         return operator_norm(self.matrix(x))
 
-    def lmo(self, g: Blocks) -> Blocks:
-        ((name, x),) = g.items()
-        return {name: self.like(polar(self.matrix(x)), x)}
-
-    def lmos(self, gs: Blocks) -> Blocks:
-        ((name, stacked),) = gs.items()
-        if stacked.ndim == 3 and (self.view is None or self.view.rows == (0,)):
-            return {name: polar(stacked)}  # matrices as they are
-        xp = array_namespace(stacked)
-        xs = [stacked[i, ...] for i in range(stacked.shape[0])]
-        factors = polar(xp.stack([self.matrix(x) for x in xs]))
-        return {name: xp.stack([self.like(factors[i, ...], x) for i, x in enumerate(xs)])}
-
     def dual(self, g: Blocks) -> Array:
         (x,) = g.values()
-        return nuclear_norm(self.matrix(x))  # half of the time that the LMO takes
+        return nuclear_norm(self.matrix(x))  # half the time of the LMO
 
     @staticmethod
-    def value_together(norms: Sequence[Operator], ds: Sequence[Blocks]) -> list[Array]:
+    def batched_value(norms: Sequence[Operator], ds: Sequence[Blocks]) -> list[Array]:
         return each(operator_norm, _matrices(norms, ds))
 
     @staticmethod
-    def dual_together(norms: Sequence[Operator], gs: Sequence[Blocks]) -> list[Array]:
+    def batched_dual(norms: Sequence[Operator], gs: Sequence[Blocks]) -> list[Array]:
         return each(nuclear_norm, _matrices(norms, gs))
 
     @staticmethod
-    def lmo_together(norms: Sequence[Operator], gs: Sequence[Blocks]) -> list[Blocks]:
+    def batched_lmo(norms: Sequence[Operator], gs: Sequence[Blocks]) -> list[Blocks]:
         factors = each(polar, _matrices(norms, gs))
         return [
             {name: norm.like(m, x) for name, x in g.items()}
@@ -97,7 +103,7 @@ class Operator(_TensorNorm, Together):
         ]
 
     def envelope(self, space: Space) -> Envelope:
-        return TwoSided(space, self.view or MatrixView((0,), (1,)))
+        return TwoSided(space, self.view)
 
 
 def _matrices(norms: Sequence[Operator], tensors: Sequence[Blocks]) -> list[Array]:
@@ -105,27 +111,18 @@ def _matrices(norms: Sequence[Operator], tensors: Sequence[Blocks]) -> list[Arra
     return [norm.matrix(x) for norm, blocks in pairs for x in blocks.values()]
 
 
-class Trace(_TensorNorm):
+class Trace(_MatrixNorm):
     """The sum of the singular values of one matrix. LMO: u₁ v₁ᵀ; dual: operator norm."""
+
+    @staticmethod
+    def maximiser(m: Array) -> Array:
+        u, _, vh = array_namespace(m).linalg.svd(m, full_matrices=False)
+        return u[..., :1] @ vh[..., :1, :]
 
     def value(self, d: Blocks) -> Array:
         (x,) = d.values()
         xp = array_namespace(x)
         return xp.sum(xp.linalg.svdvals(self.matrix(x)))
-
-    def lmo(self, g: Blocks) -> Blocks:
-        ((name, x),) = g.items()
-        u, _, vh = array_namespace(x).linalg.svd(self.matrix(x), full_matrices=False)
-        return {name: self.like(u[:, :1] @ vh[:1, :], x)}
-
-    def lmos(self, gs: Blocks) -> Blocks:
-        ((name, stacked),) = gs.items()
-        xp = array_namespace(stacked)
-        xs = [stacked[i, ...] for i in range(stacked.shape[0])]
-        matrices = xp.stack([self.matrix(x) for x in xs])
-        u, _, vh = xp.linalg.svd(matrices, full_matrices=False)
-        tops = u[:, :, :1] @ vh[:, :1, :]
-        return {name: xp.stack([self.like(tops[i, ...], x) for i, x in enumerate(xs)])}
 
     def dual(self, g: Blocks) -> Array:
         (x,) = g.values()
@@ -145,9 +142,6 @@ class Spectral(MaxOver):
     def __init__(self, radii: Radii = None) -> None:
         super().__init__(Operator(), radii)
 
-    def __repr__(self) -> str:
-        return _named(self)
-
 
 class Nuclear(SumOver):
     """Sum over tensors of the nuclear norm. LMO: u₁ v₁ᵀ of the best tensor; vectors by ℓ2."""
@@ -155,18 +149,12 @@ class Nuclear(SumOver):
     def __init__(self, radii: Radii = None) -> None:
         super().__init__(Trace(), radii)
 
-    def __repr__(self) -> str:
-        return _named(self)
-
 
 class Frobenius(MaxOver):
     """max over tensors of the Frobenius norm (layerwise normalized descent)."""
 
     def __init__(self, radii: Radii = None) -> None:
         super().__init__(L2(), radii)
-
-    def __repr__(self) -> str:
-        return _named(self)
 
 
 class RMS(MaxOver):
@@ -183,10 +171,3 @@ class RMS(MaxOver):
 
     def __repr__(self) -> str:
         return "RMS()"
-
-
-def _named(norm: Spectral | Nuclear | Frobenius) -> str:
-    radii = norm.radii
-    if radii is None:
-        return f"{type(norm).__name__}()"
-    return f"{type(norm).__name__}(radii={getattr(radii, '__name__', radii)})"

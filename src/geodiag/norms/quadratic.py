@@ -14,19 +14,20 @@ import numpy as np
 from geodiag.blocks import (
     Array,
     Blocks,
+    array_namespace,
     check_like,
     flatten,
     is_array,
-    namespace,
     norm2,
     scale,
     unflatten,
 )
+from geodiag.core.batched import lengths, rescale
 from geodiag.core.spaces import Space
 from geodiag.core.validation import on_host
 from geodiag.envelopes import Envelope, euclidean
 from geodiag.errors import NormError
-from geodiag.norms.base import Norm, QuadraticNorm
+from geodiag.norms.base import QuadraticNorm, UnboundNorm
 
 BlockMap = Callable[[Blocks], Blocks]
 
@@ -47,12 +48,9 @@ class L2(QuadraticNorm):
         return norm2(g)
 
     def lmos(self, gs: Blocks) -> Blocks:
-        xp = namespace(gs)
-        squares = [xp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in gs.values()]
-        length = xp.sqrt(sum(squares[1:], start=squares[0]))
-        unit = 1 / xp.where(length > 0, length, xp.ones_like(length))
-        aligned = (xp.reshape(unit, (*unit.shape, *(1 for _ in x.shape[1:]))) for x in gs.values())
-        return {name: x * u for (name, x), u in zip(gs.items(), aligned, strict=True)}
+        length = lengths(gs)
+        xp = array_namespace(length)
+        return rescale(gs, 1 / xp.where(length > 0, length, xp.ones_like(length)))
 
     def envelope(self, space: Space) -> Envelope:
         return euclidean(space)
@@ -74,7 +72,7 @@ class FromMaps(QuadraticNorm):
         return self._name
 
 
-class Preconditioned(Norm):
+class Preconditioned(UnboundNorm):
     """√⟨d, P d⟩ for a positive definite P (preconditioned gradient descent).
 
     ``P`` is one of
@@ -94,7 +92,7 @@ class Preconditioned(Norm):
         if P is None:
             raise NormError(
                 "the preconditioned norm needs its preconditioner P",
-                got="no P" if P is None else None,
+                got="no P",
                 do="build it: geodiag.norms.Preconditioned(P), with P a dict name → array "
                 "(diagonal) or (L, R), an (n, n) matrix, or (metric, inverse_metric) callables",
             )
@@ -114,15 +112,6 @@ class Preconditioned(Norm):
             metric, inverse_metric = (_checked(f, space, repr(self)) for f in self.P)
             return FromMaps(metric, inverse_metric, repr(self))
         return self._bind_dense(space)
-
-    def value(self, d: Blocks) -> Any:
-        return self.bind(Space.of(d)).value(d)
-
-    def lmo(self, g: Blocks) -> Blocks:
-        return self.bind(Space.of(g)).lmo(g)
-
-    def dual(self, g: Blocks) -> Any:
-        return self.bind(Space.of(g)).dual(g)
 
     def _bind_dense(self, space: Space) -> QuadraticNorm:
         inverse, matrix = _definite(self.P, space.size, "P")
