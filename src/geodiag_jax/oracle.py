@@ -18,7 +18,7 @@ import numpy as np
 
 from geodiag.blocks import Array, Blocks, epsilon, norm2
 from geodiag.errors import DataError, EngineError, GeodiagError
-from geodiag.oracles import Differences, Oracle, shaken
+from geodiag.oracles import Differences, Oracle, jittered_hvp
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import BatchForm, Feed
@@ -75,14 +75,14 @@ class JaxOracle(Oracle):
         return coarsest(self._form, batch, self._point, self._fixed, arrays)
 
     @refusals_explained()
-    def again(self, d: Blocks) -> Blocks | None:
+    def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
-            return self._central().again(self.gradient_at, d)
+            return self._central().independent_hvp(self.gradient_at, d)
         eps = self.precision
         if not eps > SINGLE:
             return None
         noise = self.space.random(np.random.default_rng(0))
-        return shaken(self.point(), noise, eps, d, self._elsewhere)
+        return jittered_hvp(self.point(), noise, eps, d, self._elsewhere)
 
     def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
         """A product at other parameters; for one, no linearization is kept."""

@@ -92,11 +92,11 @@ class TorchOracle(Oracle):
             self._loss_and_gradient()
         return self._passes.eps or max(torch.finfo(x.dtype).eps for x in self._leaves.values())
 
-    def again(self, d: Blocks) -> Blocks | None:
+    def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine != "finite-difference":
             note = self._otherwise.vanishing(self._loss_and_gradient()[1], self._eps)
             self._notes += [note] if note and note not in self._notes else []
-        return self._otherwise.again(d, self._eps)
+        return self._otherwise.independent_hvp(d, self._eps)
 
     def once(self, passes: Passes, d: Blocks) -> Blocks:
         """One product that is not checked, with the randomness of other passes."""

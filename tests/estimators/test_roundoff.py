@@ -26,7 +26,7 @@ class Coarse(CountingOracle):
     def precision(self):
         return self.eps
 
-    def again(self, d):
+    def independent_hvp(self, d):
         return None if self.other is None else {"x": self.other @ d["x"]}
 
 

@@ -97,7 +97,7 @@ def test_the_step_of_differences_suits_the_loss():
     oracle = geodiag.problem(steep, params=params, engine="finite-difference").at()
     d = {"w": jnp.asarray([1.0, 0.0, 0.0, 0.0])}
     np.testing.assert_allclose(oracle.hvp(d)["w"], [1.0, 0.0, 0.0, 0.0], atol=1e-3)
-    again = oracle.again(d)
+    again = oracle.independent_hvp(d)
     assert again is not None
     np.testing.assert_allclose(again["w"], [1.0, 0.0, 0.0, 0.0], atol=1e-3)
 

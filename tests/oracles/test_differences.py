@@ -37,7 +37,7 @@ def test_in_single_precision_the_step_suits_the_curvature(c):
     # truncation, or 4 in what rounding the points, by 2⁻²⁴, changes of the step.
     close = 16 * 2.4e-5 + 4 * 2.0**-24 * c / 4.9e-3
     np.testing.assert_allclose(differences.hvp(gradient, d)["x"], exact, rtol=close)
-    np.testing.assert_allclose(differences.again(gradient, d)["x"], exact, rtol=2 * close)
+    np.testing.assert_allclose(differences.independent_hvp(gradient, d)["x"], exact, rtol=2 * close)
 
 
 def test_in_double_precision_nothing_is_searched():
@@ -51,7 +51,7 @@ def test_in_double_precision_nothing_is_searched():
     differences = Differences(point)
     np.testing.assert_allclose(differences.hvp(counted, D)["x"], exact, rtol=1e-9)
     assert len(calls) == 2
-    assert differences.again(counted, D) is None
+    assert differences.independent_hvp(counted, D) is None
 
 
 def test_coarser_gradients_than_the_points_take_larger_steps():

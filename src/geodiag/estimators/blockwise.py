@@ -7,9 +7,9 @@ H is indefinite, mixed directions can be larger: the parts' maximisers then star
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from geodiag.blocks import Array, Blocks, scale, zeros_like
+from geodiag.blocks import Blocks, map_blocks, namespace, scale, zeros_like
 from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
@@ -17,8 +17,9 @@ from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.enumerate import LIMIT, Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
-from geodiag.norms.joint import Part, SumJoint
+from geodiag.norms.joint import SumJoint
 from geodiag.oracles.base import Oracle
+from geodiag.oracles.wrappers import DelegatingOracle
 from geodiag.results import SharpnessResult, Status
 
 
@@ -64,7 +65,7 @@ class Blockwise(SharpnessEstimator):
             # A part takes at least two products, the joint ascent and the answer one each.
             if options.max_hvps is not None and m.left(options.max_hvps) < 3:
                 break
-            inner = _PartOracle(m.oracle, part)
+            inner = _Restriction(part.names)(m.oracle)
             own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
             result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
             full = zeros_like(m.gradient) | scale(result.direction, part.radius)
@@ -88,33 +89,32 @@ def _severity(status: Status) -> int:
     return [Status.ENUMERATED, Status.CONVERGED, Status.PRECISION, Status.BUDGET].index(status)
 
 
-class _PartOracle(Oracle):
-    """The oracle seen from one part: every other tensor is held fixed."""
+@dataclass(frozen=True)
+class _Restriction:
+    """Wraps an oracle so that only these tensors are measured; the others are held fixed."""
 
-    def __init__(self, oracle: Oracle, part: Part) -> None:
-        self._oracle, self._part = oracle, part
-        self.space = oracle.space.select(part.names)
-        self.free_hvps = oracle.free_hvps
-        self._zeros = zeros_like(oracle.point())
+    names: tuple[str, ...]
 
-    @property
-    def precision(self) -> float:
-        return self._oracle.precision
+    def __call__(self, oracle: Oracle) -> Oracle:
+        return _PartOracle(oracle, self)
 
-    def point(self) -> Blocks:
-        return self._part.of(self._oracle.point())
 
-    def loss(self) -> Array:
-        return self._oracle.loss()
+class _PartOracle(DelegatingOracle):
+    """The oracle of some tensors: directions are zero in all others."""
 
-    def gradient(self) -> Blocks:
-        return self._part.of(self._oracle.gradient())
+    def __init__(self, inner: Oracle, view: _Restriction) -> None:
+        super().__init__(inner, inner.space.select(view.names))
+        self.view, self._zeros = view, zeros_like(inner.gradient())
 
-    def hvp(self, d: Blocks) -> Blocks:
-        return self._part.of(self._oracle.hvp(self._zeros | d))
+    def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        if not stacked:
+            return self._zeros | blocks
+        count, xp = next(iter(blocks.values())).shape[0], namespace(blocks)
+        zeros = map_blocks(lambda x: xp.broadcast_to(x[None], (count, *x.shape)), self._zeros)
+        return zeros | blocks
 
-    def loss_at(self, params: Blocks) -> Array:
-        return self._oracle.loss_at(self._oracle.point() | params)
+    def outward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        return {name: blocks[name] for name in self.names}
 
-    def gradient_at(self, params: Blocks) -> Blocks:
-        return self._part.of(self._oracle.gradient_at(self._oracle.point() | params))
+    def inward_point(self, params: Blocks) -> Blocks:
+        return self.inner.point() | params

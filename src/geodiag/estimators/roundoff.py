@@ -24,7 +24,7 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     """
     if not math.isfinite(result.value):
         return result
-    image = oracle.again(result.direction)
+    image = oracle.independent_hvp(result.direction)
     if image is None:
         return result
     noted = [note for note in oracle.notes if note not in result.notes]  # while it was asked

@@ -3,17 +3,18 @@
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
-from geodiag.oracles.differences import Differences
-from geodiag.oracles.wrappers import CountingOracle, finite_difference_hvp, shaken
+from geodiag.oracles.differences import Differences, finite_difference_hvp, jittered_hvp
+from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
 
 __all__ = [
     "CallablesProblem",
     "CountingOracle",
+    "DelegatingOracle",
     "Differences",
     "MatrixOracle",
     "MatrixProblem",
     "Oracle",
     "Problem",
     "finite_difference_hvp",
-    "shaken",
+    "jittered_hvp",
 ]

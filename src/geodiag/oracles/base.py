@@ -22,15 +22,17 @@ R = TypeVar("R", covariant=True)
 class Program(Protocol[R]):
     """A part of an estimate as a pure function of an oracle and of arrays.
 
-    It asks the oracle for ``hvp`` and ``hvps``, and repeats through its ``loop`` and ``scan``, so
-    that an adapter can compile the whole of it. Arguments and answer are trees (tuples, lists,
-    dicts) of arrays; the answer has a 0-d ``num_hvps``, what was really spent.
-    Equal programs do the same: they are compiled once. One whose :attr:`key` is None never is.
+    It asks the oracle for ``hvp`` and ``hvps`` and iterates by its ``loop`` and ``scan``, so that
+    an adapter can compile the whole of it. Arguments and answer are trees (tuples, lists, dicts)
+    of arrays; the answer has a 0-d ``num_hvps``, the products that were spent.
     """
 
     @property
     def key(self) -> Hashable | None:
-        """What the program does, as a hashable value."""
+        """What the program does, as a hashable value: programs of equal keys are compiled once.
+
+        None: it is never compiled.
+        """
 
     def __call__(self, oracle: Oracle, *arguments: Any) -> R: ...
 
@@ -38,14 +40,21 @@ class Program(Protocol[R]):
 class Oracle(ABC):
     """A loss at one frozen point: the same question twice gives the same answer.
 
-    Batch, randomness and parameters are frozen. Everything comes in the measurement dtype
-    (float32 or better) on the device of the model. ``loss`` and ``gradient`` are asked more than
-    once: keep their answers.
+    Batch, randomness and parameters are frozen. Every answer is in the measurement dtype (float32
+    or better) on the device of the model. ``loss`` and ``gradient`` are asked for more than once:
+    keep their answers. What a new method here asks, :class:`geodiag.oracles.DelegatingOracle` must
+    forward.
+
+    Attributes:
+        space: names, shapes and matrix views of the parameters.
+        free_hvps: whether a Hessian-vector product costs next to nothing (a given matrix).
+        grow: a loop that collects one row of blocks a step, up to a fixed number of them, where
+            loops are compiled; None elsewhere. See :mod:`geodiag.solvers.lanczos.fused`.
     """
 
     space: Space
-    # Whether a Hessian-vector product costs next to nothing (a given matrix).
     free_hvps: bool = False
+    grow: Callable[..., Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,29 +70,29 @@ class Oracle(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this oracle does otherwise than asked (an engine that was changed), and why."""
+        """What this oracle does differently from what was asked (another engine), and why."""
         return ()
 
     @property
     def precision(self) -> float:
-        """The relative spacing of the coarsest numbers that the loss is computed in.
+        """The machine epsilon of the coarsest dtype that the loss is computed in.
 
-        0 means: as fine as the measurement's. Half precision, autocast and casts inside of a model
-        make it coarser.
+        0 stands for the measurement dtype's own. Half precision, autocast and casts inside a model
+        make it larger.
         """
         return 0.0
 
-    def again(self, d: Blocks) -> Blocks | None:
-        """∇²L(w) d made in another way, as good as :meth:`hvp`, to see what a value owes to it.
+    def independent_hvp(self, d: Blocks) -> Blocks | None:
+        """∇²L(w) d computed in another way, as accurate as :meth:`hvp`, to estimate its error.
 
-        None where products are as exact as the measurement's dtype. See
-        :mod:`geodiag.oracles.differences` for finite differences, and
-        :func:`geodiag.oracles.wrappers.shaken` for less than 32 bits.
+        None where products are as exact as the measurement dtype. See
+        :class:`geodiag.oracles.Differences` for finite differences, and
+        :func:`geodiag.oracles.jittered_hvp` for fewer than 32 bits.
         """
         return None
 
     def surroundings(self) -> AbstractContextManager[Any]:
-        """What an estimate must be computed in, where the user's own context would spoil it."""
+        """A context that an estimate must run in: it turns off the user's autocast, for one."""
         return nullcontext()
 
     @abstractmethod
@@ -131,9 +140,12 @@ class Oracle(ABC):
         return state, tuple(stack(column) for column in zip(*outs, strict=True))
 
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
-        """``program(asks or self, *arguments)``; an adapter may compile it, once for equal ones.
+        """``program(asks or self, *arguments)``; an adapter may compile it, once for equal keys.
 
-        A compiled program asks this oracle itself; ``asks`` is one around it, which counts.
+        Args:
+            program: what to run.
+            arguments: its trees of arrays.
+            asks: an oracle around this one that counts, for a program that is not compiled.
         """
         return program(asks or self, *arguments)
 

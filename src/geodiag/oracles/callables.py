@@ -51,8 +51,8 @@ class CallablesOracle(Oracle):
     def hvp(self, d: Blocks) -> Blocks:
         return self._differences.hvp(self.gradient_at, d)
 
-    def again(self, d: Blocks) -> Blocks | None:
-        return self._differences.again(self.gradient_at, d)
+    def independent_hvp(self, d: Blocks) -> Blocks | None:
+        return self._differences.independent_hvp(self.gradient_at, d)
 
     def loss_at(self, params: Blocks) -> Array:
         answer = self._loss({**self._fixed, **params})

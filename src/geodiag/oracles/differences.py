@@ -1,36 +1,54 @@
-"""Hessian-vector products by differences of gradients, with a step that the products choose."""
+"""Hessian-vector products from gradients, and products to judge others by.
+
+finite_difference_hvp   a central difference of gradients
+Differences             the same at one point, with a step size that is found from the products
+jittered_hvp            a product with other rounding errors, to estimate these
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from geodiag.blocks import Blocks, epsilon, norm2, subtract
-from geodiag.oracles.wrappers import finite_difference_hvp
+from geodiag.blocks import (
+    Blocks,
+    axpy,
+    epsilon,
+    map_blocks,
+    namespace,
+    norm2,
+    scale,
+    subtract,
+)
 
-# From this relative rounding on, a step is looked for: finer gradients leave room for a poor one.
+# With gradients of a larger relative rounding error than this, the step size is searched for: finer
+# gradients leave digits to spare for a poor one.
 COARSE = 1e-9
-FINER = 4.0  # from one step tried to the next
+REFINEMENT = 4.0  # from one step size tried to the next
 TRIES = 5
-# A difference between two steps that shrinks by less is rounding; truncation shrinks by FINER².
+# Truncation shrinks by REFINEMENT² from one step size to the next. A difference between two
+# products that shrinks by less than this is due to rounding.
 SHRINKS = 0.5
+# The largest entry of the direction in a jittered product. No power of two: scaling by one would
+# leave the rounding as it was.
+PEAK = 1.37
 Gradient = Callable[[Blocks], Blocks]
 
 
 class Differences:
     """∇²L(w) d at one point, by central differences of gradients: two of them for each product.
 
-    The step of :func:`finite_difference_hvp` suits losses whose curvature varies over distances of
-    the parameters' own size. Where gradients are rounded to single precision, others lose digits
-    to it (normalisation layers after small weights), so the first product tries finer steps, until
-    the difference between two of them stops shrinking; two gradients for each.
+    The step size of :func:`finite_difference_hvp` suits losses whose curvature varies over
+    distances of the parameters' own size. In single precision others lose digits to it
+    (normalisation layers after small weights). There the first product tries smaller step sizes,
+    until the difference between two products stops shrinking; each costs two gradients.
 
-    The gradient as a function of the parameters is an argument of each product, and not kept: it
-    would keep the oracle that it belongs to.
+    The gradient, as a function of the parameters, is an argument of each product. Kept here, it
+    would keep the oracle that it belongs to alive.
 
     Args:
         point: the parameters.
-        eps: the relative rounding of the gradients, where it is coarser than the point's.
+        eps: the relative rounding error of the gradients, where it is coarser than the point's.
     """
 
     def __init__(self, point: Blocks, eps: float = 0.0) -> None:
@@ -44,8 +62,8 @@ class Differences:
             self._factor = self._search(gradient_at, d)
         return self._at(gradient_at, d, self._factor or 1.0)
 
-    def again(self, gradient_at: Gradient, d: Blocks) -> Blocks | None:
-        """The same with half the step: what differs is the error of the two, for the most part.
+    def independent_hvp(self, gradient_at: Gradient, d: Blocks) -> Blocks | None:
+        """The product with half the step size: it differs by about the error of the two.
 
         None where gradients are finer than single precision.
         """
@@ -55,14 +73,67 @@ class Differences:
         return finite_difference_hvp(gradient_at, self._point, d, self._eps, factor)
 
     def _search(self, gradient_at: Gradient, d: Blocks) -> float:
-        enough = 10 * self._eps ** (2 / 3)
+        tolerance = 10 * self._eps ** (2 / 3)
         factor, product, before = 1.0, self._at(gradient_at, d, 1.0), math.inf
         for _ in range(TRIES):
-            finer = self._at(gradient_at, d, factor / FINER)
+            finer = self._at(gradient_at, d, factor / REFINEMENT)
             change, size = float(norm2(subtract(finer, product))), float(norm2(finer))
             if not change < SHRINKS * before:  # rounding, or not finite
                 return factor
-            factor, product, before = factor / FINER, finer, change
-            if change <= enough * size:
+            factor, product, before = factor / REFINEMENT, finer, change
+            if change <= tolerance * size:
                 break
         return factor
+
+
+def finite_difference_hvp(
+    gradient_at: Gradient, point: Blocks, d: Blocks, eps: float = 0.0, factor: float = 1.0
+) -> Blocks:
+    """∇²L(w) d by a central difference of gradients (two gradient evaluations).
+
+    The step size h balances the truncation error, O(h²), against the gradient's rounding, O(ε/h):
+    ε^{1/3} relative to the parameters, both in their length and in their largest entry, whichever
+    is smaller. Expect a relative error of about ε^{2/3}, 4e-11 in float64 and 2e-5 in float32, for
+    losses whose curvature varies over distances of the parameters' own size.
+
+    Args:
+        gradient_at: ∇L as a function of the parameters.
+        point: the parameters w.
+        d: the direction.
+        eps: the relative rounding error of the gradients, where it is coarser than the point's.
+        factor: multiplies the step size.
+
+    Examples:
+        >>> import numpy as np
+        >>> cubic = lambda w: {"x": w["x"] ** 2}  # the gradient of Σ x³/3; ∇²L = diag(2x)
+        >>> point, d = {"x": np.array([1.0, 3.0])}, {"x": np.array([1.0, 1.0])}
+        >>> finite_difference_hvp(cubic, point, d)["x"].round(6)
+        array([2., 6.])
+    """
+    length, peak = float(norm2(d)), _peak(d)
+    if length == 0.0:
+        return scale(d, 0.0)
+    reach = min((1.0 + float(norm2(point))) / length, (1.0 + _peak(point)) / peak)
+    h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach * factor
+    forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
+    return scale(subtract(forward, backward), 0.5 / h)
+
+
+def jittered_hvp(
+    point: Blocks, noise: Blocks, eps: float, d: Blocks, hvp: Callable[[Blocks, Blocks], Blocks]
+) -> Blocks:
+    """``hvp(point, d)`` with other rounding errors: it differs by about their size.
+
+    The parameters are moved by half a relative spacing ``eps`` times ``noise`` (standard normal),
+    so that the forward pass rounds in another way too. The direction is scaled, for the product, to
+    a largest entry of order one, at which small numbers do not underflow.
+    """
+    moved = map_blocks(lambda w, z: w * (1 + 0.5 * eps * z), point, noise)
+    c = PEAK / (_peak(d) or 1.0)
+    return scale(hvp(moved, scale(d, c)), 1 / c)
+
+
+def _peak(blocks: Blocks) -> float:
+    """The largest absolute entry."""
+    xp = namespace(blocks)
+    return float(xp.max(xp.stack([xp.max(xp.abs(x)) for x in blocks.values() if 0 not in x.shape])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,10 @@ from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.quadratic import L2
 from geodiag.norms.vector import L1, Linf
 from geodiag.oracles.base import Oracle
+from geodiag.oracles.wrappers import DelegatingOracle
 
 LIMIT = 2**22
 NAME = "flat"
-S = TypeVar("S")
 
 
 class Flat:
@@ -93,44 +93,20 @@ def norm_on(flat: Flat, norm: Norm) -> Norm:
     return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)
 
 
-class _FlatOracle(Oracle):
-    def __init__(self, oracle: Oracle, flat: Flat) -> None:
-        self._oracle, self._flat = oracle, flat
-        self.space = Space({NAME: (flat.size,)}, {}, oracle.space.asarray)
-        self.free_hvps = oracle.free_hvps
+class _FlatOracle(DelegatingOracle):
+    def __init__(self, inner: Oracle, flat: Flat) -> None:
+        super().__init__(inner, Space({NAME: (flat.size,)}, {}, inner.space.asarray))
+        self._flat, self.view = flat, _ravelled
 
-    def hvp(self, d: Blocks) -> Blocks:
-        return self._flat.flat(self._oracle.hvp(self._flat.full(d)))
+    def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        return self._flat.full(blocks)
 
-    def hvps(self, ds: Blocks) -> Blocks:
-        return self._flat.flat_stack(self._oracle.hvps(self._flat.full(ds)))
+    def outward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        return self._flat.flat_stack(blocks) if stacked else self._flat.flat(blocks)
 
-    def loop(self, cond: Callable[[S], Array], body: Callable[[S], S], state: S) -> S:
-        return self._oracle.loop(cond, body, state)
 
-    def scan(
-        self, step: Callable[[S], tuple[S, tuple[Blocks, ...]]], state: S, length: int
-    ) -> tuple[S, tuple[Blocks, ...]]:
-        return self._oracle.scan(step, state, length)
-
-    @property
-    def precision(self) -> float:
-        return self._oracle.precision
-
-    def point(self) -> Blocks:
-        return self._flat.flat(self._oracle.point())
-
-    def loss(self) -> Array:
-        return self._oracle.loss()
-
-    def gradient(self) -> Blocks:
-        return self._flat.flat(self._oracle.gradient())
-
-    def loss_at(self, params: Blocks) -> Array:
-        return self._oracle.loss_at(self._flat.full(params))
-
-    def gradient_at(self, params: Blocks) -> Blocks:
-        return self._flat.flat(self._oracle.gradient_at(self._flat.full(params)))
+def _ravelled(oracle: Oracle) -> Oracle:
+    return _FlatOracle(oracle, Flat(oracle.space))
 
 
 class _FlatNorm(Norm):

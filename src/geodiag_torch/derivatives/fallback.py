@@ -1,4 +1,4 @@
-"""Products made in another way than on the graph: by differences, shaken, or without autocast."""
+"""Fallback and cross-check HVPs: finite differences, jittered rounding, no autocast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from geodiag.blocks import Blocks, norm2, scale, subtract
 from geodiag.errors import EngineError
-from geodiag.oracles import Differences, shaken
+from geodiag.oracles import Differences, jittered_hvp
 from geodiag_torch.derivatives.evaluation import Passes
 from geodiag_torch.derivatives.float32_copy import in_single
 from geodiag_torch.derivatives.forward import Leaves
@@ -65,14 +65,14 @@ class Otherwise:
             self._differences = Differences(self._point(), eps)
         return self._differences.hvp(self.slope, d)
 
-    def again(self, d: Blocks, eps: float) -> Blocks | None:
-        """See :meth:`geodiag.oracles.base.Oracle.again`."""
+    def independent_hvp(self, d: Blocks, eps: float) -> Blocks | None:
+        """See :meth:`geodiag.oracles.base.Oracle.independent_hvp`."""
         if self._differences is not None:
-            return self._differences.again(self.slope, d)
+            return self._differences.independent_hvp(self.slope, d)
         if not eps > FLOAT32:
             return None
         noise = self._problem.space.random(np.random.default_rng(0))
-        return shaken(self._point(), noise, eps, d, self._elsewhere)
+        return jittered_hvp(self._point(), noise, eps, d, self._elsewhere)
 
     def vanishing(self, gradient: Blocks, eps: float) -> str | None:
         """A note where gradients in float16 vanish: where those of a loss scaled up are others."""

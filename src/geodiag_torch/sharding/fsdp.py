@@ -187,8 +187,8 @@ class ShardedOracle(Oracle):
             )
         return self._by_differences().hvp(self.gradient_at, self._placed(d))
 
-    def again(self, d: Blocks) -> Blocks | None:
-        return self._by_differences().again(self.gradient_at, self._placed(d))
+    def independent_hvp(self, d: Blocks) -> Blocks | None:
+        return self._by_differences().independent_hvp(self.gradient_at, self._placed(d))
 
     def _by_differences(self) -> Differences:
         if self._differences is None:
