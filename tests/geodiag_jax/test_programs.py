@@ -20,7 +20,7 @@ from geodiag import errors, norms
 from geodiag.blocks import flatten, unstack
 from geodiag_jax import oracle as oracle_module
 from geodiag_jax import programs
-from tests.adapters import jax_programs
+from tests.geodiag_jax import programs as jax_programs
 from tests.geodiag_jax.models import (
     B,
     Counted,
@@ -270,3 +270,34 @@ def test_flat_products():
     np.testing.assert_allclose(
         oracle.run(Asking(flat_product), d).value, HESSIAN @ flat(d), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("norm", ["block", "nuclear"])
+def test_the_parts_of_a_sum_of_norms_are_compiled(norm, monkeypatch):
+    """At another point JAX compiles nothing, and no product is asked for from Python.
+
+    H ⪰ 0 (a convex function of a linear one): S is that of one tensor alone.
+    """
+    rng = np.random.default_rng(0)
+    A, shapes = rng.standard_normal((300, 300)) / 17, {"W": (10, 15), "v": (150,)}
+
+    def loss(params, x):
+        return jnp.sum(jnp.logaddexp(0, x @ jnp.concatenate([params["W"].ravel(), params["v"]])))
+
+    def point():
+        return {n: jnp.asarray(rng.standard_normal(s)) for n, s in shapes.items()}
+
+    geodiag.sharpness(loss, norm, params=point(), data=[(jnp.asarray(A),)])
+    asked = []
+    monkeypatch.setattr(oracle_module.JaxOracle, "hvp", lambda *args: asked.append("hvp"))
+    monkeypatch.setattr(oracle_module.JaxOracle, "hvps", lambda *args: asked.append("hvps"))
+    before, params = programs._run._cache_size(), point()
+    result = geodiag.sharpness(loss, norm, params=params, data=[(jnp.asarray(A),)])
+    assert (asked, programs._run._cache_size()) == ([], before)
+    p = 1 / (1 + np.exp(-A @ flat(params)))
+    H = (A.T * (p * (1 - p))) @ A
+    tops = [np.linalg.eigvalsh(H[at, at])[-1] for at in (slice(0, 150), slice(150, 300))]
+    if norm == "block":
+        assert result.value == pytest.approx(max(tops), rel=1e-6)
+    else:  # ‖W‖_F ≤ ‖W‖_nuclear
+        assert tops[1] * (1 - 1e-6) <= result.value <= max(tops) * (1 + 1e-6)
