@@ -60,7 +60,7 @@ def turned(H, angle):
 def searches(monkeypatch):
     """Filled with a call for every measurement that is not a look."""
     calls = []
-    measure = geodiag.following.sharpness
+    measure = geodiag.monitoring.sharpness_tracker.sharpness
 
     def counted(*arguments, **keywords):
         calls.append(keywords["start"])

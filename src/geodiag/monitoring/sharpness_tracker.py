@@ -18,7 +18,7 @@ from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.sharpness import sharpness
-from geodiag.solvers.power_step import Look, Looked
+from geodiag.solvers.power_step import PowerIterate, PowerStep
 
 # Of the residual in a quadratic norm. The value's error is of the order of its square, where the
 # eigenvalue stands apart from the others.
@@ -203,7 +203,7 @@ class Follower:
         for _ in range(LOOKS):
             assert self._ahead is not None
             with oracle.surroundings():
-                looked = oracle.run(Look(norm), self._ahead, oracle.gradient())
+                looked = oracle.run(PowerStep(norm), self._ahead, oracle.gradient())
             result = _result(looked, oracle, norm, self._age)
             if result is None:
                 return None, False
@@ -245,7 +245,7 @@ def _read(lists: Mapping[str, Any], norm: Norm, oracle: CountingOracle) -> Block
         return None
 
 
-def _result(looked: Looked, oracle: CountingOracle, norm: Norm, age: int) -> SharpnessResult | None:
+def _result(looked: PowerIterate, oracle: CountingOracle, norm: Norm, age: int) -> SharpnessResult | None:
     value, residual, dual_norm = to_numpy(looked.numbers).tolist()
     # An entry that is not finite makes the sums so, too.
     if not (math.isfinite(value) and math.isfinite(dual_norm)):

@@ -32,6 +32,9 @@ class Norm(ABC):
 
     # Whether ``lmo`` factorises matrices, and so costs more than one pass over the entries.
     decomposes: bool = False
+    # Whether tensors do not matter, only entries (as in ℓ1, ℓ2, ℓ∞): joined to one vector, blocks
+    # have the same norm. Then ``value`` is not finite where an entry is not, and ``lmo`` takes such.
+    entrywise: bool = False
 
     def bind(self, space: Space) -> Norm:
         """The norm for parameters of this ``space``; override if it depends on names or shapes.

@@ -35,6 +35,8 @@ BlockMap = Callable[[Blocks], Blocks]
 class L2(QuadraticNorm):
     """The Euclidean norm of every parameter together (gradient descent): S = λ_max(H)."""
 
+    entrywise = True
+
     def metric(self, d: Blocks) -> Blocks:
         return d
 

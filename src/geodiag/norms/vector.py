@@ -24,6 +24,8 @@ from geodiag.norms.base import Face, Norm
 class Linf(Norm):
     """max |d_i| over every parameter. LMO: sign(g); dual: ‖g‖₁ (sign descent, SignGD)."""
 
+    entrywise = True
+
     def value(self, d: Blocks) -> Array:
         largest = [_largest(x) for x in d.values()]
         return largest[0] if len(largest) == 1 else namespace(d).max(namespace(d).stack(largest))
@@ -52,6 +54,8 @@ class Linf(Norm):
 
 class L1(Norm):
     """Σ |d_i| over every parameter. LMO: the largest coordinate alone; dual: max |g_i|."""
+
+    entrywise = True
 
     def value(self, d: Blocks) -> Array:
         xp = namespace(d)

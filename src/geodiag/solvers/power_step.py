@@ -1,4 +1,4 @@
-"""One product ahead of the last witness: what following S along a run takes at the least."""
+"""One step of the power method from the last witness: the cheapest update of S along a run."""
 
 from __future__ import annotations
 
@@ -18,34 +18,32 @@ from geodiag.blocks import (
     zeros_like,
 )
 from geodiag.norms.base import QuadraticNorm
-from geodiag.norms.quadratic import L2
-from geodiag.norms.vector import Linf
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
 from geodiag.solvers.program import NormProgram
 
 
-class Looked(NamedTuple):
+class PowerIterate(NamedTuple):
     """A direction of unit norm, and what the product there says."""
 
     direction: Blocks
-    ahead: Blocks  # where to look next; of any length
+    ahead: Blocks  # the next direction, of any length
     numbers: Array  # ⟨d, Hd⟩; the residual, absolute, NaN where there is none; ‖∇L‖*
     num_hvps: Array | int
 
 
 @dataclass(frozen=True)
-class Look(NormProgram):
-    """The product at a direction d, and lmo(Hd), where the next measurement begins.
+class PowerStep(NormProgram):
+    """The product at a direction d, and lmo(Hd), from which the next measurement starts.
 
-    Repeated, with H moving slowly in between, it is the ascent d ← lmo(Hd) (the power method, in a
-    quadratic norm) at one product a measurement.
+    Repeated while H changes slowly, it is the ascent d ← lmo(Hd) at one product a measurement; in a
+    quadratic norm that is the power method.
     """
 
-    def __call__(self, oracle: Oracle, direction: Blocks, gradient: Blocks) -> Looked:
+    def __call__(self, oracle: Oracle, direction: Blocks, gradient: Blocks) -> PowerIterate:
         norm, view = self.norm, None
         hvp: Callable[[Blocks], Blocks] = oracle.hvp
-        if isinstance(norm, (L2, Linf)):  # others would be asked on tensors all the same
+        if norm.entrywise:  # the others need the tensors in any case
             view = ravel.of(oracle)
         if view:
             hvp, direction, gradient = view.of(hvp), view.flat(direction), view.flat(gradient)
@@ -67,10 +65,10 @@ class Look(NormProgram):
             dual_norm = xp.where(finite, dual_norm, dual_norm + float("nan"))
         if view:
             direction, ahead = view.full(direction), view.full(ahead)
-        return Looked(direction, ahead, xp.stack([value, residual, dual_norm]), 1)
+        return PowerIterate(direction, ahead, xp.stack([value, residual, dual_norm]), 1)
 
 
 def _guarded(g: Blocks) -> tuple[Blocks, Array]:
-    """Zero where g is not finite (a factorisation of NaN may raise, or not end); whether it is."""
+    """Zero where g is not finite (a decomposition of NaN may raise or hang); whether it is."""
     finite = all_finite(g)
     return where(finite, g, zeros_like(g)), finite

@@ -16,8 +16,6 @@ import numpy as np
 from geodiag.blocks import Array, Blocks
 from geodiag.core.spaces import Space
 from geodiag.norms.base import Norm, QuadraticNorm
-from geodiag.norms.quadratic import L2
-from geodiag.norms.vector import L1, Linf
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import DelegatingOracle
 
@@ -88,7 +86,7 @@ def quadratic(oracle: Oracle, norm: QuadraticNorm) -> tuple[Oracle, QuadraticNor
 
 def norm_on(flat: Flat, norm: Norm) -> Norm:
     """The norm of the vector."""
-    if isinstance(norm, (L1, Linf, L2)):  # which see entries alone
+    if norm.entrywise:
         return norm
     return _FlatQuadratic(norm, flat) if isinstance(norm, QuadraticNorm) else _FlatNorm(norm, flat)
 
