@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,27 +16,28 @@ from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.core.validation import is_number
 from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError, shown
-from geodiag.oracles import Problem
-from geodiag_torch.derivatives.forward import Leaves, Loss, T, token_weight, unwrap
+from geodiag.oracles import Oracle, Problem
+from geodiag_torch.derivatives.forward import Leaves, LossModule, token_weight, unwrap
+from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import RankBatches, ranks_of, world_size
-from geodiag_torch.state.module_tensors import JOINTS, Held, Layout
+from geodiag_torch.sharding.detection import as_sharded, sharding_of
+from geodiag_torch.state.module_tensors import JOINTS
 
 NO_DEVICE = torch.empty(0)
-NOWHERE: tuple[Held, str] = ({"": None}, "")
 
 
 class TorchProblem(Problem):
     """Loss + data + the trainable parameters that ``where`` selects.
 
     Args:
-        model: any module; wrappers of DataParallel, DDP and torch.compile are looked through.
+        model: any module; those of DataParallel, DDP and torch.compile are unwrapped.
         loss_fn: ``loss_fn(model, batch) -> scalar`` (batch is None without data).
         criterion: ``criterion(model(x), y) -> scalar``, for batches (x, y).
         data: one batch, or a list or loader of batches; moved to the model's device.
         params: the point as blocks; default: the module's parameters at each ``at()``.
         engine: "graph" keeps the graph of each batch's gradient and differentiates it again for
-            each product; "recompute" builds it anew, batch by batch; "finite-difference" takes
+            each product; "recompute" rebuilds it, batch by batch; "finite-difference" takes
             differences of gradients; "auto" is graph for one batch, or for several that fit into
             ``memory``, else recompute, and finite differences where the model cannot be
             differentiated twice or its products are not the derivatives of its gradient.
@@ -69,12 +69,12 @@ class TorchProblem(Problem):
             raise ArgumentError("unknown engine", got=shown(engine), do=f"use one of {ENGINES}")
         if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
             raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
-        self.engine, self.memory = engine, memory
+        self._engine, self._memory = engine, memory
         inner = unwrap(model)
-        self._sharding = _sharding(inner)
+        self._sharding = sharding_of(inner)
         if self._sharding is not None:
-            self._sharding.prepared(inner, engine)
-        self.loss = Loss(inner, loss_fn, criterion)
+            self._sharding.prepare(inner, engine)
+        loss = LossModule(inner, loss_fn, criterion)
         self._synchronised = synchronised(inner)
         means = isinstance(reduction, str) and reduction == "mean"
         if weight is None and means and loss_fn is None and criterion is None:
@@ -85,52 +85,55 @@ class TorchProblem(Problem):
                 got=type(data).__name__,
                 do="wrap it: torch.utils.data.DataLoader(dataset, batch_size=…)",
             )
-        self.data = data
         device = next(inner.parameters(), NO_DEVICE).device
         if self._sharding is None:
-            self.ranks = ranks_of(model, process_group, device)
+            ranks = ranks_of(model, process_group, device)
         else:
-            self.ranks = self._sharding.ranks_of_mesh(inner, process_group, device)
-        self.leads = self.ranks.rank == 0
-        batches = Batches if self.ranks.size == 1 else RankBatches
-        self.batches = batches(data, weight, reduction)
-        if getattr(criterion, "reduction", None) == "sum" != reduction and not self.batches.single:
+            ranks = self._sharding.ranks_of_mesh(inner, process_group, device)
+        self.leads = ranks.rank == 0
+        batches = (Batches if ranks.size == 1 else RankBatches)(data, weight, reduction)
+        if getattr(criterion, "reduction", None) == "sum" != reduction and not batches.single:
             raise ArgumentError(
                 'the criterion adds over a batch, and reduction="mean" would average over batches',
                 got=f"{criterion}",
                 do='pass reduction="sum", or a criterion with reduction="mean"',
             )
-        raw_names = _public_names(inner)
+        public_names = _public_names(inner)
         named = dict(inner.named_parameters())
-        chosen = select({name: named[raw] for name, raw in raw_names.items()}, where)
-        self._raw_names = {name: "model." + raw_names[name] for name in chosen}
-        self.device, self.dtype = _common(chosen)
+        chosen = select({name: named[raw] for name, raw in public_names.items()}, where)
+        device, dtype = _device_and_dtype(chosen)
         self.space = Space(
             {name: tuple(p.shape) for name, p in chosen.items()},
             {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
-            self._asarray,
+            partial(_asarray, device, dtype),
             joints=JOINTS,
         )
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
+        raw_names = {name: "model." + public_names[name] for name in chosen}
+        self._objective = Objective(
+            loss, data, batches, ranks, self.space, device, dtype, raw_names
+        )
         self._params = params
         if params is not None:
             self._check_params(params)
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
 
-    def at(self, params: Any = None) -> TorchOracle:
+    def at(self, params: Any = None) -> Oracle:
         """The oracle at ``params`` (blocks), or at the module's parameters as they are now.
 
         Raises:
-            EngineError: batch norms that communicate in the middle of a pass.
+            EngineError: SyncBatchNorm layers would communicate in the middle of a pass.
         """
         if any(m.training for m in self._synchronised):
             refuse_synchronised(self._synchronised)
         params = self._params if params is None else params
         if params is not None:
             self._check_params(params)
-        kind = TorchOracle if self._sharding is None else self._sharding.ShardedOracle
-        oracle: TorchOracle = kind(self, params)
+        if self._sharding is not None:
+            sharded: Oracle = self._sharding.ShardedOracle(self._objective, params)
+            return sharded
+        oracle = TorchOracle(self._objective, params, self._engine, self._memory)
         self._oracles.add(oracle)
         return oracle
 
@@ -138,9 +141,10 @@ class TorchProblem(Problem):
         """A copy of ``params``, or of the module's parameters as they are now."""
         params = self._params if params is None else params
         if params is None:
-            return {name: self._asarray(p).clone() for name, p in self.live().items()}
-        self._check_params(params)
-        return {name: self._asarray(params[name]).clone() for name in self.space.names}
+            params = self.live()
+        else:
+            self._check_params(params)
+        return {name: self.space.asarray(params[name]).clone() for name in self.space.names}
 
     snapshot = point
 
@@ -150,53 +154,16 @@ class TorchProblem(Problem):
             oracle.release()
 
     def agree(self, yes: bool) -> bool:
-        """What the first of several ranks says."""
-        return self.ranks.lead(yes)
+        """``yes`` as the first of several ranks has it."""
+        return self._objective.ranks.first(yes)
 
-    def live(self, layout: Layout | None = None) -> Leaves:
+    def live(self) -> Leaves:
         """The measured parameters by their public names, as they are now.
-
-        ``layout``: that of the loss, where it is known.
 
         Raises:
             ParameterError: the model lost one, or it has another shape.
         """
-        slots = (layout or self.loss.layout()).parameters
-        found: dict[str, Tensor] = {}
-        for name, raw in self._raw_names.items():
-            held, key = slots.get(raw, NOWHERE)
-            p = held[key]
-            if p is None or tuple(p.shape) != self.space.shapes[name]:
-                raise ParameterError(
-                    f"the model's structure changed: {name!r} had shape {self.space.shapes[name]}",
-                    got="no such parameter" if p is None else f"shape {tuple(p.shape)}",
-                    do="make a new geodiag.problem",
-                )
-            found[name] = p
-        if len(set(map(id, found.values()))) < len(found):
-            raise ParameterError(
-                "the model's structure changed: measured parameters were tied",
-                do="make a new geodiag.problem",
-            )
-        return found
-
-    def leaves(self, params: Mapping[str, Any] | None) -> Leaves:
-        """Fresh autograd leaves; at the live parameters they share storage, at others not."""
-        return self.leaves_of(self.live(), params)
-
-    def leaves_of(self, live: Leaves, params: Mapping[str, Any] | None) -> Leaves:
-        """The same, where the live parameters are known."""
-        if params is None:
-            return {name: p.detach().requires_grad_() for name, p in live.items()}
-        at = {name: self._asarray(params[name]).to(p.dtype) for name, p in live.items()}
-        return {name: x.clone().requires_grad_() for name, x in at.items()}
-
-    def lend(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
-        """``run()`` with ``leaves`` in the place of the measured parameters."""
-        layout = self.loss.layout()
-        live = self.live(layout) if leaves else {}
-        lent = {id(live[name]): leaf for name, leaf in leaves.items()}
-        return self.loss.lend(layout, lent, run, poison)
+        return self._objective.live()
 
     def _check_params(self, params: Any) -> None:
         if not isinstance(params, Mapping):
@@ -207,28 +174,27 @@ class TorchProblem(Problem):
             )
         check_like(params, self.space.shapes, "params")
 
-    def _asarray(self, x: Any) -> Tensor:
-        if self._sharding is not None and isinstance(x, Tensor):
-            x = self._sharding.ours(x)
-        tensor = x if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
-        return tensor.detach().to(device=self.device, dtype=self.dtype)
+
+def _asarray(device: torch.device, dtype: torch.dtype, x: Any) -> Tensor:
+    tensor = as_sharded(x) if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
+    return tensor.detach().to(device=device, dtype=dtype)
 
 
 def synchronised(model: nn.Module) -> list[nn.SyncBatchNorm]:
-    """The batch norms that talk to other ranks while they are trained."""
+    """The batch norms that communicate with other ranks in training mode."""
     return [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
 
 
 def refuse_synchronised(layers: list[nn.SyncBatchNorm]) -> None:
-    """Let those pass that have nobody to talk to.
+    """Raise where these layers would communicate with other ranks.
 
     Raises:
-        EngineError: these do.
+        EngineError: they would.
     """
     ranks = max((world_size(m.process_group) for m in layers), default=1)
     if ranks > 1:
         raise EngineError(
-            "SyncBatchNorm in training mode talks to other ranks within a pass",
+            "SyncBatchNorm in training mode communicates with other ranks within a pass",
             got=f"{len(layers)} such layers, on {ranks} ranks",
             do="measure model.eval(), or a copy of the model with nn.BatchNorm layers",
         )
@@ -240,38 +206,15 @@ def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:
     Raises:
         ParameterError, ArgumentError: as for a problem.
     """
-    if _sharding(unwrap(model)) is not None:
+    if sharding_of(unwrap(model)) is not None:
         return True
     return ranks_of(model, process_group, torch.device("cpu")).size > 1
-
-
-def _sharding(model: nn.Module) -> Any:
-    """The module of this package for sharded parameters, imported where there are any.
-
-    Raises:
-        ParameterError: sharded otherwise than by fully_shard.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(fsdp, "FSDPModule", None)
-    if kind is not None and any(isinstance(m, kind) for m in model.modules()):
-        return import_module("geodiag_torch.sharding.fsdp")
-    dtensor = sys.modules.get("torch.distributed.tensor")
-    wrapped = getattr(fsdp, "FullyShardedDataParallel", None)
-    if (wrapped is not None and any(isinstance(m, wrapped) for m in model.modules())) or (
-        dtensor is not None and any(isinstance(p, dtensor.DTensor) for p in model.parameters())
-    ):
-        raise ParameterError(
-            "the parameters are sharded otherwise than by torch.distributed.fsdp.fully_shard",
-            got=type(model).__name__,
-            do="shard the model with fully_shard, or measure it unsharded",
-        )
-    return None
 
 
 def _public_names(model: nn.Module) -> dict[str, str]:
     """The trainable parameters: public name → name in the model.
 
-    The public names are without what wrappers of the whole model or of parts of it put in.
+    The public names omit what wrappers of the whole model or of parts of it put in.
     """
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(t, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
@@ -289,14 +232,14 @@ def _public_names(model: nn.Module) -> dict[str, str]:
     found = {name.removeprefix(wrapped).replace("_orig_mod.", ""): name for name in names}
     if len(found) < len(names):
         raise ParameterError(
-            "two parameters have one name once wrappers are left out of it",
+            "two parameters have the same name without the wrappers' parts of it",
             got=", ".join(sorted(set(names) - set(found.values()))),
             do="rename the submodule '_orig_mod'",
         )
     return found
 
 
-def _common(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
     """The one device of all, and the measurement dtype: the widest, at least float32."""
     first = next(iter(params))
     dtype = torch.float32

@@ -1,10 +1,11 @@
-"""Several ranks as one measurement: sums over all of them, and what one met told to the others.
+"""Several ranks measure together: sums over their data, and errors announced to all of them.
 
-Each rank passes over its own shard of the data. Before sums are added, the ranks exchange a few
-numbers: whether the pass went well, what it was, its weight and its loss, and a checksum of what it
-was at. So an error on one rank is one on all, and ranks that do not do the same are told so; what
-is decided by sums is decided alike everywhere. A rank that does not answer is an error on the
-others once the process group's timeout is over.
+Each rank passes over its own shard of the data. Before sums are reduced, the ranks gather a few
+numbers of each: whether the pass succeeded, which operation it was, its weight and its loss, and a
+checksum of the parameters or directions. So an error on one rank raises on all of them, and ranks
+that issue different operations raise instead of hanging; decisions that depend on sums are the same
+on every rank. A rank that does not answer is an error on the others once the process group's
+timeout is over.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from torch import Tensor, nn
 
 from geodiag.blocks import Blocks
 from geodiag.core.batches import Batches
-from geodiag.errors import ArgumentError, DistributedError, EngineError, GeodiagError, shown
-from geodiag_torch.derivatives.graph import first_line
+from geodiag.errors import ArgumentError, DistributedError, EngineError, first_line, shown
 
 SAME = "call geodiag on every rank of the group, with the same arguments but for data="
 TEXT = 400  # bytes of an error's text that the other ranks see
-TOGETHER = 2**16  # tensors of up to so many entries are added in one message
-AGREE = 1e-6  # of the sum of absolute values: how far checksums may be apart
-FINE, ENGINE, ERROR = 0, 1, 2
-QUESTIONS = ("a failure", "a pass over the data", "a product", "a choice")
+SMALL = 2**16  # tensors of up to so many entries are reduced in one message
+TOLERANCE = 1e-6  # of the sum of absolute values: how far checksums may differ
+SUCCESS, ENGINE, ERROR = 0, 1, 2
+OPERATIONS = ("an error report", "a pass over the data", "a product", "a decision")
 
 
 class Sums(NamedTuple):
@@ -39,28 +39,24 @@ class Sums(NamedTuple):
 
 
 class Alone:
-    """One process by itself: nothing is exchanged."""
+    """A single process: nothing is exchanged."""
 
     rank, size = 0, 1
     group: dist.ProcessGroup | None = None
 
-    def sum(self, question: str, asked: Blocks, local: Callable[[], Sums]) -> Sums:
-        """``local()``, added over the ranks; ``asked``: tensors that must be equal on all."""
+    def sum(self, operation: str, checked: Blocks, local: Callable[[], Sums]) -> Sums:
+        """``local()``, added over the ranks; ``checked``: tensors that must be equal on all."""
         return local()
 
-    def told(self, error: GeodiagError) -> GeodiagError:
-        """The error, of which the others have been told."""
-        return error
-
-    def tell(self, error: BaseException) -> bool:
-        """Tell the others, wherever they wait, of an error; whether they answered."""
+    def announce(self, error: BaseException) -> bool:
+        """Tell the other ranks, wherever they wait, of an error; whether they answered."""
         return True
 
     def any(self, yes: bool) -> bool:
         """Whether it is so on any rank."""
         return yes
 
-    def lead(self, yes: bool) -> bool:
+    def first(self, yes: bool) -> bool:
         """Whether it is so on the first rank."""
         return yes
 
@@ -69,7 +65,7 @@ class Ranks(Alone):
     """This rank among those of a process group.
 
     Raises (from its methods):
-        DistributedError: another rank met an error, asks something else, or does not answer.
+        DistributedError: another rank met an error, issued another operation, or does not answer.
         EngineError: another rank met one.
     """
 
@@ -78,53 +74,30 @@ class Ranks(Alone):
         self._device = device if device.type == "cuda" else torch.device("cpu")
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def sum(self, question: str, asked: Blocks, local: Callable[[], Sums]) -> Sums:
+    def sum(self, operation: str, checked: Blocks, local: Callable[[], Sums]) -> Sums:
         try:
             found = local()
             size = sum(x.numel() for x in found.blocks.values())
-            numbers = [size, found.weight, float(found.loss), *_checksum(asked)]
+            numbers = [size, found.weight, float(found.loss), *_checksum(checked)]
         except BaseException as e:
-            self.tell(e)
+            self.announce(e)
             raise
-        rows = self._exchange(question, numbers)
-        _check_same([row[3] for row in rows], AGREE * rows[0][4])
+        rows = self._exchange(operation, numbers)
+        _check_same([row[3] for row in rows], TOLERANCE * rows[0][4])
         loss = torch.full_like(found.loss, sum(row[2] for row in rows))
-        return Sums(sum(row[1] for row in rows), loss, self._added(found.blocks))
-
-    def told(self, error: GeodiagError) -> GeodiagError:
-        self.tell(error)
-        return error
+        return Sums(sum(row[1] for row in rows), loss, self._reduced(found.blocks))
 
     def any(self, yes: bool) -> bool:
-        return any(row[1] for row in self._exchange("a choice", [0, float(yes)]))
+        return any(row[1] for row in self._exchange("a decision", [0, float(yes)]))
 
-    def lead(self, yes: bool) -> bool:
-        return bool(self._exchange("a choice", [0, float(yes)])[0][1])
+    def first(self, yes: bool) -> bool:
+        return bool(self._exchange("a decision", [0, float(yes)])[0][1])
 
-    def _exchange(self, question: str, numbers: Iterable[float]) -> list[list[float]]:
-        """Every rank's numbers, where no rank met an error and all ask the same.
-
-        The first of them is the size of what is to be added then.
-        """
-        row = [FINE, QUESTIONS.index(question), *numbers]
-        rows = self._gather(row)
-        failed = [rank for rank, (status, *_) in enumerate(rows) if status != FINE]
-        if failed:
-            self._report(rows, self._texts(""))
-        asked = [f"{QUESTIONS[int(row[1])]}, for {row[2]:.0f} numbers" for row in rows]
-        if len(set(asked)) > 1:
-            raise DistributedError(
-                "the ranks do not ask the same",
-                got="; ".join(f"rank {rank}: {what}" for rank, what in enumerate(asked)),
-                do=SAME,
-            )
-        return [row[2:] for row in rows]
-
-    def tell(self, error: BaseException) -> bool:
-        """Raises only where one of the others met something worse."""
-        if isinstance(error, DistributedError) or getattr(error, "told_to_ranks", False):
-            return True  # all know
-        error.told_to_ranks = True  # type: ignore[attr-defined]
+    def announce(self, error: BaseException) -> bool:
+        """Raises only where another rank met a worse error."""
+        if isinstance(error, DistributedError) or getattr(error, "announced", False):
+            return True  # all ranks know
+        error.announced = True  # type: ignore[attr-defined]
         engine = isinstance(error, EngineError)
         try:
             rows = self._gather([ENGINE if engine else ERROR, 0])
@@ -132,11 +105,28 @@ class Ranks(Alone):
         except DistributedError:
             return False
         if engine and any(row[0] == ERROR for row in rows):
-            self._report(rows, texts)
+            self._raise(rows, texts)
         return True
 
-    def _report(self, rows: list[list[float]], texts: list[str]) -> None:
-        """Raise what a rank has met: the worst, of the first rank that met such a thing."""
+    def _exchange(self, operation: str, numbers: Iterable[float]) -> list[list[float]]:
+        """Every rank's numbers, where no rank met an error and all issued the same operation.
+
+        The first of the numbers is the size of what is to be reduced then.
+        """
+        rows = self._gather([SUCCESS, OPERATIONS.index(operation), *numbers])
+        if any(row[0] != SUCCESS for row in rows):
+            self._raise(rows, self._texts(""))
+        issued = [f"{OPERATIONS[int(row[1])]}, for {row[2]:.0f} numbers" for row in rows]
+        if len(set(issued)) > 1:
+            raise DistributedError(
+                "the ranks issued different operations",
+                got="; ".join(f"rank {rank}: {what}" for rank, what in enumerate(issued)),
+                do=SAME,
+            )
+        return [row[2:] for row in rows]
+
+    def _raise(self, rows: list[list[float]], texts: list[str]) -> None:
+        """Raise the worst error that a rank met, of the first rank that met such a one."""
         worst = max(row[0] for row in rows)
         rank = next(rank for rank, row in enumerate(rows) if row[0] == worst)
         if worst == ENGINE:
@@ -148,7 +138,7 @@ class Ranks(Alone):
         raise DistributedError(
             f"rank {rank} met an error",
             got=texts[rank],
-            do="mend it there; every rank has stopped",
+            do="correct it there; every rank has stopped",
         )
 
     def _gather(self, row: list[float]) -> list[list[float]]:
@@ -166,29 +156,29 @@ class Ranks(Alone):
         collective(lambda: dist.all_gather(texts, text, group=self.group))
         return [bytes(t.tolist()).decode(errors="replace").strip() for t in texts]
 
-    def _added(self, blocks: Blocks) -> Blocks:
+    def _reduced(self, blocks: Blocks) -> Blocks:
         """The blocks added over the ranks: small tensors in one message, others one by one."""
-        small = {name: x for name, x in blocks.items() if x.numel() <= TOGETHER}
+        small = {name: x for name, x in blocks.items() if x.numel() <= SMALL}
         out = dict(blocks)
         if small:
             flat = torch.cat([x.detach().reshape(-1) for x in small.values()])
-            self._add(flat)
+            self._all_reduce(flat)
             parts = torch.split(flat, [x.numel() for x in small.values()])
             named = zip(small.items(), parts, strict=True)
             out |= {name: part.view(x.shape) for (name, x), part in named}
         for name, x in blocks.items():
             if name not in small:
-                # A copy: what is added may be the gradient that a graph keeps.
+                # A copy: what is reduced may be the gradient that a graph keeps.
                 out[name] = x.detach().clone(memory_format=torch.contiguous_format)
-                self._add(out[name])
+                self._all_reduce(out[name])
         return out
 
-    def _add(self, x: Tensor) -> None:
+    def _all_reduce(self, x: Tensor) -> None:
         collective(lambda: dist.all_reduce(x, group=self.group))
 
 
 class RankBatches(Batches):
-    """One rank's batches, of which others have more: a single batch has its weight too."""
+    """The batches of one rank of several: a single batch has its weight too."""
 
     def __init__(self, data: Any, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(data, weight, reduction)
@@ -248,19 +238,19 @@ def _check_group(group: Any) -> None:
         outside = is_outside(group)
         raise ArgumentError(
             "process_group= must be a torch.distributed process group that this rank is in",
-            got="the mark of a rank outside of the group" if outside else shown(group),
+            got="the value that a rank outside of the group gets" if outside else shown(group),
             do="pass torch.distributed.group.WORLD for all ranks, or what new_group(...) returned, "
             "after init_process_group(...)",
         )
 
 
 def is_outside(group: Any) -> bool:
-    """Whether this is what a rank outside of a new group gets in its place."""
+    """Whether this is what ``new_group`` returns on a rank outside of the group."""
     return dist.is_available() and type(group) is int and group == dist.GroupMember.NON_GROUP_MEMBER
 
 
 def collective(run: Callable[[], Any]) -> None:
-    """Communicate.
+    """Run a collective operation.
 
     Raises:
         DistributedError: a rank did not answer.
@@ -274,18 +264,18 @@ def collective(run: Callable[[], Any]) -> None:
 def no_answer(e: BaseException) -> DistributedError:
     """The error of a rank whose communication failed with ``e``."""
     return DistributedError(
-        "a rank did not answer: it ended, hangs, or does something else",
+        "a rank did not answer: it ended, hangs, or issued another operation",
         got=first_line(e),
         do="look for an error on the other ranks; if one is only slow, give the process group a "
         "longer timeout",
     )
 
 
-def _checksum(asked: Blocks) -> tuple[float, float]:
-    """A number that changes with the tensors, and the scale of its rounding."""
+def _checksum(tensors: Blocks) -> tuple[float, float]:
+    """A number that changes with the tensors, and the scale of its rounding error."""
     total, size = 0.0, 0.0
     with torch.no_grad():
-        for k, x in enumerate(asked.values()):
+        for k, x in enumerate(tensors.values()):
             total += (1 + k % 7) * float(x.sum(dtype=torch.float64))
             size += (1 + k % 7) * float(x.abs().sum(dtype=torch.float64))
     return total, size
@@ -293,7 +283,7 @@ def _checksum(asked: Blocks) -> tuple[float, float]:
 
 def _check_same(values: list[float], tolerance: float) -> None:
     if not all(math.isfinite(v) for v in values):
-        return  # which is another error's business
+        return  # reported as NonFiniteError elsewhere
     if max(values) - min(values) > tolerance:
         raise DistributedError(
             "the parameters, or the directions, are not the same on all ranks",

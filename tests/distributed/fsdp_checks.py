@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 import geodiag
 import geodiag_torch
-import geodiag_torch.sharding.dtensors
+import geodiag_torch.sharding.detection
 from geodiag import errors
 from geodiag_torch.sharding.fsdp import NOTE
 from geodiag_torch.sharding.tensors import Sharded
@@ -321,7 +321,12 @@ def optimizers(rank: int) -> None:
                 optimizer.step()
             monitor.detach()
             records += monitor.records
-            points.append([geodiag_torch.dtensors.ours(p.detach()) for p in model.parameters()])
+            points.append(
+                [
+                    geodiag_torch.sharding.detection.as_sharded(p.detach())
+                    for p in model.parameters()
+                ]
+            )
         for p, q in zip(*points, strict=True):
             torch.testing.assert_close(q.full() if isinstance(q, Sharded) else q, p)
         expected, found = records

@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from geodiag import blocks
 from geodiag.core.batched import combine, cross, dots, join, one, only, pick, rescale
-from geodiag_torch.sharding import fsdp
+from geodiag.errors import ParameterError
+from geodiag_torch.sharding.fsdp import sharded
 from geodiag_torch.sharding.tensors import Sharded, flat
 from tests.distributed.problems import device
 
@@ -82,7 +83,7 @@ def array_api(rank: int) -> None:
     for rows in (3, 4, 1):
         rng = np.random.default_rng(rows)
         x, y, p = (torch.tensor(rng.standard_normal((rows, 4)), device=device()) for _ in range(3))
-        sx, sy = (fsdp.ours(distribute_tensor(t, mesh, [Shard(0)])) for t in (x, y))
+        sx, sy = (sharded(distribute_tensor(t, mesh, [Shard(0)])) for t in (x, y))
         for name, f in {**STAYS, **GOES}.items():
             found, expected = f(sx, sy, p), f(x, y, p)
             whole = found.full() if isinstance(found, Sharded) else found
@@ -99,7 +100,7 @@ def in_place(rank: int) -> None:
     """What writes does so in the tensor, whichever way, or says that it cannot."""
     mesh = init_device_mesh(device().type, (2,))
     base = torch.arange(12.0, device=device()).reshape(3, 4)
-    x, expected = fsdp.ours(distribute_tensor(base, mesh, [Shard(0)])).clone(), base.clone()
+    x, expected = sharded(distribute_tensor(base, mesh, [Shard(0)])).clone(), base.clone()
     held = x
     for t in (x, expected):
         t += 1
@@ -131,7 +132,7 @@ def stacks(rank: int) -> None:
     plain = [draw() for _ in range(3)]
     # The last tensor stays whole on every rank.
     spread = [
-        {n: t if n == "one" else fsdp.ours(distribute_tensor(t, mesh, [Shard(0)]))
+        {n: t if n == "one" else sharded(distribute_tensor(t, mesh, [Shard(0)]))
          for n, t in d.items()} for d in plain
     ]  # fmt: skip
     weights = torch.tensor(rng.standard_normal((2, 3)), device=device())
@@ -162,12 +163,12 @@ def other_placements(rank: int) -> None:
     """Replicated tensors are plain; partial sums, and two sharded axes, are refused."""
     mesh = init_device_mesh(device().type, (2,))
     base = torch.arange(12.0, device=device()).reshape(3, 4)
-    by_columns = fsdp.ours(distribute_tensor(base, mesh, [Shard(1)]))
+    by_columns = sharded(distribute_tensor(base, mesh, [Shard(1)]))
     torch.testing.assert_close(by_columns.full(), base)
     u, s, vh = xp.linalg.svd(by_columns, full_matrices=False)
     assert not isinstance(u, DTensor)
     assert isinstance(vh, Sharded)
     torch.testing.assert_close(((u * s) @ vh).full(), base)
     square = init_device_mesh(device().type, (2, 1))
-    with pytest.raises(fsdp.ParameterError, match="sharded in a way"):
-        fsdp.ours(distribute_tensor(base, square, [Shard(0), Shard(1)]))
+    with pytest.raises(ParameterError, match="sharded in a way"):
+        sharded(distribute_tensor(base, square, [Shard(0), Shard(1)]))

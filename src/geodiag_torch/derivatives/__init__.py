@@ -1,9 +1,11 @@
 """Losses, gradients and Hessian-vector products of a module.
 
-forward        the loss of one batch, with tensors lent to the module
-graph          products on a kept graph
-evaluation     sums over batches and ranks
-fallback       finite differences, and independent products to check against
-crosscheck     whether two ways of computing products agree
-precision, float32_copy, padding, reentrant: special cases of these
+forward            the loss of one batch, with tensors that replace the parameters
+objective          the loss over the data as a function of the measured parameters
+autograd           first and second derivatives of a loss
+graph_inspection   what an autograd graph tells: precision, missing second derivatives
+kept_graph         products on a graph that is kept
+evaluation         sums over batches and ranks
+fallback           finite differences, and independent products to estimate errors
+crosscheck         whether two ways of computing products agree
 """

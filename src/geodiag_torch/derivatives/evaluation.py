@@ -1,10 +1,10 @@
-"""Passes over a problem's data, from loss to derivatives, each with the same randomness."""
+"""Passes over an objective's data: the loss and its derivatives, each with the same randomness."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,120 +12,146 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks
 from geodiag.errors import DataError
-from geodiag_torch.derivatives.forward import Leaves, move
-from geodiag_torch.derivatives.graph import add_weighted, derivative
-from geodiag_torch.derivatives.precision import coarsest
-from geodiag_torch.derivatives.reentrant import accumulated
+from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
+from geodiag_torch.derivatives.forward import Leaves, T, move
+from geodiag_torch.derivatives.graph_inspection import precision_of
+from geodiag_torch.derivatives.kept_graph import add_weighted
+from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.ranks import Sums
 from geodiag_torch.state.interrupts import uninterrupted
-from geodiag_torch.state.rng import frozen, random_state
+from geodiag_torch.state.rng import FrozenRandomState
 
-if TYPE_CHECKING:
-    from geodiag_torch.problem import TorchProblem
-
-T = TypeVar("T")
+FLOAT32 = torch.finfo(torch.float32).eps
 Part = Callable[[Tensor, float], Mapping[str, Tensor]]
-Within = Callable[[], AbstractContextManager[Any]]
-NOTHING: Within = nullcontext
+Context = Callable[[], AbstractContextManager[Any]]
 
 
-class Passes:
-    """All of them see the random state, and autocast, of the moment that this was made."""
+class Evaluation:
+    """Evaluates an objective at any parameters.
 
-    def __init__(self, problem: TorchProblem) -> None:
-        self._problem = problem
-        self.whole = 1.0  # what the last sum was divided by
-        self._random = random_state(problem.device, problem.data)
-        self._eps: float | None = None
+    All passes start from the random state, and run under the autocast, of the moment that this was
+    made, or of ``random_state``.
+
+    Attributes:
+        objective: what is evaluated.
+        precision: the machine epsilon of the coarsest dtype on the way to the loss; None before the
+            first pass.
+        divisor: of the last sum over the batches.
+    """
+
+    def __init__(self, objective: Objective, random_state: FrozenRandomState | None = None) -> None:
+        self.objective = objective
+        self.precision: float | None = None
+        self.divisor = 1.0
+        self._random = random_state or FrozenRandomState(objective.device, objective.data)
         self._reentrant = False
 
     @property
-    def eps(self) -> float | None:
-        """The relative spacing of the coarsest numbers on the way to the loss, once one was run."""
-        return self._eps
-
-    @property
     def autocast(self) -> bool:
-        return bool(self._random["autocast"][0])
+        """Whether passes run under autocast."""
+        return self._random.autocast
+
+    def without_autocast(self, objective: Objective) -> Evaluation:
+        """Of another objective, with the same random state, and without autocast."""
+        return Evaluation(objective, self._random.without_autocast())
 
     def inside(
-        self, leaves: Leaves, run: Callable[[], T], backward: bool = False, within: Within = NOTHING
+        self,
+        leaves: Leaves,
+        run: Callable[[], T],
+        backward: bool = False,
+        context: Context = nullcontext,
+        poison: bool = False,
     ) -> T:
-        """``run()`` with frozen randomness, and ``leaves`` in the place of the parameters.
+        """``run()`` with the frozen random state, while ``leaves`` replace the parameters.
 
-        Ctrl-C interrupts the run alone, never what is lent or given back, nor ``within``.
+        Signals interrupt the run alone, never replacing and restoring, nor ``context``.
+
+        Args:
+            leaves: by the names of measured parameters.
+            run: a function of nothing.
+            backward: whether it is a backward pass.
+            context: to run in.
+            poison: fill parameters and buffers with NaN.
         """
+        if poison:
+            leaves = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
 
-        def lent(run: Callable[[], T]) -> T:
-            with self._frozen(backward), within():
-                return self._problem.lend(leaves, run)
+        def around(run: Callable[[], T]) -> T:
+            with self._random.restored(backward), context():
+                return self.objective.with_leaves(leaves, run, poison)
 
-        return uninterrupted(lent, run)
+        return uninterrupted(around, run)
 
-    def poisoned(self, leaves: Leaves, run: Callable[[], T]) -> T:
-        """A backward pass, as in :meth:`inside`, while every parameter and buffer is NaN."""
-        nothing = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
-
-        def lent(run: Callable[[], T]) -> T:
-            with self._frozen(backward=True):
-                return self._problem.lend(nothing, run, poison=True)
-
-        return uninterrupted(lent, run)
-
-    def gradient(self, leaves: Leaves, within: Within = NOTHING) -> tuple[Tensor, Blocks]:
+    def gradient(self, leaves: Leaves, context: Context = nullcontext) -> tuple[Tensor, Blocks]:
         """The loss, and its gradient."""
 
         def part(value: Tensor, weight: float) -> Leaves:
             if self._reentrant:
-                return accumulated(value, leaves, self._problem.loss.parameters())
+                return reentrant_derivative(value, leaves, self.objective.loss.parameters())
             return derivative(value, leaves)
 
-        return self.sum(leaves, part, within)
+        return self.sum(leaves, part, context)
+
+    def hvp(self, leaves: Leaves, d: Blocks) -> Blocks:
+        """∇²L d by a backward pass through the gradient of each batch, of which nothing is kept."""
+        direction = self.objective.directions(d, {name: x.dtype for name, x in leaves.items()})
+
+        def part(value: Tensor, weight: float) -> Leaves:
+            gradient = derivative(value, leaves, create_graph=True)
+            return second_derivative(gradient, leaves, direction, keep=False)
+
+        return self.sum(leaves, part, checked=direction)[1]
 
     def sum(
-        self, leaves: Leaves, part: Part, within: Within = NOTHING, asked: Leaves | None = None
+        self,
+        leaves: Leaves,
+        part: Part,
+        context: Context = nullcontext,
+        checked: Leaves | None = None,
     ) -> tuple[Tensor, Blocks]:
-        """The loss, and the sum of ``part(loss, weight)`` over the batches, normalised.
+        """The loss, and ``part(loss, weight)``, summed over all ranks' batches and normalised.
 
-        One batch's graph exists at a time, unless ``part`` keeps it. Over the batches of all
-        ranks, where there are several; ``asked``: what must be equal on them, if not ``leaves``.
+        One batch's graph exists at a time, unless ``part`` keeps it.
+
+        Args:
+            leaves: the parameters.
+            part: from the loss of a batch and its weight to blocks.
+            context: to run in.
+            checked: what must be equal on all ranks, if not ``leaves``.
         """
-        sums = self._problem.ranks.sum(
+        sums = self.objective.ranks.sum(
             "a pass over the data",
-            leaves if asked is None else asked,
-            lambda: self.inside(leaves, lambda: self._sum(part), within=within),
+            leaves if checked is None else checked,
+            lambda: self.inside(leaves, lambda: self._sum(part), context=context),
         )
-        whole = self.whole = self._problem.batches.normalise(sums.weight)
-        if whole == 1.0:
+        divisor = self.divisor = self.objective.batches.normalise(sums.weight)
+        if divisor == 1.0:
             return sums.loss, sums.blocks
-        return sums.loss / whole, {name: x / whole for name, x in sums.blocks.items()}
+        return sums.loss / divisor, {name: x / divisor for name, x in sums.blocks.items()}
 
-    def _frozen(self, backward: bool) -> AbstractContextManager[None]:
-        return frozen(self._random, self._problem.device, backward)
+    def value(self, batch: Any) -> Tensor:
+        """The loss of one batch; to be called in a run of :meth:`inside`."""
+        value = self.objective.loss.value(move(batch, self.objective.device))
+        if self.precision is None:
+            self.precision, self._reentrant = precision_of(value)
+        return value
 
     def _sum(self, part: Part) -> Sums:
-        dtype = self._problem.dtype
+        dtype, batches = self.objective.dtype, self.objective.batches
         total: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         weights = 0.0
-        for weight, value in self._values():
+        for batch in batches:
+            weight, value = batches.weigh(batch), self.value(batch)
             add_weighted(total, part(value, weight), weight, dtype)
             add_weighted(losses, {"loss": value.detach()}, weight, dtype)
             weights += weight
         return Sums(weights, losses["loss"], total)
 
-    def _values(self) -> Iterator[tuple[float, Tensor]]:
-        """Each batch's weight and loss."""
-        batches, device = self._problem.batches, self._problem.device
-        for batch in batches:
-            weight, value = batches.weigh(batch), self._problem.loss.of(move(batch, device))
-            if self._eps is None:
-                self._eps, self._reentrant = coarsest(value)
-            yield weight, value
-
 
 def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
-    """The loss of every pass is compared with the frozen one: a free determinism probe.
+    """Compare the loss of a pass with the frozen one: data and model must be deterministic.
 
     Raises:
         DataError: they differ by more than rounding, of a relative ``eps``.
@@ -140,8 +166,8 @@ def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
 
 
 @contextmanager
-def watching(calls: list[nn.Module]) -> Iterator[None]:
-    """Put every module that is called into ``calls``."""
+def recording_calls(calls: list[nn.Module]) -> Iterator[None]:
+    """Append every module that is called to ``calls``."""
     handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
     try:
         yield

@@ -1,7 +1,7 @@
-"""From a module and a batch to a scalar loss, with other tensors in place of the parameters.
+"""The forward pass: from a module and a batch to a scalar loss, at replaced parameters.
 
-The user's module is lent our leaves, and clones of its buffers, for the time of one run, and is
-given its own back also when that raises.
+For the time of one run, autograd leaves replace the parameters of the user's module, and clones
+replace its buffers; its own are restored also when the run raises.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from geodiag.core.batches import DEEPEST
-from geodiag.errors import ArgumentError, DataError, EngineError, LossError, shown
-from geodiag_torch.state.module_tensors import Layout
+from geodiag.errors import ArgumentError, DataError, EngineError, LossError, first_line, shown
+from geodiag_torch.state.module_tensors import ModuleTensors
 
 # What torch says where it has no kernel for a dtype on a device.
 NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "for 'BFloat16'")
@@ -37,12 +37,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-class Loss(nn.Module):
-    """A model with its loss, to whose modules other tensors can be lent.
+class LossModule(nn.Module):
+    """A model with its loss, as one module whose tensors can be replaced.
 
-    :meth:`lend` runs a function while the model has other tensors for its parameters; there
-    ``of(batch)`` is the loss. Derivatives belong inside of it too: checkpointed activations are
-    recomputed by the backward pass, with whatever the module holds then.
+    :meth:`with_tensors` runs a function while other tensors replace the parameters; there
+    ``value(batch)`` is the loss. Derivatives must be computed inside of it too: the backward pass
+    recomputes checkpointed activations, with whatever the module holds then.
     """
 
     def __init__(
@@ -63,52 +63,58 @@ class Loss(nn.Module):
                     f"{name}= must be callable", got=shown(f), do="pass a function or an instance"
                 )
         self.model = model
-        # A module among them registers itself, so that its buffers are lent as clones too.
+        # A module among them registers itself, so that its buffers are cloned too.
         self.loss_fn, self.criterion = loss_fn, criterion
-        self._layout: Layout | None = None
+        self._tensors: ModuleTensors | None = None
 
-    def layout(self) -> Layout:
-        """Where the modules keep their tensors, as they are now."""
-        if self._layout is None or not self._layout.stands():
-            self._layout = Layout(self)
-        return self._layout
+    def tensors(self) -> ModuleTensors:
+        """Where the modules keep their tensors now."""
+        if self._tensors is None or not self._tensors.is_current():
+            self._tensors = ModuleTensors(self)
+        return self._tensors
 
-    def lend(
-        self, layout: Layout, lent: Mapping[int, Tensor], run: Callable[[], T], poison: bool = False
+    def with_tensors(
+        self,
+        tensors: ModuleTensors,
+        new: Mapping[int, Tensor],
+        run: Callable[[], T],
+        poison: bool = False,
     ) -> T:
-        """``run()`` with tensors lent (by the ids of those that they replace), and clones of all
-        buffers. ``layout``: what :meth:`layout` says.
+        """``run()`` while ``new`` tensors replace some, and clones replace the buffers.
 
-        ``poison``: with buffers of NaN. Attention runs on the math kernel: the fused ones cannot be
-        differentiated twice.
+        Attention runs on the math kernel: the fused ones have no double backward.
+
+        Args:
+            tensors: what :meth:`tensors` returns.
+            new: by the ids of those that they replace.
+            run: a function of nothing.
+            poison: fill the clones of buffers with NaN.
 
         Raises:
             EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
         """
         if getattr(parametrize, "_cache_enabled", 0):
             raise EngineError(
-                "inside of torch.nn.utils.parametrize.cached() the loss does not see its leaves",
+                "inside of torch.nn.utils.parametrize.cached() the loss does not depend on its "
+                "leaves",
                 do="measure outside of that context",
             )
-        with layout.lent(lent, poison), sdpa_kernel([SDPBackend.MATH]):
+        with tensors.replaced(new, poison), sdpa_kernel([SDPBackend.MATH]):
             return run()
 
-    def of(self, batch: Any) -> Tensor:
-        """The loss of one batch, checked; to be called inside of :meth:`lend`.
+    def value(self, batch: Any) -> Tensor:
+        """The loss of one batch, checked; to be called inside of :meth:`with_tensors`.
 
         Raises:
             LossError: not a real scalar tensor that depends on the leaves.
         """
-        value = self._computed(batch)
+        value = self._run(batch)
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
-            shown = (
-                f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-                if isinstance(value, Tensor)
-                else type(value).__name__
-            )
             raise LossError(
                 "the loss must be a real scalar tensor",
-                got=shown,
+                got=f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+                if isinstance(value, Tensor)
+                else type(value).__name__,
                 do="reduce it, e.g. criterion=nn.MSELoss(reduction='mean')",
             )
         if not value.requires_grad:
@@ -118,19 +124,19 @@ class Loss(nn.Module):
             )
         return value
 
-    def _computed(self, batch: Any) -> Any:
+    def _run(self, batch: Any) -> Any:
         try:
-            return self._value(batch)
+            return self._compute(batch)
         except RuntimeError as e:
             if not any(mark in str(e) for mark in NO_KERNEL):
                 raise
             raise LossError(
                 "the model does not run in this precision on this device",
-                got=str(e).partition("\n")[0],
+                got=first_line(e),
                 do="measure it in float32 or bfloat16, outside of autocast",
             ) from e
 
-    def _value(self, batch: Any) -> Any:
+    def _compute(self, batch: Any) -> Any:
         if self.loss_fn is not None:
             return self.loss_fn(self.model, batch)
         if self.criterion is not None:
@@ -185,13 +191,17 @@ def wide(x: Tensor) -> Tensor:
 def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
     """``batch`` with its tensors on ``device``; containers keep their types.
 
-    ``widened``: and in at least 32 bits.
+    Args:
+        batch: a tensor, or nested tuples, lists and dicts.
+        device: of the model.
+        depth: of the container that holds ``batch``.
+        widened: convert floating tensors to at least 32 bits.
 
     Raises:
-        DataError: containers in containers without an end, as of a list that holds itself.
+        DataError: containers are nested without end, as in a list that holds itself.
     """
     if depth > DEEPEST:
-        raise DataError("a batch holds containers in containers without an end")
+        raise DataError("a batch holds containers that are nested without end")
 
     def inner(x: Any) -> Any:
         return move(x, device, depth + 1, widened)

@@ -1,62 +1,48 @@
-"""Modules whose parameters are sharded by ``fully_shard``: gradients through FSDP's own passes.
+"""Modules sharded by ``fully_shard`` (FSDP2): gradients through FSDP's own passes.
 
-Everything that has a parameter's shape stays sharded as the parameter is. A product is a central
-difference of two gradients: FSDP's backward pass reduces gradients outside of autograd, so it
-cannot be differentiated again. Each rank passes over its own batches; FSDP communicates in every
-pass, so ranks that have run out of batches repeat their last one with weight zero.
+Everything that has a parameter's shape stays sharded as the parameter is. A Hessian-vector product
+is a central difference of two gradients: FSDP's backward pass reduces gradients outside of
+autograd, so it cannot be differentiated again. Each rank passes over its own batches; FSDP
+communicates in every pass, so a rank that has run out of batches repeats its last one with weight
+zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geodiag.blocks import Blocks, check_like
-from geodiag.core.spaces import Space
-from geodiag.errors import (
-    ArgumentError,
-    DistributedError,
-    EngineError,
-    ParameterError,
-    StaleOracle,
-)
+from geodiag.errors import DistributedError, EngineError
 from geodiag.oracles import Differences, Oracle
 from geodiag.oracles.base import Program
-from geodiag_torch.derivatives.evaluation import Passes
-from geodiag_torch.derivatives.forward import move
-from geodiag_torch.derivatives.precision import coarsest
-from geodiag_torch.ranks import Alone, Sums, no_answer, ranks_among
-from geodiag_torch.sharding.fsdp_state import divisors, held, local, precisions, reshard
+from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
+from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.ranks import Sums, no_answer
+from geodiag_torch.sharding import operations as operations  # registers the rules
+from geodiag_torch.sharding.fsdp_state import divisors, local, precision, replaced, reshard
+from geodiag_torch.sharding.space import ShardedSpace, ranks_of_mesh
 from geodiag_torch.sharding.tensors import like, sharded
 from geodiag_torch.state.interrupts import uninterrupted
-from geodiag_torch.state.staleness import Watch
+from geodiag_torch.state.staleness import Versions, stale
 
-if TYPE_CHECKING:
-    from geodiag_torch.problem import TorchProblem
+__all__ = ["NOTE", "ShardedOracle", "ShardedSpace", "like", "prepare", "ranks_of_mesh", "sharded"]
 
-FLOAT32 = torch.finfo(torch.float32).eps
 END = object()
 NOTE = "Hessian-vector products are finite differences: the parameters are sharded"
 T = TypeVar("T")
 
 
-def ours(x: Tensor) -> Tensor:
-    """A DTensor as a sharded tensor of this package; others as they are."""
-    return sharded(x) if isinstance(x, DTensor) else x
-
-
-def prepared(model: nn.Module, engine: str) -> None:
-    """Check that the sharded ``model`` can be measured so, and give it its sharded parameters.
+def prepare(model: nn.Module, engine: str) -> None:
+    """Check that a sharded model can be measured, and release its gathered parameters.
 
     Raises:
-        EngineError: another engine was asked for.
+        EngineError: another engine than finite differences was asked for.
     """
     if engine not in ("auto", "finite-difference"):
         raise EngineError(
@@ -67,88 +53,26 @@ def prepared(model: nn.Module, engine: str) -> None:
     reshard(model)
 
 
-def ranks_of_mesh(model: nn.Module, group: Any, device: torch.device) -> Alone:
-    """The ranks of the mesh that the parameters are sharded over.
-
-    Raises:
-        ParameterError: there are several meshes.
-        ArgumentError: ``group`` has other ranks.
-    """
-    meshes = {p.device_mesh for p in model.parameters() if isinstance(p, DTensor)}
-    if len(meshes) != 1:
-        raise ParameterError(
-            "the parameters are sharded over several meshes",
-            got=", ".join(map(str, meshes)),
-            do="shard the whole model over one mesh",
-        )
-    (mesh,) = meshes
-    own: dist.ProcessGroup | None
-    if mesh.ndim == 1:
-        own = mesh.get_group()
-    elif mesh.size() == dist.get_world_size():
-        own = dist.group.WORLD
-    else:
-        own = mesh._flatten().get_group()
-    if group is not None and dist.get_process_group_ranks(group) != mesh.mesh.flatten().tolist():
-        raise ArgumentError(
-            "process_group= has other ranks than the parameters are sharded over",
-            do="leave it out: a module sharded by fully_shard brings its own",
-        )
-    return ranks_among(own, device)
-
-
-@dataclass(frozen=True)
-class ShardedSpace(Space):
-    """A space whose blocks are spread as the parameters are."""
-
-    models: Mapping[str, Tensor] = field(default_factory=dict)  # by name, one that is spread so
-
-    @classmethod
-    def around(cls, space: Space, params: Mapping[str, Tensor]) -> ShardedSpace:
-        """The space whose blocks are spread as ``params`` are."""
-        models = {name: ours(p.detach()) for name, p in params.items()}
-
-        def placing(model: Tensor) -> Callable[[Any], Tensor]:
-            return lambda x: like(space.asarray(x), model)
-
-        places = {name: placing(model) for name, model in models.items()}
-        return cls(space.shapes, space.matrix_view, space.asarray, places, True, models=models)
-
-    def placed(self, tree: Any) -> Any:
-        """All blocks of the space, and stacks of such, in a tree."""
-        if isinstance(tree, dict):
-            ours = set(tree) <= set(self.shapes)
-            tensors = all(isinstance(x, Tensor) for x in tree.values())
-            return {n: self._block(n, x) for n, x in tree.items()} if ours and tensors else tree
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*map(self.placed, tree))
-        return type(tree)(map(self.placed, tree)) if isinstance(tree, (tuple, list)) else tree
-
-    def _block(self, name: str, x: Tensor) -> Tensor:
-        lead = x.ndim - len(self.shapes[name])
-        fits = lead in (0, 1) and tuple(x.shape[lead:]) == tuple(self.shapes[name])
-        return like(x, self.models[name], lead) if fits else x
-
-
 class ShardedOracle(Oracle):
     """See :class:`geodiag.Oracle`. Raises StaleOracle once the model has changed."""
 
     space: ShardedSpace
 
-    def __init__(self, problem: TorchProblem, params: Mapping[str, Any] | None) -> None:
-        assert isinstance(problem.space, ShardedSpace)
-        self._problem, self.space = problem, problem.space
-        self._passes = Passes(problem)
-        self._live = problem.live()
+    def __init__(self, objective: Objective, params: Mapping[str, Any] | None) -> None:
+        assert isinstance(objective.space, ShardedSpace)
+        self._objective, self.space = objective, objective.space
+        self._evaluation = Evaluation(objective)
+        tensors = objective.loss.tensors()
+        self._live = objective.live(tensors)
         self._at_model = params is None
-        own = {name: problem.space.asarray(p).clone() for name, p in self._live.items()}
-        self._point = own if params is None else self._placed(params)
-        layout = problem.loss.layout()
-        self._watch = Watch(layout, () if self._at_model else self._live.values())
+        asarray = objective.space.asarray
+        own = {name: asarray(p).clone() for name, p in self._live.items()}
+        self._point = own if params is None else self.space.place_blocks(params)
+        self._versions = Versions(tensors, () if self._at_model else self._live.values())
         self._first: tuple[Tensor, Blocks] | None = None
-        self._eps: float | None = None
         self._differences: Differences | None = None
-        self._divisors = divisors(problem.loss.model, problem.ranks.size)
+        self._divisors = divisors(objective.loss.model, objective.ranks.size)
+        self._fsdp_precision = precision(objective.loss.model)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -156,16 +80,13 @@ class ShardedOracle(Oracle):
 
     @property
     def precision(self) -> float:
-        if self._eps is None:
+        if self._evaluation.precision is None:
             self.loss()
-        assert self._eps is not None
-        return self._eps
-
-    def release(self) -> None:
-        """Nothing is kept."""
+        assert self._evaluation.precision is not None
+        return max(self._evaluation.precision, self._fsdp_precision)
 
     def surroundings(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._problem.device.type, enabled=False)
+        return torch.autocast(self._objective.device.type, enabled=False)
 
     def point(self) -> Blocks:
         self._check_fresh()
@@ -185,10 +106,11 @@ class ShardedOracle(Oracle):
                 got=f"a relative precision of {self.precision:.1g} between parameters and loss",
                 do="measure in float32, without a MixedPrecisionPolicy and outside of autocast",
             )
-        return self._by_differences().hvp(self.gradient_at, self._placed(d))
+        return self._by_differences().hvp(self.gradient_at, self.space.place_blocks(d))
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
-        return self._by_differences().independent_hvp(self.gradient_at, self._placed(d))
+        differences = self._by_differences()
+        return differences.independent_hvp(self.gradient_at, self.space.place_blocks(d))
 
     def _by_differences(self) -> Differences:
         if self._differences is None:
@@ -197,20 +119,17 @@ class ShardedOracle(Oracle):
 
     def loss_at(self, params: Blocks) -> Tensor:
         check_like(params, self.space.shapes, "params")
-        return self._pass(self._placed(params), backward=False)[0]
+        return self._pass(self.space.place_blocks(params), backward=False)[0]
 
     def gradient_at(self, params: Blocks) -> Blocks:
         check_like(params, self.space.shapes, "params")
-        return self._pass(self._placed(params), backward=True)[1]
+        return self._pass(self.space.place_blocks(params), backward=True)[1]
 
     def run(self, program: Program[T], *arguments: Any, asks: Oracle | None = None) -> T:
-        """With all blocks, of the arguments and of the answer, spread as the parameters are."""
-        answer: T = super().run(program, *self.space.placed(arguments), asks=asks)
-        placed: T = self.space.placed(answer)
+        """With all blocks, of the arguments and of the result, sharded as the parameters are."""
+        found: T = super().run(program, *self.space.place_all(arguments), asks=asks)
+        placed: T = self.space.place_all(found)
         return placed
-
-    def _placed(self, blocks: Mapping[str, Any]) -> Blocks:
-        return {name: self.space.place(name, blocks[name]) for name in self.space.names}
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
         self._check_fresh()
@@ -220,70 +139,64 @@ class ShardedOracle(Oracle):
 
     def _pass(self, params: Blocks | None, backward: bool) -> tuple[Tensor, Blocks]:
         """Loss and gradient over the batches of all ranks, at the model itself or elsewhere."""
-        ranks = self._problem.ranks
-        if self._watch.changed():
-            raise ranks.told(_stale())
-        written = {} if params is None else self._entries(params)
+        objective, ranks = self._objective, self._objective.ranks
+        self._check_fresh(announce=True)
+        new = {} if params is None else self._entries(params)
 
         def around(run: Callable[[], Sums]) -> Sums:
-            with held(self._problem.loss.model, written):
-                return self._passes.inside({}, run)
+            with replaced(objective.loss.model, new):
+                return self._evaluation.inside({}, run)
 
-        kept: Blocks = {}
+        reduced: Blocks = {}
 
         def local_sums() -> Sums:
-            return uninterrupted(around, lambda: self._sums(backward, kept))
+            return uninterrupted(around, lambda: self._sums(backward, reduced))
 
         sums = ranks.sum("a pass over the data", {}, local_sums)
-        whole = self._problem.batches.normalise(sums.weight)
-        found = {name: x / whole for name, x in sums.blocks.items()}
-        found |= {name: x * (self._divisor(name) / whole) for name, x in kept.items()}
-        return sums.loss / whole, {name: found[name] for name in self.space.names if backward}
+        divisor = objective.batches.normalise(sums.weight)
+        found = {name: x / divisor for name, x in sums.blocks.items()}
+        for name, x in reduced.items():
+            found[name] = x * (self._divisors.get(id(self._live[name]), 1.0) / divisor)
+        return sums.loss / divisor, {name: found[name] for name in self.space.names if backward}
 
     def _entries(self, params: Blocks) -> dict[str, tuple[Tensor, Tensor]]:
-        """The parameters, and what they are to hold on this rank."""
+        """The parameters, and the entries that they are to hold on this rank."""
         return {name: (p, local(params[name]).to(p.dtype)) for name, p in self._live.items()}
 
-    def _divisor(self, name: str) -> float:
-        return self._divisors.get(id(self._live[name]), 1.0)
-
-    def _sums(self, backward: bool, kept: Blocks) -> Sums:
+    def _sums(self, backward: bool, reduced: Blocks) -> Sums:
         """The passes over this rank's batches, in step with the other ranks.
 
-        Gradients that FSDP has added over the ranks are put into ``kept``.
+        Gradients that FSDP has added over the ranks itself are put into ``reduced``.
         """
-        problem, ranks = self._problem, self._problem.ranks
-        loss = torch.zeros((), device=problem.device, dtype=problem.dtype)
-        weights, last, batches = 0.0, None, iter(problem.batches)
+        objective, ranks = self._objective, self._objective.ranks
+        loss = torch.zeros((), device=objective.device, dtype=objective.dtype)
+        weights, last, batches = 0.0, None, iter(objective.batches)
         while True:
-            batch = self._told(lambda: next(batches, END))
+            batch = self._announcing(lambda: next(batches, END))
             more = batch is not END
             if not ranks.any(more):
                 break
             last = batch if more else last
-            weight, value = self._told(lambda: self._forward(last, more))  # noqa: B023
+            weight, value = self._announcing(lambda: self._forward(last, more))  # noqa: B023
             ranks.any(False)  # all have come as far as this
             if backward:
-                self._told(lambda: torch.autograd.backward(value * weight))  # noqa: B023
-            loss += weight * value.detach().to(problem.dtype)
+                self._announcing(lambda: torch.autograd.backward(value * weight))  # noqa: B023
+            loss += weight * value.detach().to(objective.dtype)
             weights += weight
         blocks: Blocks = {}
         for name, p in self._live.items() if backward else ():
             g = torch.zeros_like(p) if p.grad is None else p.grad
-            out = kept if isinstance(p, DTensor) else blocks
+            out = reduced if isinstance(p, DTensor) else blocks
             out[name] = self.space.place(name, g)
         return Sums(weights, loss, blocks)
 
     def _forward(self, batch: Any, more: bool) -> tuple[float, Tensor]:
-        """The weight, zero for a batch that is run for others' sake, and the loss."""
-        problem = self._problem
-        value = problem.loss.of(move(batch, problem.device))
-        if self._eps is None:
-            self._eps = max(coarsest(value)[0], *precisions(problem.loss.model))
-        return problem.batches.weigh(batch) if more else 0.0, value
+        """The weight, zero for a batch that is repeated for the other ranks' sake, and the loss."""
+        value = self._evaluation.value(batch)
+        return self._objective.batches.weigh(batch) if more else 0.0, value
 
-    def _told(self, run: Callable[[], T]) -> T:
-        """``run()``; whatever it raises the other ranks are told before they go on.
+    def _announcing(self, run: Callable[[], T]) -> T:
+        """``run()``; its exception is announced to the other ranks before they go on.
 
         Raises:
             DistributedError: the ranks that FSDP communicates with do not answer.
@@ -293,18 +206,14 @@ class ShardedOracle(Oracle):
         except DistributedError:
             raise
         except BaseException as e:
-            answered = self._problem.ranks.tell(e)
+            answered = self._objective.ranks.announce(e)
             if isinstance(e, RuntimeError) and not answered:
                 raise no_answer(e) from e
             raise
 
-    def _check_fresh(self) -> None:
-        if self._watch.changed():
-            raise _stale()
-
-
-def _stale() -> StaleOracle:
-    return StaleOracle(
-        "the model's parameters, buffers or mode changed after the oracle was made",
-        do="ask the problem for a new one: problem.at()",
-    )
+    def _check_fresh(self, announce: bool = False) -> None:
+        if self._versions.changed():
+            error = stale()
+            if announce:
+                self._objective.ranks.announce(error)
+            raise error

@@ -1,8 +1,8 @@
-"""A module sharded by ``fully_shard`` while its own forward and backward passes run.
+"""What the passes of a module sharded by ``fully_shard`` change, saved and restored.
 
 Gradients, accumulated ones too, hooks on parameters and the settings of gradient synchronisation
-are put aside, and given back with the parameters' entries when the passes are over, however they
-end. Entries are written past autograd's version counters: nothing has changed in the end.
+are saved before the passes, and restored with the parameters' entries afterwards, also when a pass
+raises. Entries are written past autograd's version counters, for nothing has changed in the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-# Of FSDP's groups of parameters, while a pass runs: gradients are reduced, and parameters let go.
+# Of FSDP's parameter groups, while a pass runs: gradients are reduced, parameters released.
 SETTINGS = {
     "reduce_grads": True,
     "all_reduce_grads": True,
@@ -27,14 +27,14 @@ SETTINGS = {
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of gathered parameters, so that the module holds its sharded ones."""
+    """Release gathered parameters, so that the module holds its sharded ones."""
     for m in model.modules():
         if isinstance(m, FSDPModule):
             m.reshard()
 
 
 def groups(model: nn.Module) -> list[Any]:
-    """FSDP's groups of parameters."""
+    """FSDP's parameter groups."""
     found: dict[int, Any] = {}
     for m in model.modules():
         if isinstance(m, FSDPModule):
@@ -46,15 +46,15 @@ def groups(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def precisions(model: nn.Module) -> list[float]:
-    """The relative spacings of what FSDP computes or communicates in."""
+def precision(model: nn.Module) -> float:
+    """The machine epsilon of the coarsest dtype that FSDP computes or communicates in, else 0."""
     policies = [group.mp_policy for group in groups(model)]
     dtypes = {d for policy in policies for d in (policy.param_dtype, policy.reduce_dtype) if d}
-    return [torch.finfo(d).eps for d in dtypes] or [0.0]
+    return max((torch.finfo(d).eps for d in dtypes), default=0.0)
 
 
 def divisors(model: nn.Module, size: int) -> dict[int, float]:
-    """By the ids of sharded parameters, what FSDP divides the sums of their gradients by."""
+    """What FSDP divides the sum of each gradient by, by the ids of the sharded parameters."""
     return {
         id(param.sharded_param): group.gradient_divide_factor or float(size)
         for group in groups(model)
@@ -63,15 +63,17 @@ def divisors(model: nn.Module, size: int) -> dict[int, float]:
 
 
 @contextmanager
-def held(model: nn.Module, written: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def replaced(model: nn.Module, new: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Inside, parameters have other entries and no gradients; afterwards all is as it was.
 
-    ``written``: by name, the parameter and its (local) entries inside.
+    Args:
+        model: sharded by ``fully_shard``.
+        new: by name, the parameter and the entries that it holds inside, on this rank.
     """
     params: list[Any] = list(model.parameters())
     grads = [p.grad for p in params]
     hooks = [p._post_accumulate_grad_hooks for p in params]
-    before = {name: local(p).clone() for name, (p, _) in written.items()}
+    before = {name: local(p).clone() for name, (p, _) in new.items()}
     with ExitStack() as stack:
         for owner, name, value in _settings(model):
             stack.callback(setattr, owner, name, getattr(owner, name))
@@ -80,7 +82,7 @@ def held(model: nn.Module, written: Mapping[str, tuple[Tensor, Tensor]]) -> Iter
             for p in params:
                 p.grad = None
                 p._post_accumulate_grad_hooks = None
-            for changed, entries in written.values():
+            for changed, entries in new.values():
                 local(changed).copy_(entries)
             yield
         except BaseException:
@@ -88,14 +90,14 @@ def held(model: nn.Module, written: Mapping[str, tuple[Tensor, Tensor]]) -> Iter
             raise
         finally:
             reshard(model)
-            for name, (changed, _) in written.items():
+            for name, (changed, _) in new.items():
                 local(changed).copy_(before[name])
             for p, grad, hook in zip(params, grads, hooks, strict=True):
                 p.grad, p._post_accumulate_grad_hooks = grad, hook
 
 
 def local(p: Tensor) -> Tensor:
-    """The entries of a parameter on this rank, out of sight of autograd and its counters."""
+    """The entries of a parameter on this rank, past autograd and its version counters."""
     with torch.no_grad():
         return (p._local_tensor if isinstance(p, DTensor) else p).data
 
@@ -117,7 +119,7 @@ def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _recover(model: nn.Module) -> None:
-    """After an exception in the middle of a pass: FSDP's own state as between two passes."""
+    """Reset FSDP's own state after an exception in the middle of a pass."""
     for m in model.modules():
         if isinstance(m, FSDPModule) and m._get_fsdp_state()._is_root:
             reset = getattr(m, "reset_iter_state", None)

@@ -1,4 +1,4 @@
-"""What can be done to sharded tensors without gathering them, beyond entry by entry."""
+"""Rules for operations on sharded tensors that need not gather them, beyond elementwise ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodiag_torch.sharding.tensors import RULES, Layout, Rule, Sharded, same
+from geodiag_torch.sharding.tensors import RULES, AxisSharding, Rule, Sharded, local_like
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Take a function into the rules, under these names of torch's."""
+    """Register a function as the rule for torch's functions of these names."""
 
     def enter(f: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, f))
@@ -41,21 +41,23 @@ def _reduction(combine: Callable[..., Tensor], empty: float) -> Rule:
         local = x._local_tensor if dtype is None else x._local_tensor.to(dtype)
         listed = range(x.ndim) if dims is None or dims == () else dims
         axes = [d % x.ndim for d in ([listed] if isinstance(listed, int) else listed)]
-        if x.along not in axes:
+        if x.sharded_dim not in axes:
             out = combine(local, dim=axes, keepdim=keep)
-            return x.spread.wrap(out, x.along - (0 if keep else sum(d < x.along for d in axes)))
-        if not local.shape[x.along]:
-            shape = [n if d != x.along else 1 for d, n in enumerate(local.shape)]
-            local = local.new_full(shape, _within(empty, local.dtype))
+            return x.sharding.wrap(
+                out, x.sharded_dim - (0 if keep else sum(d < x.sharded_dim for d in axes))
+            )
+        if not local.shape[x.sharded_dim]:
+            shape = [n if d != x.sharded_dim else 1 for d, n in enumerate(local.shape)]
+            local = local.new_full(shape, _in_range(empty, local.dtype))
         out = combine(local, dim=axes, keepdim=keep)
         if combine is _sum:
-            return x.spread.added(out)
-        return combine(torch.stack(x.spread.gathered(out)), dim=[0])
+            return x.sharding.all_reduce(out)
+        return combine(torch.stack(x.sharding.all_gather(out)), dim=[0])
 
     return reduce
 
 
-def _within(value: float, dtype: torch.dtype) -> Any:
+def _in_range(value: float, dtype: torch.dtype) -> Any:
     if dtype.is_floating_point or math.isfinite(value):
         return value
     info = torch.iinfo(dtype)
@@ -82,10 +84,10 @@ rule("any")(_reduction(_logical(torch.any), 0.0))
 
 @rule("max", "min")
 def extremum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Over all entries; along an axis they answer indices too, and of two tensors entrywise."""
+    """Over all entries, or elementwise of two tensors; along an axis they return indices too."""
     if len(args) > 1 or kwargs:
-        entrywise = len(args) == 2 and isinstance(args[1], Tensor)
-        return RULES["maximum"](func, args, kwargs) if entrywise else NotImplemented
+        elementwise = len(args) == 2 and isinstance(args[1], Tensor)
+        return RULES["maximum"](func, args, kwargs) if elementwise else NotImplemented
     return RULES["a" + func.__name__](func, args, kwargs)
 
 
@@ -109,17 +111,17 @@ def argmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(x, Sharded) or x.ndim != 1 or kwargs.get("keepdim"):
         return NotImplemented
     local = x._local_tensor
-    none = local.new_full((1,), _within(-math.inf, local.dtype))
+    none = local.new_full((1,), _in_range(-math.inf, local.dtype))
     best = torch.argmax(local) if local.numel() else torch.zeros((), dtype=torch.int64)
-    values = x.spread.gathered(local[best].reshape(1) if local.numel() else none)
-    places = x.spread.gathered((best.to(local.device) + x.spread.span[0]).reshape(1))
+    values = x.sharding.all_gather(local[best].reshape(1) if local.numel() else none)
+    places = x.sharding.all_gather((best.to(local.device) + x.sharding.span[0]).reshape(1))
     rank = torch.argmax(torch.cat(values))
     return torch.cat(places)[rank]
 
 
 @rule("reshape", "view", "flatten")
 def reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where the sharded axis keeps its place: merged with those after it, or split again."""
+    """Where the sharded axis stays outermost: merged with those after it, or split again."""
     x, shape = args[0], args[1:]
     if func.__name__ == "flatten":
         if len(args) > 1 or kwargs:
@@ -133,25 +135,25 @@ def reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if -1 in shape:
         known = -math.prod(shape)
         shape = tuple(total // known if n == -1 else n for n in shape)
-    left, inner = math.prod(x.shape[: x.along]), math.prod(x.shape[x.along + 1 :])
+    left, inner = math.prod(x.shape[: x.sharded_dim]), math.prod(x.shape[x.sharded_dim + 1 :])
     for dim in range(len(shape)):
         after = math.prod(shape[dim + 1 :])
         if not after or math.prod(shape[:dim]) != left or left * shape[dim] * after != total:
             continue
-        layout: Layout | None = None
+        sharding: AxisSharding | None = None
         if inner % after == 0:
-            layout = x.spread.scaled(inner // after)
+            sharding = x.sharding.scaled(inner // after)
         elif inner and after % inner == 0:
-            layout = x.spread.divided(after // inner)
-        if layout is not None and layout.whole == shape[dim]:
-            local = (*shape[:dim], layout.span[1], *shape[dim + 1 :])
-            return layout.wrap(x._local_tensor.reshape(local), dim)
+            sharding = x.sharding.divided(after // inner)
+        if sharding is not None and sharding.length == shape[dim]:
+            local = (*shape[:dim], sharding.span[1], *shape[dim + 1 :])
+            return sharding.wrap(x._local_tensor.reshape(local), dim)
     return NotImplemented
 
 
 @rule("swapaxes", "transpose", "swapdims", "__get__")
 def swapaxes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Two axes change places."""
+    """Exchange two axes."""
     x, a, b = args
     axes = list(range(x.ndim))
     axes[a], axes[b] = axes[b], axes[a]
@@ -160,12 +162,12 @@ def swapaxes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @rule("permute")
 def permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Axes in another order."""
+    """Reorder the axes."""
     x = args[0]
     dims = kwargs.get("dims", args[1:])
     axes = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
     axes = [d % x.ndim for d in axes]
-    return x.spread.wrap(x._local_tensor.permute(axes), axes.index(x.along))
+    return x.sharding.wrap(x._local_tensor.permute(axes), axes.index(x.sharded_dim))
 
 
 @rule("unsqueeze")
@@ -173,12 +175,12 @@ def unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A new axis of length one."""
     x, at = args[0], _argument(args, kwargs, 1, "dim")
     at %= x.ndim + 1
-    return x.spread.wrap(x._local_tensor.unsqueeze(at), x.along + (at <= x.along))
+    return x.sharding.wrap(x._local_tensor.unsqueeze(at), x.sharded_dim + (at <= x.sharded_dim))
 
 
 @rule("__getitem__")
 def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Numbers, slices, None and ``...``, with all of the sharded axis."""
+    """By integers, slices, None and ``...``, with the whole of the sharded axis."""
     x, index = args
     index = index if isinstance(index, tuple) else (index,)
     kinds = (int, slice, type(None), type(Ellipsis))
@@ -191,90 +193,92 @@ def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     place = None
     for i in full:
         if i is not None:
-            if old == x.along:
+            if old == x.sharded_dim:
                 if i != slice(None):
                     return NotImplemented
                 place = new
             old += 1
         new += not isinstance(i, int)
     assert place is not None
-    return x.spread.wrap(x._local_tensor[full], place)
+    return x.sharding.wrap(x._local_tensor[full], place)
 
 
 @rule("__setitem__")
 def setitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A number at the places of a mask."""
+    """A number where a boolean mask is true."""
     x, mask, value = args
     masked = isinstance(x, Sharded) and isinstance(mask, Sharded) and mask.dtype == torch.bool
     if not masked or isinstance(value, Tensor) or mask.shape != x.shape:
         return NotImplemented
-    x._local_tensor[same(x, mask, x.along)] = value
+    x._local_tensor[local_like(x, mask, x.sharded_dim)] = value
     return None
 
 
-def _together(args: tuple[Any, ...], at: int) -> tuple[Sharded, list[Tensor]] | None:
-    """The local parts of tensors of equal number of axes, where ``at`` is not the sharded one."""
+def _local_parts(args: tuple[Any, ...], at: int) -> tuple[Sharded, list[Tensor]] | None:
+    """The local parts of tensors with as many axes, where ``at`` is not the sharded axis."""
     tensors = list(args[0])
     first = next((x for x in tensors if isinstance(x, Sharded)), None)
-    if first is None or at == first.along or any(x.ndim != first.ndim for x in tensors):
+    if first is None or at == first.sharded_dim or any(x.ndim != first.ndim for x in tensors):
         return None
-    return first, [same(first, x, first.along) for x in tensors]
+    return first, [local_like(first, x, first.sharded_dim) for x in tensors]
 
 
 @rule("stack")
 def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Along a new axis."""
     at = _argument(args, kwargs, 1, "dim", "axis") or 0
-    found = _together(args, -1)
+    found = _local_parts(args, -1)
     if found is None:
         return NotImplemented
     first, locals_ = found
     at %= first.ndim + 1
-    return first.spread.wrap(torch.stack(locals_, at), first.along + (at <= first.along))
+    return first.sharding.wrap(
+        torch.stack(locals_, at), first.sharded_dim + (at <= first.sharded_dim)
+    )
 
 
 @rule("cat", "concat", "concatenate")
 def concat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Along an axis that is not the sharded one."""
     at = _argument(args, kwargs, 1, "dim", "axis") or 0
-    found = _together(args, at % args[0][0].ndim)
+    found = _local_parts(args, at % args[0][0].ndim)
     if found is None:
         return NotImplemented
     first, locals_ = found
-    return first.spread.wrap(torch.cat(locals_, at), first.along)
+    return first.sharding.wrap(torch.cat(locals_, at), first.sharded_dim)
 
 
 @rule("index_select")
 def index_select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Along an axis that is not the sharded one."""
-    if kwargs or not isinstance(args[0], Sharded) or args[1] % args[0].ndim == args[0].dim:
+    if kwargs or not isinstance(args[0], Sharded) or args[1] % args[0].ndim == args[0].sharded_dim:
         return NotImplemented
     x, at, index = args
-    return x.spread.wrap(x._local_tensor.index_select(at, index), x.along)
+    return x.sharding.wrap(x._local_tensor.index_select(at, index), x.sharded_dim)
 
 
 @rule("matmul", "__matmul__", "mm")
 def matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Rows, columns, or what is summed over may be sharded; of two, the right one is gathered."""
+    """Rows, columns or the inner dimension may be sharded; of two, the right one is gathered."""
     a, b = args
     if min(a.ndim, b.ndim) < 2:
         return NotImplemented
     if isinstance(a, Sharded):
-        if a.along == a.ndim - 1:
-            return _contracted(a, a._local_tensor, same(a, b, -2))
-        if a.along == a.ndim - 2:
+        if a.sharded_dim == a.ndim - 1:
+            return _contracted(a, a._local_tensor, local_like(a, b, -2))
+        if a.sharded_dim == a.ndim - 2:
             right = b.full() if isinstance(b, Sharded) else b
-            return a.spread.wrap(a._local_tensor @ right, -2)
-    elif b.along == b.ndim - 1:
-        return b.spread.wrap(a @ b._local_tensor, -1)
-    elif b.along == b.ndim - 2:
-        return _contracted(b, same(b, a, -1), b._local_tensor)
+            return a.sharding.wrap(a._local_tensor @ right, -2)
+    elif b.sharded_dim == b.ndim - 1:
+        return b.sharding.wrap(a @ b._local_tensor, -1)
+    elif b.sharded_dim == b.ndim - 2:
+        return _contracted(b, local_like(b, a, -1), b._local_tensor)
     return NotImplemented
 
 
 @rule("tensordot")
 def tensordot(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As for matrices: the sharded axis may be summed over, or stay."""
+    """As for matrices: the sharded axis may be contracted, or kept."""
     a, b = args[:2]
     dims = _argument(args, kwargs, 2, "dims")
     if isinstance(dims, int):
@@ -283,44 +287,44 @@ def tensordot(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     free_a = [d for d in range(a.ndim) if d not in over_a]
     free_b = [d for d in range(b.ndim) if d not in over_b]
     if isinstance(a, Sharded):
-        if a.along in over_a:
-            right = same(a, b, over_b[over_a.index(a.along)])
-            return a.spread.added(torch.tensordot(a._local_tensor, right, (over_a, over_b)))
+        if a.sharded_dim in over_a:
+            right = local_like(a, b, over_b[over_a.index(a.sharded_dim)])
+            return a.sharding.all_reduce(torch.tensordot(a._local_tensor, right, (over_a, over_b)))
         right = b.full() if isinstance(b, Sharded) else b
         out = torch.tensordot(a._local_tensor, right, (over_a, over_b))
-        return a.spread.wrap(out, free_a.index(a.along))
-    if b.along in over_b:
-        left = same(b, a, over_a[over_b.index(b.along)])
-        return b.spread.added(torch.tensordot(left, b._local_tensor, (over_a, over_b)))
+        return a.sharding.wrap(out, free_a.index(a.sharded_dim))
+    if b.sharded_dim in over_b:
+        left = local_like(b, a, over_a[over_b.index(b.sharded_dim)])
+        return b.sharding.all_reduce(torch.tensordot(left, b._local_tensor, (over_a, over_b)))
     out = torch.tensordot(a, b._local_tensor, (over_a, over_b))
-    return b.spread.wrap(out, len(free_a) + free_b.index(b.along))
+    return b.sharding.wrap(out, len(free_a) + free_b.index(b.sharded_dim))
 
 
 def _contracted(x: Sharded, left: Tensor, right: Tensor) -> Tensor:
-    return x.spread.added(left @ right)
+    return x.sharding.all_reduce(left @ right)
 
 
 @rule("linalg_svd")
 def svd(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Of the gathered matrix, on every rank; the long factor is spread as the matrix was."""
+    """Of the gathered matrix, on every rank; the factor with the sharded axis is sharded too."""
     x = args[0]
-    if not isinstance(x, Sharded) or x.along < x.ndim - 2:
+    if not isinstance(x, Sharded) or x.sharded_dim < x.ndim - 2:
         return NotImplemented
     u, s, vh = func(x.full(), *args[1:], **kwargs)
-    rows = x.along == x.ndim - 2
+    rows = x.sharded_dim == x.ndim - 2
     if rows:
-        u = x.spread.wrap(x.spread.part(u, -2).clone(), -2)
+        u = x.sharding.wrap(x.sharding.local_part(u, -2).clone(), -2)
     else:
-        vh = x.spread.wrap(x.spread.part(vh, -1).clone(), -1)
+        vh = x.sharding.wrap(x.sharding.local_part(vh, -1).clone(), -1)
     return torch.return_types.linalg_svd((u, s, vh))  # type: ignore[attr-defined]
 
 
 @rule("linalg_qr")
 def qr(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Of the gathered matrix, on every rank; Q is spread by rows as the matrix was."""
+    """Of the gathered matrix, on every rank; Q is sharded by rows as the matrix was."""
     x = args[0]
-    if not isinstance(x, Sharded) or x.along != x.ndim - 2:
+    if not isinstance(x, Sharded) or x.sharded_dim != x.ndim - 2:
         return NotImplemented
     q, r = func(x.full(), *args[1:], **kwargs)
-    q = x.spread.wrap(x.spread.part(q, -2).clone(), -2)
+    q = x.sharding.wrap(x.sharding.local_part(q, -2).clone(), -2)
     return torch.return_types.linalg_qr((q, r))  # type: ignore[attr-defined]

@@ -1,12 +1,12 @@
-"""Tensors whose entries lie on several ranks, with the array API of one that lies on each.
+"""Tensors that are sharded over ranks, with the array API of plain tensors.
 
-A :class:`Sharded` is a DTensor that computes on its local entries where it can: entry by entry, in
-sums over axes, in products of matrices. Answers that are small are plain tensors, equal on every
-rank. Whatever has no rule here gathers the tensor on every rank, and is right too, only larger; so
-a norm may do to it what the array API offers. Every rank does the same operations in the same
-order.
+A :class:`Sharded` is a DTensor that computes on its local entries where it can: elementwise, in
+sums over axes, in products of matrices. Small results are plain tensors, equal on every rank. An
+operation without a rule (:mod:`geodiag_torch.sharding.operations`) gathers the tensor on every
+rank: its result is right, but takes more memory. So a norm may use the whole array API. Every rank
+must issue the same operations in the same order.
 
-DTensor's own operators would refuse to mix with plain tensors and with shards of uneven sizes.
+DTensor's own operators refuse to mix with plain tensors and with shards of uneven sizes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from geodiag.errors import ParameterError
-from geodiag_torch.ranks import TOGETHER, collective
+from geodiag_torch.ranks import SMALL, collective
 
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one axis is spread over one axis of a mesh; along others the tensor is replicated."""
+class AxisSharding:
+    """How one dimension of tensors is sharded over one axis of a mesh, and replicated over others.
+
+    Attributes:
+        mesh: of devices.
+        axis: of the mesh.
+        sizes: the length of the dimension on each rank.
+    """
 
     mesh: DeviceMesh
-    axis: int  # of the mesh
-    sizes: tuple[int, ...]  # how many entries of the tensor's axis each rank has
+    axis: int
+    sizes: tuple[int, ...]
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -43,40 +49,43 @@ class Layout:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where this rank's entries begin, and how many they are."""
+        """Where this rank's entries begin in the dimension, and how many they are."""
         rank = self.mesh.get_local_rank(self.axis)
         return sum(self.sizes[:rank]), self.sizes[rank]
 
     @property
-    def whole(self) -> int:
+    def length(self) -> int:
+        """Of the dimension, over all ranks."""
         return sum(self.sizes)
 
-    def scaled(self, factor: int) -> Layout:
-        return Layout(self.mesh, self.axis, tuple(n * factor for n in self.sizes))
+    def scaled(self, factor: int) -> AxisSharding:
+        """Of a dimension that is ``factor`` times as long."""
+        return AxisSharding(self.mesh, self.axis, tuple(n * factor for n in self.sizes))
 
-    def divided(self, factor: int) -> Layout | None:
+    def divided(self, factor: int) -> AxisSharding | None:
+        """The inverse; None where the lengths are not divisible."""
         if any(n % factor for n in self.sizes):
             return None
-        return Layout(self.mesh, self.axis, tuple(n // factor for n in self.sizes))
+        return AxisSharding(self.mesh, self.axis, tuple(n // factor for n in self.sizes))
 
-    def part(self, x: Tensor, dim: int) -> Tensor:
+    def local_part(self, x: Tensor, dim: int) -> Tensor:
         """This rank's entries of a plain tensor."""
         return x.narrow(dim, *self.span)
 
     def wrap(self, local: Tensor, dim: int) -> Sharded:
         """The tensor whose entries on this rank are ``local``."""
         dim %= local.ndim
-        shape = torch.Size([*local.shape[:dim], self.whole, *local.shape[dim + 1 :]])
+        shape = torch.Size([*local.shape[:dim], self.length, *local.shape[dim + 1 :]])
         stride = tuple(itertools.accumulate([1, *reversed(shape[1:])], lambda a, b: a * b))[::-1]
         placements: list[Placement] = [Replicate()] * self.mesh.ndim
         placements[self.axis] = Shard(dim)
         meta = TensorMeta(shape, stride, local.dtype)
         spec = DTensorSpec(self.mesh, tuple(placements), tensor_meta=meta)
         out = Sharded(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
-        out.spread, out.along = self, dim
+        out.sharding, out.sharded_dim = self, dim
         return out
 
-    def gathered(self, local: Tensor) -> list[Tensor]:
+    def all_gather(self, local: Tensor) -> list[Tensor]:
         """A tensor of one shape from each rank."""
         mine = local.contiguous()
         sent = mine.to(torch.uint8) if mine.dtype == torch.bool else mine
@@ -84,20 +93,25 @@ class Layout:
         collective(lambda: dist.all_gather(parts, sent, group=self.group))
         return [part.to(local.dtype) for part in parts]
 
-    def added(self, local: Tensor) -> Tensor:
-        """The sum over the ranks; of a small tensor bit for bit the same on each."""
-        if local.numel() <= TOGETHER:
-            return torch.stack(self.gathered(local)).sum(0)
+    def all_reduce(self, local: Tensor) -> Tensor:
+        """The sum over the ranks; for a small tensor the same bits on each."""
+        if local.numel() <= SMALL:
+            return torch.stack(self.all_gather(local)).sum(0)
         total = local.clone(memory_format=torch.contiguous_format)
         collective(lambda: dist.all_reduce(total, group=self.group))
         return total
 
 
 class Sharded(DTensor):
-    """See the module. ``full_tensor()``, ``to_local()`` and ``placements`` are those of DTensor."""
+    """A DTensor with the array API of plain tensors.
 
-    spread: Layout
-    along: int  # the axis that is spread
+    Attributes:
+        sharding: of its sharded dimension.
+        sharded_dim: which one that is.
+    """
+
+    sharding: AxisSharding
+    sharded_dim: int
 
     @classmethod
     def __torch_function__(
@@ -105,9 +119,9 @@ class Sharded(DTensor):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-            # With DTensors that are not ours, as an optimizer's, all are such.
+            # Together with other DTensors, as an optimizer's, all are treated as such.
             if any(isinstance(x, DTensor) and not isinstance(x, Sharded) for x in flat(args)):
-                return func(*mapped(_bare, args), **mapped(_bare, kwargs))
+                return func(*mapped(_as_dtensor, args), **mapped(_as_dtensor, kwargs))
             name = func.__name__
             if name in METADATA:
                 if name == "__get__" and func in TRANSPOSES:
@@ -120,19 +134,21 @@ class Sharded(DTensor):
     def full(self) -> Tensor:
         """All entries, on every rank; a plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
-            sizes, local = self.spread.sizes, self._local_tensor
-            padding = max(sizes) - local.shape[self.along]
+            sizes, local = self.sharding.sizes, self._local_tensor
+            padding = max(sizes) - local.shape[self.sharded_dim]
             if padding:
                 more = list(local.shape)
-                more[self.along] = padding
-                local = torch.cat([local, local.new_zeros(more)], self.along)
-            parts = self.spread.gathered(local)
+                more[self.sharded_dim] = padding
+                local = torch.cat([local, local.new_zeros(more)], self.sharded_dim)
+            parts = self.sharding.all_gather(local)
             named = zip(parts, sizes, strict=True)
-            return torch.cat([part.narrow(self.along, 0, n) for part, n in named], self.along)
+            return torch.cat(
+                [part.narrow(self.sharded_dim, 0, n) for part, n in named], self.sharded_dim
+            )
 
 
 def sharded(x: DTensor) -> Tensor:
-    """A DTensor as one of ours; a plain tensor where it is replicated.
+    """A DTensor as a :class:`Sharded`; a plain tensor where it is replicated.
 
     Raises:
         ParameterError: it is sharded along several axes of its mesh, or in another order.
@@ -155,20 +171,20 @@ def sharded(x: DTensor) -> Tensor:
         chunk = -(-x.shape[dim] // count)
         ends = [min(x.shape[dim], i * chunk) for i in range(count + 1)]
         sizes = tuple(b - a for a, b in itertools.pairwise(ends))
-        return Layout(x.device_mesh, axes[0], sizes).wrap(x._local_tensor.detach(), dim)
+        return AxisSharding(x.device_mesh, axes[0], sizes).wrap(x._local_tensor.detach(), dim)
 
 
 def like(x: Tensor, model: Tensor, lead: int = 0) -> Tensor:
-    """``x`` spread as ``model`` is; ``lead``: axes in front that ``model`` has not."""
+    """``x`` sharded as ``model`` is; ``lead``: leading axes that ``model`` does not have."""
     if not isinstance(model, Sharded):
         return x.full() if isinstance(x, Sharded) else x
-    layout, dim = model.spread, model.along + lead
+    sharding, dim = model.sharding, model.sharded_dim + lead
     with torch._C.DisableTorchFunctionSubclass():
         if isinstance(x, Sharded):
-            if x.spread == layout and x.along == dim:
+            if x.sharding == sharding and x.sharded_dim == dim:
                 return x
             x = x.full()
-        return layout.wrap(layout.part(x, dim).contiguous(), dim)
+        return sharding.wrap(sharding.local_part(x, dim).contiguous(), dim)
 
 
 def flat(tree: Any) -> list[Any]:
@@ -189,67 +205,67 @@ def mapped(f: Callable[[Any], Any], tree: Any) -> Any:
     return f(tree)
 
 
-def _bare(x: Any) -> Any:
+def _as_dtensor(x: Any) -> Any:
     if not isinstance(x, Sharded):
         return x
     return DTensor(x._local_tensor, x._spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
-def _whole(x: Any) -> Any:
+def _gathered(x: Any) -> Any:
     return x.full() if isinstance(x, Sharded) else x
 
 
 def _by_gathering(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    whole = mapped(_whole, args)
-    out = func(*whole, **mapped(_whole, kwargs))
+    whole = mapped(_gathered, args)
+    out = func(*whole, **mapped(_gathered, kwargs))
     target = args[0] if args else None
     if isinstance(target, Sharded) and _writes(func.__name__):
-        target._local_tensor.copy_(target.spread.part(whole[0], target.along))
+        target._local_tensor.copy_(target.sharding.local_part(whole[0], target.sharded_dim))
         return target if out is whole[0] else out
     return out
 
 
 def _writes(name: str) -> bool:
-    """Whether this operation writes into its first argument."""
+    """Whether the operation of this name writes into its first argument."""
     inner = name.strip("_")
     in_place = inner.startswith("i") and inner[1:] in (*_BINARY.split(), *_COMPARED.split())
     return inner == "setitem" or (in_place if name.endswith("__") else name.endswith("_"))
 
 
 def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Each rank its own entries; plain tensors give their part."""
+    """On the local entries; of plain tensors, on this rank's part."""
     if _writes(func.__name__) and not isinstance(args[0], Sharded):
         return NotImplemented
     tensors = [x for x in flat((args, kwargs)) if isinstance(x, Tensor)]
     first = next(x for x in tensors if isinstance(x, Sharded))
-    layout, back = first.spread, first.along - first.ndim  # counted from the last axis
+    sharding, back = first.sharding, first.sharded_dim - first.ndim  # counted from the last axis
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
-    if shape[back] != layout.whole:
+    if shape[back] != sharding.length:
         return NotImplemented
 
     def local(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
         if isinstance(x, Sharded):
-            if x.spread == layout and x.along - x.ndim == back:
+            if x.sharding == sharding and x.sharded_dim - x.ndim == back:
                 return x._local_tensor
             x = x.full()
-        spread = x.ndim >= -back and x.shape[back] == layout.whole
-        return layout.part(x, back) if spread else x
+        has_dim = x.ndim >= -back and x.shape[back] == sharding.length
+        return sharding.local_part(x, back) if has_dim else x
 
     out = func(*mapped(local, args), **mapped(local, kwargs))
     if isinstance(args[0], Sharded) and out is args[0]._local_tensor:
         return args[0]
-    return layout.wrap(out, back)
+    return sharding.wrap(out, back)
 
 
-def same(x: Sharded, other: Any, dim: int) -> Any:
-    """The local entries of ``other`` along ``dim``, where it can be spread as ``x`` is."""
+def local_like(x: Sharded, other: Any, dim: int) -> Any:
+    """This rank's entries of ``other``, sharded along ``dim`` as ``x`` is."""
     if isinstance(other, Sharded):
-        if other.spread == x.spread and other.along == dim % other.ndim:
+        if other.sharding == x.sharding and other.sharded_dim == dim % other.ndim:
             return other._local_tensor
         other = other.full()
-    return x.spread.part(other, dim)
+    return x.sharding.local_part(other, dim)
 
 
 TRANSPOSES = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""What a measurement must leave as it was: tensors, modes, random states; and signals meanwhile."""
+"""What a measurement restores: tensors and modes of modules, random states, pending signals."""

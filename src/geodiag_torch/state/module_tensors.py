@@ -1,8 +1,8 @@
-"""Where a module keeps its tensors, noted once: looking them up anew takes longer than a small
-network's forward pass, and a measurement asks for them again and again.
+"""Where a module keeps its tensors, and how they are replaced for the time of one run.
 
-Other tensors are lent to it by an exchange of the entries of its own dicts, which
-``torch.func.functional_call`` does too, at several times the cost.
+The places are looked up once: doing so again takes longer than a small network's forward pass, and
+a measurement needs them for each pass. Tensors are replaced in the module's own dicts, as
+``torch.func.functional_call`` does, at a fraction of its cost.
 """
 
 from __future__ import annotations
@@ -18,76 +18,81 @@ from torch import Tensor, nn
 from geodiag.core.spaces import Joints, Shapes, Sizes
 from geodiag.errors import EngineError
 
-Held = dict[str, Tensor | None]
+TensorDict = dict[str, Tensor | None]
 
 
-class Layout:
+class ModuleTensors:
     """The modules below ``root``, each once, and the dicts that hold their tensors.
 
     ``root`` may keep it: it does not refer back to it.
 
     Attributes:
-        modules: as ``root.modules()`` has them, but for ``root``.
-        parameters: their names in ``root``, the dict that holds each, and its key there.
+        modules: those of ``root.modules()``, without ``root``.
+        parameters: by their names in ``root``, the dict that holds each, and its key there.
         slots: (dict, key) of all parameters and buffers.
 
     Raises:
-        EngineError: one of them is a module of torch.jit.
+        EngineError: one of the modules is compiled by torch.jit.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.modules: list[nn.Module] = []
-        self.parameters: dict[str, tuple[Held, str]] = {}
-        self.slots: list[tuple[Held, str]] = []
-        self._buffers: list[tuple[Held, str]] = []
-        self._seen: list[tuple[nn.Module, dict[str, nn.Module | None], Held, Held]] = []
-        self._helds: list[Held] = []
+        self.parameters: dict[str, tuple[TensorDict, str]] = {}
+        self.slots: list[tuple[TensorDict, str]] = []
+        self._buffers: list[tuple[TensorDict, str]] = []
+        self._dicts: list[TensorDict] = []
+        self._found: list[
+            tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
+        ] = []
         below = [(prefix, m) for prefix, m in root.named_modules() if m is not root]
         for prefix, m in below:
             if isinstance(m, torch.jit.ScriptModule):
                 raise EngineError(
-                    "a module compiled by torch.jit cannot be lent other parameters",
+                    "the parameters of a module compiled by torch.jit cannot be replaced",
                     got=f"{prefix!r}, a {type(m).__name__}",
                     do="measure the module that it was made from",
                 )
             self.modules.append(m)
-            self._seen.append((m, dict(m._modules), m._parameters, m._buffers))
-            self._helds += [m._parameters, m._buffers]
+            self._found.append((m, dict(m._modules), m._parameters, m._buffers))
+            self._dicts += [m._parameters, m._buffers]
             self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
             self._buffers += [(m._buffers, key) for key in m._buffers]
         self.slots = [*self.parameters.values(), *self._buffers]
-        self._keys = list(map(list, self._helds))
+        self._keys = list(map(list, self._dicts))
 
-    def stands(self) -> bool:
-        """Whether no module, parameter or buffer has come or gone since."""
-        for m, inner, parameters, buffers in self._seen:
+    def is_current(self) -> bool:
+        """Whether no module, parameter or buffer was added or removed since."""
+        for m, inner, parameters, buffers in self._found:
             if m._modules != inner or m._parameters is not parameters or m._buffers is not buffers:
                 return False
-        return list(map(list, self._helds)) == self._keys
+        return list(map(list, self._dicts)) == self._keys
 
     @contextmanager
-    def lent(self, tensors: Mapping[int, Tensor], poison: bool = False) -> Iterator[None]:
-        """Inside, the modules have other tensors: ``tensors``, by the ids of those whose place they
-        take, and clones of all buffers, of NaN with ``poison``.
+    def replaced(self, tensors: Mapping[int, Tensor], poison: bool = False) -> Iterator[None]:
+        """Inside, the modules hold other tensors, and clones of their buffers.
 
-        Afterwards they have their own back, their modes, and the tensors that hooks keep as plain
+        Afterwards they have their own again, their modes, and the tensors that hooks keep as plain
         attributes.
+
+        Args:
+            tensors: by the ids of those that they replace.
+            poison: fill the clones of floating buffers with NaN.
         """
-        lent = dict(tensors)
-        for held, key in self._buffers:
-            b = held[key]
-            if b is not None and id(b) not in lent:
-                lent[id(b)] = _clone(b, poison)
-        own = [(held, key, held[key]) for held, key in self.slots if id(held[key]) in lent]
-        plain = [(vars(m), dict(vars(m))) for m in self.modules]
+        new = dict(tensors)
+        for owner, key in self._buffers:
+            b = owner[key]
+            if b is not None and id(b) not in new:
+                new[id(b)] = _clone(b, poison)
+        own = [(owner, key, owner[key]) for owner, key in self.slots if id(owner[key]) in new]
+        attributes = [(vars(m), dict(vars(m))) for m in self.modules]
         try:
-            for held, key, t in own:
-                held[key] = lent[id(t)]
+            for owner, key, t in own:
+                owner[key] = new[id(t)]
             yield
         finally:
-            for held, key, t in own:
-                held[key] = t
-            for now, saved in plain:
+            for owner, key, t in own:
+                owner[key] = t
+            for now, saved in attributes:
                 if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
                     _restore(now, saved)
 
@@ -118,4 +123,5 @@ def _part(vector: Tensor, sizes: Sizes, shapes: Shapes) -> list[Tensor]:
     return [x.reshape(lead + shape) for x, shape in zip(pieces, shapes, strict=True)]
 
 
+# How the core joins tensors to one vector, with torch's own functions, which are quicker.
 JOINTS = Joints(_join, _part)

@@ -7,48 +7,48 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from geodiag.errors import StaleOracle
-from geodiag_torch.state.module_tensors import Held, Layout
+from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
 
 
-class Watch:
-    """The modules of a loss, their modes, and all their tensors, but for some.
+class Versions:
+    """The versions of a module's tensors, and the modes of its modules, as they are now.
 
     Holds the tensors, so that none of their ids is used again.
 
     Args:
-        layout: of the loss, as it is now.
-        skipped: tensors that may change.
+        tensors: of the module.
+        ignored: those that may change.
     """
 
-    def __init__(self, layout: Layout, skipped: Iterable[Tensor]) -> None:
-        skips = set(map(id, skipped))
-        self._layout = layout
-        self._training = [m.training for m in layout.modules]
-        self._absent: list[tuple[Held, str]] = []
-        self._tensors: list[tuple[Held, str, Tensor, int, int]] = []
-        for held, name in layout.slots:
-            t = held[name]
+    def __init__(self, tensors: ModuleTensors, ignored: Iterable[Tensor] = ()) -> None:
+        ignored_ids = set(map(id, ignored))
+        self._module_tensors = tensors
+        self._training = [m.training for m in tensors.modules]
+        self._absent: list[tuple[TensorDict, str]] = []
+        self._tensors: list[tuple[TensorDict, str, Tensor, int, int]] = []
+        for owner, name in tensors.slots:
+            t = owner[name]
             if t is None:
-                self._absent.append((held, name))
-            elif id(t) not in skips:
-                self._tensors.append((held, name, t, t.data_ptr(), t._version))
+                self._absent.append((owner, name))
+            elif id(t) not in ignored_ids:
+                self._tensors.append((owner, name, t, t.data_ptr(), t._version))
 
     def changed(self) -> bool:
         """Whether a tensor was written to, replaced or added, or a module or its mode changed."""
-        layout = self._layout
-        if not layout.stands() or [m.training for m in layout.modules] != self._training:
+        tensors = self._module_tensors
+        if not tensors.is_current() or [m.training for m in tensors.modules] != self._training:
             return True
-        for held, name in self._absent:
-            if held[name] is not None:
+        for owner, name in self._absent:
+            if owner[name] is not None:
                 return True
-        for held, name, t, pointer, version in self._tensors:
-            if held[name] is not t or t._version != version or t.data_ptr() != pointer:
+        for owner, name, t, pointer, version in self._tensors:
+            if owner[name] is not t or t._version != version or t.data_ptr() != pointer:
                 return True
         return False
 
 
 def stale() -> StaleOracle:
-    """What is raised then."""
+    """The error of an oracle whose model has changed."""
     return StaleOracle(
         "the model's parameters, buffers or mode changed after the oracle was made",
         do="ask the problem for a new one: problem.at()",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geodiag_torch.state.numpy_rng import NumpyState
+from geodiag_torch.state.rng import NumpyState
 
 DRAWS = {
     "none": lambda: None,
@@ -38,7 +38,7 @@ def test_a_pass_sees_the_frozen_state_and_leaves_the_other(ahead, between, insid
     DRAWS[between]()
     before = state()
     for _ in range(2):
-        with frozen.lent():
+        with frozen.restored():
             assert state() == frozen_state
             DRAWS[inside]()
         assert state() == before
@@ -46,7 +46,7 @@ def test_a_pass_sees_the_frozen_state_and_leaves_the_other(ahead, between, insid
 
 def test_it_is_left_alone_after_an_exception():
     frozen, before = NumpyState(), state()
-    with pytest.raises(ZeroDivisionError), frozen.lent():
+    with pytest.raises(ZeroDivisionError), frozen.restored():
         1 / (0 * np.random.random())
     assert state() == before
 
@@ -57,10 +57,10 @@ def test_another_kind_of_generator():
         np.random.set_bit_generator(np.random.PCG64(3))
         frozen = NumpyState()
         first = np.random.random()
-        with frozen.lent():
+        with frozen.restored():
             assert np.random.random() == first
         np.random.random()
-        with frozen.lent():
+        with frozen.restored():
             assert np.random.random() == first
     finally:
         np.random.set_bit_generator(old)

@@ -1,0 +1,124 @@
+"""First and second derivatives of a loss by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from geodiag.errors import EngineError, first_line
+from geodiag_torch.derivatives.forward import Leaves
+
+
+def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict[str, Tensor]:
+    """∂loss/∂leaves; zeros for leaves that the loss does not use.
+
+    Raises:
+        EngineError: the module's backward pass cannot be used this way.
+    """
+    try:
+        found = torch.autograd.grad(
+            loss,
+            list(leaves.values()),
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    except RuntimeError as e:
+        raise EngineError(
+            "the loss could not be differentiated" + (" twice" if create_graph else ""),
+            got=first_line(e),
+            do='pass engine="finite-difference"'
+            if create_graph
+            else "checkpoint with use_reentrant=False, if it is checkpointing that fails",
+        ) from e
+    return dict(zip(leaves, found, strict=True))
+
+
+def reentrant_derivative(
+    loss: Tensor, leaves: Leaves, parameters: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """∂loss/∂leaves through reentrant checkpoints, which ``torch.autograd.grad`` refuses.
+
+    ``loss.backward()`` alone reaches through them. It accumulates into the ``.grad`` of every
+    tensor on its way: the leaves are fresh, and the others' ``.grad`` is restored.
+
+    Args:
+        loss: the value of a run in which ``leaves`` replaced parameters, and still do.
+        leaves: the tensors to differentiate by.
+        parameters: what else the backward pass may accumulate into.
+
+    Raises:
+        EngineError: the backward pass would run the user's hooks, or fails.
+    """
+    ids = set(map(id, leaves.values()))
+    others = [p for p in parameters if id(p) not in ids and p.requires_grad]
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in others):
+        raise EngineError(
+            "a backward pass through reentrant checkpoints would run the hooks of parameters",
+            got="register_post_accumulate_grad_hook on a parameter that is not measured",
+            do="checkpoint with use_reentrant=False, or measure all parameters",
+        )
+    before = [p.grad for p in others]
+    try:
+        for x in (*others, *leaves.values()):
+            x.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: leaf.grad for name, leaf in leaves.items()}
+    except RuntimeError as e:
+        raise EngineError("the loss could not be differentiated", got=first_line(e)) from e
+    finally:
+        for p, grad in zip(others, before, strict=True):
+            p.grad = grad
+        for leaf in leaves.values():
+            leaf.grad = None
+    return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in found.items()}
+
+
+def second_derivative(
+    gradient: Mapping[str, Tensor],
+    leaves: Leaves,
+    direction: Leaves,
+    keep: bool,
+    batched: bool = False,
+) -> dict[str, Tensor]:
+    """∂⟨gradient, direction⟩/∂leaves, for a gradient that carries its graph.
+
+    Args:
+        gradient: by the names of the leaves.
+        leaves: the tensors to differentiate by.
+        direction: one, or several stacked on a leading axis.
+        keep: keep the graph for further products.
+        batched: differentiate for all stacked directions in one vectorised backward pass.
+
+    Raises:
+        EngineError: some operation has no double backward, or none for a stack.
+    """
+    live = [name for name, g in gradient.items() if g.requires_grad]
+    if not live:
+        return {name: torch.zeros_like(d) for name, d in direction.items()}
+    try:
+        found = torch.autograd.grad(
+            [gradient[name] for name in live],
+            list(leaves.values()),
+            grad_outputs=[direction[name] for name in live],
+            retain_graph=keep,
+            is_grads_batched=batched,
+            materialize_grads=True,
+        )
+    except RuntimeError as e:
+        raise EngineError(
+            "the gradient could not be differentiated again",
+            got=first_line(e),
+            do='pass engine="finite-difference"',
+        ) from e
+    return dict(zip(leaves, found, strict=True))
+
+
+def second_derivatives(
+    gradient: Mapping[str, Tensor], leaves: Leaves, stack: Leaves, keep: bool
+) -> dict[str, Tensor]:
+    """:func:`second_derivative` for stacked directions, one after the other."""
+    rows = [dict(zip(stack, row, strict=True)) for row in zip(*stack.values(), strict=True)]
+    found = [second_derivative(gradient, leaves, row, keep or row is not rows[-1]) for row in rows]
+    return {name: torch.stack([x[name] for x in found]) for name in stack}

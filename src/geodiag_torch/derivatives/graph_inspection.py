@@ -1,0 +1,107 @@
+"""What an autograd graph tells of a loss: its precision, and whether it has second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from geodiag.errors import EngineError
+
+# Nodes in the graph of a gradient whose second derivative is wrong, and what makes them.
+WRONG = {
+    "::Error": "a function marked once_differentiable",
+    "CompiledFunction": "a function compiled by torch.compile, which drops the second derivative",
+    "WeightNormInterface": "weight_norm, whose double backward is wrong in torch",
+}
+# Types whose name is not that of the node; the node's own name takes longer to read.
+UNNAMED = {"CppFunction", "Error"}
+REENTRANT = "CheckpointFunctionBackward"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The operations of a gradient's graph.
+
+    Attributes:
+        operations: a hash of its nodes, in the order in which they are visited.
+        custom: whether there are custom functions (torch.autograd.Function) among them.
+    """
+
+    operations: int
+    custom: bool
+
+
+def _nodes(roots: list[Any]) -> Iterator[Any]:
+    """Every node of a graph, once."""
+    waiting = roots
+    seen = {None, *waiting}
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+
+
+def precision_of(loss: Tensor) -> tuple[float, bool]:
+    """The machine epsilon of the coarsest dtype between the parameters and the loss.
+
+    The parameters' own dtypes do not tell: autocast, inside of the model too, and casts of the
+    model's own (a softmax in float32, a rotary embedding) make it coarser.
+
+    Returns:
+        The epsilon, and whether the graph passes through a reentrant checkpoint.
+    """
+    dtypes, reentrant = {loss.dtype}, False
+    for node in _nodes([loss.grad_fn] if loss.grad_fn is not None else []):
+        reentrant |= type(node).__name__ == REENTRANT
+        for x in getattr(node, "_input_metadata", ()):
+            dtypes.add(x.dtype)
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return eps, reentrant
+
+
+def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
+    """Refuse a gradient whose second derivative is known to be dropped or wrong.
+
+    ``autograd.grad`` visits only the nodes on a path to its inputs. The node with which a
+    once-differentiable function wants to raise lies on no such path, so its curvature would count
+    as zero. A constant gradient that is not zero may come from such a function too.
+
+    Raises:
+        EngineError: naming the parameter or the operation.
+    """
+    for name, g in gradient.items():
+        if not g.requires_grad and bool(g.any()):
+            raise EngineError(
+                f"the gradient with respect to {name!r} carries no graph",
+                got="a constant, or a backward pass that cannot be differentiated",
+                do='pass engine="finite-difference"',
+            )
+    visited: list[tuple[type, str]] = []
+    for node in _nodes([g.grad_fn for g in gradient.values() if g.grad_fn is not None]):
+        kind = type(node)
+        name = node.name() if kind.__name__ in UNNAMED else kind.__name__
+        visited.append((kind, name))
+        cause = _cause(name)
+        if cause is not None:
+            raise EngineError(
+                "an operation of the model cannot be differentiated twice",
+                got=cause,
+                do='pass engine="finite-difference"',
+            )
+    custom = any(issubclass(kind, BackwardCFunction) for kind, _ in visited)
+    return Structure(hash(tuple(visited)), custom)
+
+
+@lru_cache(maxsize=4096)
+def _cause(name: str) -> str | None:
+    """What makes a node of this name, where its second derivative is wrong."""
+    return next((cause for mark, cause in WRONG.items() if mark in name), None)

@@ -1,0 +1,103 @@
+"""The objective: the loss over the data as a function of the measured parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geodiag.blocks import Blocks
+from geodiag.core.batches import Batches
+from geodiag.core.spaces import Space
+from geodiag.errors import ParameterError
+from geodiag_torch.derivatives.forward import Leaves, LossModule, T
+from geodiag_torch.ranks import Alone
+from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
+
+ABSENT: tuple[TensorDict, str] = ({"": None}, "")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an oracle needs to know of a problem.
+
+    Attributes:
+        loss: the model with its loss.
+        data: as the user gave them.
+        batches: the same, batch by batch.
+        ranks: those that measure together.
+        space: of the measured parameters.
+        device: of the parameters.
+        dtype: of the measurement.
+        raw_names: the public name of each measured parameter, and its name in ``loss``.
+    """
+
+    loss: LossModule
+    data: Any
+    batches: Batches
+    ranks: Alone
+    space: Space
+    device: torch.device
+    dtype: torch.dtype
+    raw_names: Mapping[str, str]
+
+    def live(self, tensors: ModuleTensors | None = None) -> Leaves:
+        """The measured parameters by their public names, as they are now.
+
+        Args:
+            tensors: those of the loss, where they are known.
+
+        Raises:
+            ParameterError: the model lost one, or it has another shape.
+        """
+        slots, shapes = (tensors or self.loss.tensors()).parameters, self.space.shapes
+        found: dict[str, Tensor] = {}
+        for name, raw in self.raw_names.items():
+            owner, key = slots.get(raw, ABSENT)
+            p = owner[key]
+            if p is None or tuple(p.shape) != shapes[name]:
+                raise ParameterError(
+                    f"the model's structure changed: {name!r} had shape {shapes[name]}",
+                    got="no such parameter" if p is None else f"shape {tuple(p.shape)}",
+                    do="make a new geodiag.problem",
+                )
+            found[name] = p
+        if len(set(map(id, found.values()))) < len(found):
+            raise ParameterError(
+                "the model's structure changed: measured parameters were tied",
+                do="make a new geodiag.problem",
+            )
+        return found
+
+    def leaves(self, params: Mapping[str, Any] | None, live: Leaves | None = None) -> Leaves:
+        """Autograd leaves at ``params``, or sharing storage with the live parameters where None.
+
+        Args:
+            params: blocks, or None.
+            live: the live parameters, where they are known.
+        """
+        live = self.live() if live is None else live
+        if params is None:
+            return {name: p.detach().requires_grad_() for name, p in live.items()}
+        asarray = self.space.asarray
+        at = {name: asarray(params[name]).to(p.dtype) for name, p in live.items()}
+        return {name: x.clone().requires_grad_() for name, x in at.items()}
+
+    def directions(self, d: Blocks, dtypes: Mapping[str, torch.dtype]) -> Leaves:
+        """``d`` in the dtypes of the leaves, on their device, as autograd needs it."""
+        asarray = self.space.asarray
+        found = {name: (asarray(d[name]), dtype) for name, dtype in dtypes.items()}
+        return {name: x if x.dtype is t else x.to(t) for name, (x, t) in found.items()}
+
+    def with_leaves(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
+        """``run()`` while ``leaves`` replace the measured parameters.
+
+        ``poison``: fill the clones of buffers with NaN.
+        """
+        tensors = self.loss.tensors()
+        live = self.live(tensors) if leaves else {}
+        new = {id(live[name]): leaf for name, leaf in leaves.items()}
+        return self.loss.with_tensors(tensors, new, run, poison)
