@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import geodiag
-from geodiag.experiments.demo import digits
+from geodiag.experiments.reproduction.data import digits
 from geodiag_torch import NonEuclideanGD
 
 CACHE = Path(".benchmarks")
@@ -104,7 +104,7 @@ def build(model: str, seed: int = 0) -> tuple[nn.Module, Criterion, Batch]:
         if model == "transformer":
             tokens, targets = characters()
             return CharTransformer(int(tokens.max()) + 1), nn.CrossEntropyLoss(), (tokens, targets)
-        x, y = (torch.tensor(a, dtype=torch.float32) for a in digits())
+        x, y = (torch.tensor(a, dtype=torch.float32).flatten(1) for a in digits())
         if model == "mlp":
             widths = (64, 24, 24, 10)
             layers: list[nn.Module] = []

@@ -26,6 +26,7 @@ from geodiag.errors import GeodiagError
 from geodiag.experiments import demo
 from geodiag.experiments.reproduction import runner
 from geodiag.experiments.reproduction.cells import METHODS, MODELS
+from geodiag.experiments.reproduction.frameworks import PACKAGES
 from geodiag.plugins import registry
 from geodiag.report import plotting, watch
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     norms.set_defaults(run=_norms)
 
     show = commands.add_parser("demo", help="train on real digits and draw the edge of stability")
-    show.add_argument("--framework", choices=sorted(demo.PACKAGES), default="torch")
+    show.add_argument("--framework", choices=sorted(PACKAGES), default="torch")
     show.add_argument(
         "--norm",
         action="append",
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_reproduce(commands: Any) -> None:
     parser = commands.add_parser("reproduce", help="run the paper's experiments on small data")
     parser.add_argument("--quick", action="store_true", help="the MLP alone: a few minutes")
-    parser.add_argument("--framework", choices=sorted(demo.PACKAGES), default="torch")
+    parser.add_argument("--framework", choices=sorted(PACKAGES), default="torch")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)} (default: all)"
     )

@@ -13,8 +13,17 @@ import math
 import numpy as np
 import pytest
 
+from geodiag.directional import directional_smoothness
 from geodiag.errors import ArgumentError, DataError
-from geodiag.experiments.reproduction import cells, data, measuring, quadratics, results, runner
+from geodiag.experiments.reproduction import (
+    cells,
+    data,
+    measuring,
+    quadratics,
+    results,
+    runner,
+    training,
+)
 
 FRAMEWORKS = ["torch", "jax"]
 MODELS = list(cells.MODELS)
@@ -27,7 +36,7 @@ def tiny(framework, model, method, lr=1e-3, steps=4, **changed):
 
 
 def trainer(framework, model, task=None):
-    module = pytest.importorskip(f"geodiag_{framework}.reproduction")
+    module = pytest.importorskip(f"geodiag_{framework}.experiments")
     task = task or data.task(model, None, 0)
     return module.Trainer(model, task.weights, task.x, task.y)
 
@@ -147,7 +156,7 @@ def test_the_identity_is_missed_by_a_wrong_step():
     dual = math.sqrt(sum(float((x * x).sum()) for x in g.values()))
     for factor, holds in ((1.0, True), (1.01, False)):
         moved = {name: -0.01 * factor * x for name, x in g.items()}
-        d = float(measuring.directional_smoothness(oracle, moved, "l2"))
+        d = float(directional_smoothness(oracle, moved, "l2"))
         assert (measuring.identity(oracle, moved, dual, d, 0.01) < 1e-8) == holds
 
 
@@ -157,7 +166,7 @@ def test_measured_steps_are_an_odd_number_apart():
 
 
 def test_the_preconditioner_is_positive_with_mean_one():
-    P = measuring.preconditioner({"a": np.array([0.0, -2.0]), "b": np.array([[6.0]])})
+    P = training.preconditioner({"a": np.array([0.0, -2.0]), "b": np.array([[6.0]])})
     # m = 8/3: (|g| + m)/(2m)
     np.testing.assert_allclose(P["a"], [0.5, 0.875])
     np.testing.assert_allclose(P["b"], [[1.625]])

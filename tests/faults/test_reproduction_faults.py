@@ -37,14 +37,14 @@ def test_an_interrupted_cell_is_not_kept_and_is_run_again(error, monkeypatch, tm
     finished.unlink()
     made = []
 
-    def fails_at_the_third(record, extra, settings, line=runner._line):
+    def fails_at_the_third(record, extra, line=results.to_line):
         made.append(record.step)
         if len(made) == 3:
             raise error("injected")
-        return line(record, extra, settings)
+        return line(record, extra)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_line", fails_at_the_third)
+        patch.setattr(runner, "to_line", fails_at_the_third)
         with pytest.raises(error):
             runner.work(cell, None, tmp_path)
     assert [p.suffix for p in tmp_path.iterdir()] == [".part"]

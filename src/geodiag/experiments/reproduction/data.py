@@ -9,21 +9,23 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from geodiag.errors import DataError
-from geodiag.experiments import demo
 
 Floats: TypeAlias = "np.ndarray[Any, Any]"
 IMAGES = 500
 SIDE = 8
 CLASSES = 10
 CONTEXT, SEQUENCES = 32, 32
-WIDTH, HEADS = 24, 2
+WIDTH = 24
+# Of the first weights. Below 1, training starts at a low sharpness, which then rises further.
+GAINS = {"mlp": 0.6, "cnn": 1.0, "transformer": 1.0}
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
@@ -41,30 +43,46 @@ class Task:
         together = b"".join(a.tobytes() for a in (self.x, self.y, *self.weights.values()))
         return hashlib.sha256(together).hexdigest()[:12]
 
+    def astype(self, dtype: Any) -> Task:
+        """The same in another floating-point precision; integers stay."""
 
-def task(model: str, folder: Path | None, seed: int) -> Task:
+        def cast(a: Floats) -> Floats:
+            return a.astype(dtype) if a.dtype.kind == "f" else a
+
+        weights = {name: cast(w) for name, w in self.weights.items()}
+        return replace(self, x=cast(self.x), y=cast(self.y), weights=weights)
+
+
+def task(model: str, folder: Path | None, seed: int, gain: float | None = None) -> Task:
     """The data and the first weights of a model.
 
     Args:
         model: "mlp", "cnn" or "transformer".
         folder: of CIFAR-10's binary files, for the image models; None: digits.
         seed: of the weights.
+        gain: the first weights are uniform in ±gain/√fan_in; None: the model's own of ``GAINS``.
 
     Raises:
         DataError: the folder holds no such files.
     """
+    draw = _Draw(seed, gain or GAINS[model])
     if model == "transformer":
         x, y = characters()
-        return Task(x, y, transformer_weights(int(x.max()) + 1, seed))
+        return Task(x, y, _transformer_weights(int(x.max()) + 1, draw))
     x, y = digits() if folder is None else cifar10(folder)
-    make = mlp_weights if model == "mlp" else cnn_weights
-    return Task(x, y, make(x.shape[1], seed))
+    make = _mlp_weights if model == "mlp" else _cnn_weights
+    return Task(x, y, make(x.shape[1], draw))
 
 
 def digits() -> tuple[Floats, Floats]:
-    """500 digits as (500, 1, 8, 8), each pixel standardised; one-hot targets (500, 10)."""
-    x, y = demo.digits()
-    return x.astype(np.float64).reshape(-1, 1, SIDE, SIDE)[:IMAGES], y.astype(np.float64)[:IMAGES]
+    """500 digits as (500, 1, 8, 8), each pixel standardised; one-hot targets (500, 10).
+
+    In float64, but rounded to float32, so that runs in both precisions learn the same numbers.
+    """
+    found = import_module("sklearn.datasets").load_digits()
+    x, labels = found.data[:IMAGES].astype(np.float64), found.target[:IMAGES]
+    rounded = _standardised(x).astype(np.float32).astype(np.float64)
+    return rounded.reshape(-1, 1, SIDE, SIDE), np.eye(CLASSES)[labels]
 
 
 def cifar10(folder: Path) -> tuple[Floats, Floats]:
@@ -102,8 +120,13 @@ def cifar10(folder: Path) -> tuple[Floats, Floats]:
     if labels.max() >= CLASSES:
         raise DataError("a label of CIFAR-10 is a digit", got=int(labels.max()))
     pixels = records[:, 1:].reshape(-1, 3, SIDE, 4, SIDE, 4).mean(axis=(3, 5))
-    x = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 1e-8)
-    return x, np.eye(CLASSES)[labels]
+    return _standardised(pixels), np.eye(CLASSES)[labels]
+
+
+def _standardised(x: Floats) -> Floats:
+    """Each pixel with mean zero and standard deviation one over the examples."""
+    out: Floats = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-8)
+    return out
 
 
 def characters() -> tuple[Floats, Floats]:
@@ -117,7 +140,7 @@ def characters() -> tuple[Floats, Floats]:
 class _Draw:
     """Weights and biases drawn one after the other, uniform in ±gain/√fan_in."""
 
-    def __init__(self, seed: int, gain: float = 1.0) -> None:
+    def __init__(self, seed: int, gain: float) -> None:
         self._rng, self._gain = np.random.default_rng(seed), gain
 
     def __call__(self, *shape: int, fan_in: int | None = None) -> Floats:
@@ -125,22 +148,17 @@ class _Draw:
         return self._rng.uniform(-r, r, shape)
 
 
-def mlp_weights(channels: int, seed: int) -> dict[str, Floats]:
-    """Two hidden layers of 24: 2,410 parameters for digits, 5,482 for CIFAR-10.
-
-    The gain is below 1, so that training starts at a low sharpness and has far to rise.
-    """
-    draw, widths = _Draw(seed, gain=0.6), (channels * SIDE * SIDE, 24, 24, CLASSES)
-    out = {}
+def _mlp_weights(channels: int, draw: _Draw) -> dict[str, Floats]:
+    """Two hidden layers of 24: 2,410 parameters for digits, 5,482 for CIFAR-10."""
+    out, widths = {}, (channels * SIDE * SIDE, 24, 24, CLASSES)
     for i in (1, 2, 3):
         out[f"w{i}"] = draw(widths[i], widths[i - 1])
         out[f"b{i}"] = draw(widths[i], fan_in=widths[i - 1])
     return out
 
 
-def cnn_weights(channels: int, seed: int) -> dict[str, Floats]:
+def _cnn_weights(channels: int, draw: _Draw) -> dict[str, Floats]:
     """Two 3 × 3 convolutions, each followed by 2 × 2 averages, and a linear layer."""
-    draw = _Draw(seed)
     return {
         "conv1": draw(6, channels, 3, 3),
         "b1": draw(6, fan_in=9 * channels),
@@ -151,10 +169,9 @@ def cnn_weights(channels: int, seed: int) -> dict[str, Floats]:
     }
 
 
-def transformer_weights(vocabulary: int, seed: int) -> dict[str, Floats]:
+def _transformer_weights(vocabulary: int, draw: _Draw) -> dict[str, Floats]:
     """One pre-norm block of causal attention and a perceptron, 24 wide."""
-    draw, n = _Draw(seed), WIDTH
-    ones, zeros = np.ones(n), np.zeros(n)
+    n, ones, zeros = WIDTH, np.ones(WIDTH), np.zeros(WIDTH)
     return {
         "embed": draw(vocabulary, n, fan_in=1),
         "position": draw(CONTEXT, n, fan_in=16),

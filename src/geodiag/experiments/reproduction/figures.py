@@ -8,44 +8,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import ABOVE, BELOW, Quadratic
 from geodiag.experiments.reproduction.results import Row
 from geodiag.report.plotting import EDGE, LOSS, SHARPNESS, SMOOTHNESS
 
+Run: TypeAlias = "tuple[Cell, Sequence[Row]]"
 TOP = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "-."}
 HIGHEST, LOWEST = 2.5, -0.5  # of what is shown, in units of the edge
 DPI = 90
 
 
-def draw(key: str, runs: Sequence[tuple[Cell, Sequence[Row]]], path: Path) -> None:
-    """One method: a column for each model.
+def draw(title: str, runs: Sequence[Run], path: Path) -> None:
+    """A column for each run: of one method on several models, or of several methods on one.
 
     Args:
-        key: of the method.
-        runs: (cell, rows) of its models.
+        title: of the picture.
+        runs: cells with their rows.
         path: of the picture.
     """
-    method = METHODS[key]
     figure = _figure(4.4 * len(runs), 5.6)
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(1, 2))
+    one_method = len({cell.method for cell, _ in runs}) == 1
+    legend = {}
     for column, (cell, rows) in enumerate(runs):
         top, bottom = axes[0, column], axes[1, column]
-        steps = [r["step"] for r in rows]
-        top.plot(steps, [r["loss"] for r in rows], **LOSS)
+        method = METHODS[cell.method]
+        top.plot([r["step"] for r in rows], [r["loss"] for r in rows], **LOSS)
         top.set_yscale("log")
-        top.set_title(f"{MODELS[cell.model]}\nlr = {cell.lr:g}", fontsize=10)
+        heading = MODELS[cell.model] if one_method else method.title
+        top.set_title(f"{heading}\nlr = {cell.lr:g}", fontsize=10)
         _curvatures(bottom, rows, method.normalized, cell.lr)
         bottom.set_xlabel("step")
+        divided = ", divided by ‖g‖*" if method.normalized else ""
+        if column == 0 or not one_method:
+            bottom.set_ylabel(f"curvature in the {method.norm} norm{divided}")
+        lines, labels = bottom.get_legend_handles_labels()
+        legend |= dict(zip(labels, lines, strict=True))
     axes[0, 0].set_ylabel("loss")
-    divided = ", divided by ‖g‖*" if method.normalized else ""
-    axes[1, 0].set_ylabel(f"curvature in the {method.norm} norm{divided}")
-    lines, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(4, 2 * len(runs)))
-    title = method.title[0].upper() + method.title[1:]
-    figure.suptitle(f"{title}\nfull batch, in {runs[0][0].framework}", fontsize=11)
+    columns = min(4, 2 * len(runs))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns)
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI)
 
 

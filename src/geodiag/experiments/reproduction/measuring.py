@@ -1,12 +1,12 @@
-"""One cell: train, and every few steps measure S, the step taken, and what checks the two.
+"""One cell of the reproduction: each measured step, and checks of S and of D along it.
 
 Beside the fields of a :class:`geodiag.Record`, a row holds
 
     lambda_max       the Euclidean sharpness, for ℓ∞ and spectral methods
     identity         |ΔL + η(1 − ηD/2)‖g‖*²| / (η‖g‖*²) of unnormalized steps; 0 in exact arithmetic
-    quadrature       D once more, from Hessian-vector products alone:
-                     2∫₀¹ (1 − t)⟨s, H(w + ts)s⟩dt / ‖s‖², by Gauss-Legendre; on some steps
-    quadrature_error how far doubling the points still moved it, relative
+    quadrature       D from Hessian-vector products alone, on some of the steps:
+                     2∫₀¹ (1 − t)⟨s, H(w + ts)s⟩dt / ‖s‖², by Gauss-Legendre quadrature
+    quadrature_error its relative change when the number of points is doubled
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Blocks, add, axpy, dot, subtract, to_numpy
+from geodiag.blocks import Blocks, add, axpy, dot
 from geodiag.directional import directional_smoothness
 from geodiag.experiments.reproduction.cells import METHODS, Cell
-from geodiag.norms import Norm, Preconditioned
-from geodiag.optimizers.thresholds import threshold
-from geodiag.oracles import CountingOracle, Oracle, Problem
-from geodiag.problems import as_norm
+from geodiag.experiments.reproduction.frameworks import Trainer
+from geodiag.experiments.reproduction.training import train
+from geodiag.norms import Norm
+from geodiag.oracles import Oracle, Problem
 from geodiag.records import Record
 from geodiag.sharpness import sharpness
 
@@ -34,121 +35,46 @@ POINTS = 8
 RTOL = 0.02
 
 
-class Trainer(Protocol):
-    """What an adapter supplies."""
-
-    problem: Problem
-
-    def descend(self, norm: Norm, lr: float, normalized: bool) -> None:
-        """The optimizer of the steps from here on."""
-
-    def point(self) -> Blocks:
-        """The parameters now."""
-
-    def step(self) -> None:
-        """One step of the optimizer."""
-
-
-def preconditioner(gradient: Blocks) -> dict[str, np.ndarray[Any, Any]]:
-    """The fixed diagonal P = (|g₀| + m)/(2m), with m the mean of |g₀| at the start of training.
-
-    As Adam's √v̂ + ε after its first step, with ε = m, and scaled so that P is 1 on average.
-    """
-    size = {name: np.abs(to_numpy(g)) for name, g in gradient.items()}
-    m = sum(float(a.sum()) for a in size.values()) / sum(a.size for a in size.values())
-    return {name: (a + m) / (2 * m) for name, a in size.items()}
-
-
-def geometry(norm: str, gradient: Blocks) -> Norm:
-    """The norm of a name; the preconditioned one with its P."""
-    if norm == "preconditioned":
-        return Preconditioned(preconditioner(gradient))
-    return as_norm(norm)
-
-
 def measured(cell: Cell, trainer: Trainer) -> Iterator[tuple[Record, dict[str, float]]]:
-    """Train to the end; a record and its further numbers for every measured step.
+    """Train to the end.
+
+    Yields:
+        tuple: a record, and the further numbers of its row.
 
     Raises:
         NonFiniteError: training diverged.
     """
     method = METHODS[cell.method]
-    norm = geometry(method.norm, trainer.problem.at(trainer.point()).gradient())
-    trainer.descend(norm, cell.lr, method.normalized)
-    warm = _Warm(norm, None if method.shows_top_eigenvalue else RTOL)
+    show_top = method.shows_top_eigenvalue
+    top: Any = None
     count = math.ceil(cell.steps / cell.every)
     integrated = set(np.linspace(0, count - 1, QUADRATURE_SAMPLES).astype(int) * cell.every)
-    for step in range(cell.steps):
-        if step % cell.every:
-            trainer.step()
-            continue
+    for taken in train(cell, trainer, None if show_top else RTOL):
         began = time.perf_counter()
-        before = trainer.point()
-        oracle = CountingOracle(trainer.problem.at(before))
-        known, extra = warm.measure(oracle)
-        trainer.step()
-        moved = subtract(trainer.point(), before)
-        d = float(directional_smoothness(oracle, moved, norm))
-        dual = known["dual_norm"]
+        record, oracle, norm, moved = taken.record, taken.oracle, taken.norm, taken.moved
+        d = record.directional_smoothness
+        extra: dict[str, float] = {}
+        if show_top:
+            top = sharpness(oracle, "l2", start=top, rtol=RTOL)
+            extra["lambda_max"] = top.value
         if not method.normalized:
-            extra["identity"] = identity(oracle, moved, dual, d, cell.lr)
-        if step in integrated:
-            extra |= integral(trainer.problem, before, norm, moved)
-        edge = float(
-            threshold(cell.lr, normalized=True, dual_norm=dual)
-            if method.normalized
-            else threshold(cell.lr)
-        )
-        record = Record(
-            step,
-            lr=cell.lr,
-            directional_smoothness=d,
-            curvature=float(directional_smoothness(oracle, moved, norm, kind="curvature")),
-            threshold=edge,
-            ratio=known["sharpness"] / edge,
-            num_hvps=oracle.num_hvps,
-            seconds=time.perf_counter() - began,
-            **known,
-        )
-        yield record, extra
-
-
-class _Warm:
-    """S, and λ_max where it is shown, each going on from its last measurement.
-
-    Args:
-        rtol: of S in norms made of eigenvalues; None: S is sought by ascent, and λ_max is shown.
-    """
-
-    def __init__(self, norm: Norm, rtol: float | None) -> None:
-        self._norm, self._rtol = norm, rtol
-        self._last: Any = None
-        self._top: Any = None
-
-    def measure(self, oracle: CountingOracle) -> tuple[dict[str, Any], dict[str, float]]:
-        """Fields of the record, and the further numbers."""
-        self._last = sharpness(oracle, self._norm, start=self._last, rtol=self._rtol)
-        known = {
-            "loss": float(oracle.loss()),
-            "sharpness": self._last.value,
-            "bound": self._last.bound.name,
-            "dual_norm": self._last.dual_norm,
-        }
-        if self._rtol is not None:
-            return known, {}
-        self._top = sharpness(oracle, "l2", start=self._top, rtol=RTOL)
-        return known, {"lambda_max": self._top.value}
+            extra["identity"] = identity(oracle, moved, record.dual_norm, d, cell.lr)
+        curvature = float(directional_smoothness(oracle, moved, norm, kind="curvature"))
+        if record.step in integrated:
+            extra |= integral(trainer.problem, oracle.point(), norm, moved)
+        seconds = record.seconds + time.perf_counter() - began
+        yield replace(record, curvature=curvature, num_hvps=oracle.num_hvps, seconds=seconds), extra
 
 
 def identity(oracle: Oracle, moved: Blocks, dual_norm: float, d: float, lr: float) -> float:
-    """By how much ΔL = −η(1 − ηD/2)‖g‖*² is missed, in units of η‖g‖*²."""
+    """The deviation from ΔL = −η(1 − ηD/2)‖g‖*², in units of η‖g‖*²."""
     change = float(oracle.loss_at(add(oracle.point(), moved))) - float(oracle.loss())
     scale = lr * dual_norm**2
     return abs(change + (1 - lr * d / 2) * scale) / scale
 
 
 def integral(problem: Problem, here: Blocks, norm: Norm, moved: Blocks) -> dict[str, float]:
-    """D by quadrature, and its relative change when the points are doubled."""
+    """D by quadrature, and its relative change when the number of points is doubled."""
     coarse, fine = (_quadrature(problem, here, norm, moved, n) for n in (POINTS, 2 * POINTS))
     return {"quadrature": fine, "quadrature_error": abs(fine - coarse) / abs(fine)}
 

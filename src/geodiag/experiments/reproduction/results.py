@@ -1,10 +1,10 @@
-"""What came out: a cell's rows as a few numbers, and all of them as a table."""
+"""Results: a cell's rows in a file, as a few numbers, and in a table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ import numpy as np
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import Quadratic
+from geodiag.records import Record, to_json
 
 Row: TypeAlias = "dict[str, Any]"
 LATE, EARLY = 0.8, 0.05  # fractions of a run: its late phase, and where growth is counted from
@@ -49,13 +50,29 @@ class Outcome:
         return AT_THE_EDGE[0] <= self.late <= AT_THE_EDGE[1]
 
 
+def to_line(record: Record, extra: Mapping[str, Any]) -> str:
+    """A row as a line of JSON: the record's fields and further ones; null is NaN or infinite."""
+    known = {
+        k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in extra.items()
+    }
+    row = json.loads(to_json(record)) | known
+    return json.dumps(row, allow_nan=False, ensure_ascii=False)
+
+
+def from_line(line: str) -> Row:
+    """The row of a line; null is NaN."""
+    return {k: math.nan if x is None else x for k, x in json.loads(line).items()}
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end, which another process may be writing."""
+    # Not by splitlines: it also splits at characters that may stand in a note.
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
 def read(path: Path) -> list[Row]:
-    """The rows of a finished cell; null is NaN."""
-    # Not by splitlines: what it takes for a line's end may be within a note.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return [
-        {k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines
-    ]
+    """The rows of a cell's file."""
+    return [from_line(line) for line in whole_lines(path)]
 
 
 def outcome(cell: Cell, rows: Sequence[Row]) -> Outcome:

@@ -7,8 +7,6 @@ none of them goes on writing to the files of the next.
 
 from __future__ import annotations
 
-import json
-import math
 import multiprocessing
 import os
 import threading
@@ -20,13 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from geodiag.errors import ArgumentError
-from geodiag.experiments.demo import check_installed
 from geodiag.experiments.reproduction import data, figures
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, TRAININGS, Cell, chosen
+from geodiag.experiments.reproduction.frameworks import check_installed, make_trainer
 from geodiag.experiments.reproduction.measuring import measured
 from geodiag.experiments.reproduction.quadratics import Quadratic, quadratics
-from geodiag.experiments.reproduction.results import Outcome, outcome, quadratics_table, read, table
-from geodiag.records import Record, to_json
+from geodiag.experiments.reproduction.results import (
+    Row,
+    from_line,
+    outcome,
+    quadratics_table,
+    read,
+    table,
+    to_line,
+    whole_lines,
+)
 
 WORKERS = 2
 QUICK = ("mlp",)
@@ -77,7 +83,8 @@ def run(
     runs = [(c, read(_path(c, out))) for c in cells if c.key not in failed]
     shown = quadratics()
     _draw_all(runs, shown, out)
-    report = _report([outcome(c, rows) for c, rows in runs], failed, shown)
+    cells_table = table([outcome(c, rows) for c, rows in runs], failed)
+    report = f"{cells_table}\n### Quadratics of Section 5\n\n{quadratics_table(shown)}\n"
     draft = out / "results.md.part"
     draft.write_text(report, encoding="utf-8")
     draft.replace(out / "results.md")
@@ -121,38 +128,37 @@ def _end_with_the_run() -> None:
 def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
     """Run one cell to its end and keep it."""
     task = data.task(cell.model, data_folder, cell.seed)
-    trainer_of = import_module(f"geodiag_{cell.framework}.reproduction").Trainer
-    trainer = trainer_of(cell.model, task.weights, task.x, task.y)
+    trainer = make_trainer(cell.framework, cell.model, task)
     part = out / f"{cell.key}.part"
     with part.open("w", encoding="utf-8") as log:
         for record, extra in measured(cell, trainer):
             settings = {"settings": asdict(cell)} if record.step == 0 else {}
-            log.write(_line(record, extra, settings) + "\n")
+            log.write(to_line(record, extra | settings) + "\n")
             log.flush()
         os.fsync(log.fileno())  # or a lost machine could leave the name without what it names
     part.replace(_path(cell, out))
 
 
-def _line(record: Record, extra: dict[str, float], settings: dict[str, Any]) -> str:
-    finite = {k: x if math.isfinite(x) else None for k, x in extra.items()}
-    row = json.loads(to_json(record)) | finite | settings
-    return json.dumps(row, allow_nan=False, ensure_ascii=False)
+def bars() -> Any:
+    """Progress bars of training runs, each with a text for how it stands now."""
+    rich = import_module("rich.progress")
+    return rich.Progress(
+        *rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[now]}")
+    )
 
 
 def _run_all(cells: Sequence[Cell], data_folder: Path | None, out: Path) -> dict[str, str]:
     """Run the cells; the errors of those that did not finish, by key."""
     if not cells:
         return {}
-    rich = import_module("rich.progress")
-    columns = (*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[now]}"))
     # "spawn": a fork of a process that has loaded a framework may deadlock.
     context = multiprocessing.get_context("spawn")
     with (
-        rich.Progress(*columns) as progress,
+        bars() as progress,
         ProcessPoolExecutor(min(WORKERS, len(cells)), context, initializer=_alone) as pool,
     ):
         running = {pool.submit(work, cell, data_folder, out): cell for cell in cells}
-        bars = {
+        shown = {
             cell.key: progress.add_task(f"{cell.model} {cell.method}", total=cell.steps, now="")
             for cell in cells
         }
@@ -161,7 +167,7 @@ def _run_all(cells: Sequence[Cell], data_folder: Path | None, out: Path) -> dict
             while left:
                 _, left = wait(left, timeout=POLL)
                 for future, cell in running.items():
-                    _show(progress, bars[cell.key], cell, future, out)
+                    _show(progress, shown[cell.key], cell, future, out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -179,29 +185,24 @@ def _show(progress: Any, bar: Any, cell: Cell, future: Future[None], out: Path) 
         progress.update(bar, completed=last["step"], now=now)
 
 
-def _last_row(part: Path) -> dict[str, Any] | None:
+def _last_row(part: Path) -> Row | None:
     """The last whole line of a file that another process is writing."""
     try:
-        text = part.read_text(encoding="utf-8")
+        lines = whole_lines(part)
     except FileNotFoundError:
         return None
-    *whole, _ = text.split("\n")  # what splitlines takes for a line's end may be within a note
-    return json.loads(whole[-1]) if whole else None
+    return from_line(lines[-1]) if lines else None
 
 
-def _draw_all(
-    runs: Sequence[tuple[Cell, list[dict[str, Any]]]], shown: list[Quadratic], out: Path
-) -> None:
-    for key in METHODS:
+def _draw_all(runs: Sequence[figures.Run], shown: list[Quadratic], out: Path) -> None:
+    for key, method in METHODS.items():
         own = [(cell, rows) for cell, rows in runs if cell.method == key]
         if own:
-            figures.draw(key, own, out / f"{key}.png")
+            title = (
+                f"{method.title[0].upper()}{method.title[1:]}\nfull batch, in {own[0][0].framework}"
+            )
+            figures.draw(title, own, out / f"{key}.png")
     figures.draw_quadratics(shown, out / "quadratics.png")
-
-
-def _report(outcomes: list[Outcome], failed: dict[str, str], shown: list[Quadratic]) -> str:
-    title = "### Quadratics of Section 5"
-    return f"{table(outcomes, failed)}\n{title}\n\n{quadratics_table(shown)}\n"
 
 
 def _path(cell: Cell, out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The JAX side of ``geodiag reproduce``: three small models under non-Euclidean descent."""
+"""Three small models and their trainer, for ``geodiag demo`` and ``geodiag reproduce``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ HEADS = 2
 
 
 class Trainer:
-    """Full-batch training that can be measured between steps; float64 where JAX computes in it.
+    """Full-batch training that can be measured between steps.
+
+    It runs in the precision of the weights: float64 only where JAX has it enabled.
 
     Args:
         model: "mlp", "cnn" or "transformer".
@@ -28,7 +30,7 @@ class Trainer:
 
     def __init__(self, model: str, weights: dict[str, np.ndarray[Any, Any]], x: Any, y: Any):
         self._batch = (jnp.asarray(x), jnp.asarray(y))
-        # Kernels are height × width × in × out here, so that geodiag reads them as matrices right.
+        # Flax's order, height × width × in × out, from which geodiag reads kernels as matrices.
         ordered = {n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in weights.items()}
         self._params: Params = {name: jnp.asarray(w) for name, w in ordered.items()}
         run = MODELS[model]
@@ -41,7 +43,7 @@ class Trainer:
         self.problem = geodiag.problem(loss, params=self._params, data=self._batch)
 
     def descend(self, norm: Any, lr: float, normalized: bool) -> None:
-        """The optimizer of the steps from here on."""
+        """Set the optimizer of the following steps."""
         transform = non_euclidean_gd(lr, norm, normalized)
         self._state = transform.init(self._params)
 
@@ -53,7 +55,7 @@ class Trainer:
         self._update = jax.jit(update)
 
     def point(self) -> Blocks:
-        """The parameters now."""
+        """The current parameters."""
         return self._params
 
     def step(self) -> None:
@@ -62,10 +64,12 @@ class Trainer:
 
 
 def mlp(p: Params, x: Array) -> Array:
-    """(n, channels, 8, 8) to (n, 10)."""
-    x = jnp.tanh(x.reshape(len(x), -1) @ p["w1"].T + p["b1"])
-    x = jnp.tanh(x @ p["w2"].T + p["b2"])
-    return x @ p["w3"].T + p["b3"]
+    """(n, channels, 8, 8) to (n, 10); weights and biases of the layers in name order."""
+    weights, biases = ([p[n] for n in sorted(p) if p[n].ndim == k] for k in (2, 1))
+    x = x.reshape(len(x), -1) @ weights[0].T + biases[0]
+    for w, b in zip(weights[1:], biases[1:], strict=True):
+        x = jnp.tanh(x) @ w.T + b
+    return x
 
 
 def cnn(p: Params, x: Array) -> Array:

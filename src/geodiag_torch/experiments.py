@@ -1,4 +1,4 @@
-"""The torch side of ``geodiag reproduce``: three small models under non-Euclidean descent."""
+"""Three small models and their trainer, for ``geodiag demo`` and ``geodiag reproduce``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS = 2
 
 
 class Trainer:
-    """Full-batch training in float64 that can be measured between steps.
+    """Full-batch training that can be measured between steps, in the precision of the weights.
 
     Args:
         model: "mlp", "cnn" or "transformer".
@@ -34,11 +34,11 @@ class Trainer:
         self.problem = geodiag.problem(self._net, criterion=criterion, data=(inputs, targets))
 
     def descend(self, norm: Any, lr: float, normalized: bool) -> None:
-        """The optimizer of the steps from here on."""
+        """Set the optimizer of the following steps."""
         self._optimizer = NonEuclideanGD(self._net.named_parameters(), lr, norm, normalized)
 
     def point(self) -> Blocks:
-        """The parameters now."""
+        """The current parameters."""
         return self.problem.at().point()
 
     def step(self) -> None:
@@ -65,10 +65,12 @@ class Net(nn.Module):
 
 
 def mlp(p: Params, x: Tensor) -> Tensor:
-    """(n, channels, 8, 8) to (n, 10)."""
-    x = torch.tanh(F.linear(x.flatten(1), p["w1"], p["b1"]))
-    x = torch.tanh(F.linear(x, p["w2"], p["b2"]))
-    return F.linear(x, p["w3"], p["b3"])
+    """(n, channels, 8, 8) to (n, 10); weights and biases of the layers in name order."""
+    weights, biases = ([p[n] for n in sorted(p) if p[n].ndim == k] for k in (2, 1))
+    x = F.linear(x.flatten(1), weights[0], biases[0])
+    for w, b in zip(weights[1:], biases[1:], strict=True):
+        x = F.linear(torch.tanh(x), w, b)
+    return x
 
 
 def cnn(p: Params, x: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""The training loop: every few steps, measure S, take one step, and measure along it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from geodiag.blocks import Blocks, subtract, to_numpy
+from geodiag.directional import directional_smoothness
+from geodiag.experiments.reproduction.cells import METHODS, Cell
+from geodiag.experiments.reproduction.frameworks import Trainer
+from geodiag.norms import Norm, Preconditioned
+from geodiag.optimizers.thresholds import threshold
+from geodiag.oracles import CountingOracle
+from geodiag.problems import as_norm
+from geodiag.records import Record
+from geodiag.sharpness import sharpness
+
+
+@dataclass(frozen=True)
+class Step:
+    """A measured step: its record, the oracle at w, the norm, and w⁺ − w."""
+
+    record: Record
+    oracle: CountingOracle
+    norm: Norm
+    moved: Blocks
+
+
+def train(cell: Cell, trainer: Trainer, rtol: float | None = None) -> Iterator[Step]:
+    """Train to the end, and yield every ``cell.every``-th step.
+
+    Args:
+        cell: the method, its learning rate and the number of steps.
+        trainer: the model at its first weights.
+        rtol: of S, as in :func:`geodiag.sharpness`. Each search starts from the last result.
+
+    Yields:
+        Step: what was measured before the step and along it.
+
+    Raises:
+        NonFiniteError: training diverged.
+    """
+    method = METHODS[cell.method]
+    norm = geometry(method.norm, trainer.problem.at(trainer.point()).gradient())
+    trainer.descend(norm, cell.lr, method.normalized)
+    last: Any = None
+    for step in range(cell.steps):
+        if step % cell.every:
+            trainer.step()
+            continue
+        began = time.perf_counter()
+        before = trainer.point()
+        oracle = CountingOracle(trainer.problem.at(before))
+        last = sharpness(oracle, norm, start=last, rtol=rtol)
+        dual = last.dual_norm if method.normalized else None
+        edge = threshold(cell.lr, normalized=method.normalized, dual_norm=dual)
+        loss = float(oracle.loss())
+        trainer.step()
+        moved = subtract(trainer.point(), before)
+        record = Record(
+            step,
+            loss=loss,
+            lr=cell.lr,
+            sharpness=last.value,
+            bound=last.bound.name,
+            dual_norm=last.dual_norm,
+            directional_smoothness=float(directional_smoothness(oracle, moved, norm)),
+            threshold=float(edge),
+            ratio=last.value / edge,
+            num_hvps=oracle.num_hvps,
+            seconds=time.perf_counter() - began,
+        )
+        yield Step(record, oracle, norm, moved)
+
+
+def preconditioner(gradient: Blocks) -> dict[str, np.ndarray[Any, Any]]:
+    """The fixed diagonal P = (|g₀| + m)/(2m), with m the mean of |g₀| at the start of training.
+
+    As Adam's √v̂ + ε after its first step, with ε = m, and scaled so that P is 1 on average.
+    """
+    size = {name: np.abs(to_numpy(g)) for name, g in gradient.items()}
+    m = sum(float(a.sum()) for a in size.values()) / sum(a.size for a in size.values())
+    return {name: (a + m) / (2 * m) for name, a in size.items()}
+
+
+def geometry(norm: str, gradient: Blocks) -> Norm:
+    """The norm registered under a name; the preconditioned one with the P of the gradient."""
+    if norm == "preconditioned":
+        return Preconditioned(preconditioner(gradient))
+    return as_norm(norm)
