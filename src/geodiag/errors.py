@@ -1,7 +1,6 @@
-"""Every error geodiag raises: what was wrong, what was got, what to do.
+"""Every error that geodiag raises: what was wrong, what was passed, what to do.
 
-All derive from :class:`GeodiagError`, so one ``except`` catches them all; each also keeps the three
-parts as attributes (``what``, ``got``, ``do``), so a tool can show them apart.
+All derive from :class:`GeodiagError`, so one ``except`` catches them all.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ LONGEST = 300  # characters of a value that an error shows
 
 
 def shown(x: Any) -> str:
-    """``repr(x)`` for an error's text: cut short, and the type's name where there is none."""
+    """``repr(x)`` for an error's text, cut to ``LONGEST``; the type's name if ``repr`` fails."""
     try:
         text = repr(x)
-    except Exception:  # lists in lists beyond the stack, or the object's own fault
+    except Exception:  # lists nested too deeply, or an error of the object itself
         return f"an object of type {type(x).__name__}"
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
@@ -27,16 +26,35 @@ def first_line(e: BaseException) -> str:
 
 
 class GeodiagError(Exception):
-    """Base of all geodiag errors."""
+    """Base of all geodiag errors.
+
+    Args:
+        what: what was wrong.
+        got: what was passed or met, if that helps.
+        do: what to do about it, if there is something.
+
+    Attributes:
+        what: the first argument; ``got`` and ``do`` are attributes too.
+
+    Examples:
+        >>> from geodiag.errors import ArgumentError
+        >>> raise ArgumentError("lr= must be positive", got=-0.1, do="pass a number above 0")
+        Traceback (most recent call last):
+        geodiag.errors.ArgumentError: lr= must be positive. Got: -0.1. Do: pass a number above 0.
+    """
 
     def __init__(self, what: str, *, got: Any = None, do: str | None = None) -> None:
         self.what, self.got, self.do = what, got, do
-        parts = [what.rstrip(".") + "."]
-        if got is not None:
-            parts.append(f"Got: {got}.")
-        if do is not None:
-            parts.append(f"Do: {do.rstrip('.')}.")
-        super().__init__(" ".join(parts))
+        parts = {"": what, "Got: ": got, "Do: ": do}
+        super().__init__(" ".join(p + _sentence(x) for p, x in parts.items() if x is not None))
+
+
+def _sentence(text: Any) -> str:
+    """The text with one full stop at its end, or with the mark that it ends in."""
+    text = str(text).rstrip()
+    if text.endswith(("!", "?", "…", "...")):
+        return text
+    return text.rstrip(". ") + "."
 
 
 class ArgumentError(GeodiagError, ValueError):
