@@ -21,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from geodiag.errors import ArgumentError
-from geodiag.records import HEADER, Record, read_records, to_csv, to_json
+from geodiag.records import BUILT_IN, Record, read_records, to_csv, to_json
 from geodiag.sinks import CSV, JSONL
 from tests.monitored import pair, run
 
+HEADER = ",".join(BUILT_IN)
 FILES = pytest.mark.parametrize("kind", [JSONL, CSV])
 LINE = {JSONL: to_json, CSV: to_csv}
 A, B, C = (Record(n, loss=0.5, lr=0.1, num_hvps=3, seconds=2.0, note=f"no {n}") for n in range(3))

@@ -11,11 +11,11 @@ import pytest
 import geodiag
 from geodiag import Monitor
 from geodiag.errors import ArgumentError
-from geodiag.monitoring.schedule import Pace
+from geodiag.monitoring.schedule import Schedule
 from geodiag.oracles import CallablesProblem
 from tests.monitored import LR, H, W, loss, note, pair
 
-PACE = Pace(1).state_dict()
+PACE = Schedule(1).state_dict()
 
 
 def state_with(witness=None, ahead=None):
@@ -41,7 +41,7 @@ def clock(monkeypatch):
     return now
 
 
-class TestPace:
+class TestSchedule:
     def test_every_so_many_steps(self):
         monitor = Monitor(H, every=3)
         assert [s for s in range(10) if monitor.due(s)] == [0, 3, 6, 9]
@@ -59,7 +59,7 @@ class TestPace:
         Between measurements at cost·(k + ½)/budget, k = 1, 2, …, of cost each, the share is least,
         budget·k/(k + ½), before one and greatest, budget·(k + 1)/(k + ½), behind it.
         """
-        pace, spent, began, count = Pace(1, budget), 0.0, clock[0], 0
+        pace, spent, began, count = Schedule(1, budget), 0.0, clock[0], 0
         for step in range(20_000):
             if pace.due(step):
                 start, count = pace.begin(step), count + 1

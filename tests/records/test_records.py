@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import warnings
 from dataclasses import asdict, fields, replace
 
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 
 import geodiag
 from geodiag.errors import ArgumentError
-from geodiag.records import HEADER, Record, from_csv, from_json, read_records, to_csv, to_json
+from geodiag.records import BUILT_IN, Record, from_json, read_records, to_csv, to_json
+from geodiag.records.csv_format import Rows, from_header, to_header
+from geodiag.records.jsonl import SCHEMA
 
+HEADER = to_header(BUILT_IN)
 FULL = Record(
     step=30,
     loss=0.1 + 0.2,  # not a short decimal
@@ -42,13 +47,17 @@ records = st.builds(
     ratio=numbers,
     num_hvps=st.integers(min_value=0),
     note=text,
+    extras=st.dictionaries(
+        st.sampled_from(["noise", "x", "Größe"]), numbers | st.sampled_from(["up", "a b", "1 %"])
+    ),
 )
 
 
 def same(a: Record, b: Record) -> bool:
     """Equality in which NaN equals NaN."""
-    pairs = zip(asdict(a).values(), asdict(b).values(), strict=True)
-    return all(x == y or (x != x and y != y) for x, y in pairs)
+    one, other = a.to_dict(), b.to_dict()
+    pairs = zip(one.values(), other.values(), strict=True)
+    return list(one) == list(other) and all(x == y or (x != x and y != y) for x, y in pairs)
 
 
 # The promised fields, written down apart from the code.
@@ -59,8 +68,8 @@ PROMISED = (
 
 
 def test_fields_are_the_promised_ones():
-    assert ", ".join(f.name for f in fields(geodiag.Record)) == PROMISED
-    assert {f.type for f in fields(Record)} == {"int", "float", "str"}
+    assert ", ".join(f.name for f in fields(geodiag.Record)) == f"{PROMISED}, extras"
+    assert ", ".join(BUILT_IN) == PROMISED
 
 
 @given(records)
@@ -73,18 +82,21 @@ def test_a_line_of_json_is_strict_and_gives_the_record_back(record):
 
 @given(records)
 def test_a_row_of_csv_gives_the_record_back(record):
-    line = to_csv(record)
+    read, columns = Rows(), list(record.to_dict())
+    line = to_csv(record, columns)
     assert "\n" not in line
     assert "\r" not in line
-    assert same(from_csv(line), replace(record, note=" ".join(record.note.split())))
+    assert read(to_header(columns)) is None
+    assert same(read(line), replace(record, note=" ".join(record.note.split())))
 
 
 def test_what_is_written():
     nothing = Record(step=3)
     assert json.loads(to_json(nothing))["sharpness"] is None
+    assert json.loads(to_json(nothing))["schema"] == SCHEMA == 1
     assert json.loads(to_json(FULL))["upper"] == "Infinity"
     assert to_csv(nothing) == "3,,,,,,,,,,,0,,"
-    assert HEADER.split(",") == [f.name for f in fields(Record)]
+    assert f"{HEADER},extras".split(",") == [f.name for f in fields(Record)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -149,10 +161,86 @@ def test_a_whole_last_line_needs_no_end(tmp_path):
     assert same(only, FULL)
 
 
-def test_unknown_keys_are_left_out_and_missing_ones_unknown():
-    record = from_json('{"step": 7, "sharpness": 2, "method": "spectral descent"}')
-    assert same(record, Record(step=7, sharpness=2.0))
+def test_unknown_keys_are_extras_and_missing_ones_unknown():
+    line = '{"step": 7, "sharpness": 2, "method": "descent", "n": 3, "s": {"a": 1}, "t": true}'
+    record = from_json(line)
+    assert same(record, Record(step=7, sharpness=2.0, extras={"method": "descent", "n": 3.0}))
     assert isinstance(record.sharpness, float)
+    assert isinstance(record.n, float)
+    assert math.isnan(record.loss)
+
+
+def test_a_line_of_a_later_schema_is_read_as_far_as_it_is_known():
+    later = f'{{"schema": {SCHEMA + 1}, "step": 7, "loss": [1.0], "lr": 0.5, "new": 2.0}}'
+    assert same(from_json(later), Record(7, lr=0.5, extras={"new": 2.0}))
+    with pytest.raises(ArgumentError, match="another type"):
+        from_json(later.replace(str(SCHEMA + 1), str(SCHEMA), 1))
+    with pytest.raises(ArgumentError, match="another type"):
+        from_json(later.replace("7", '"seven"'))
+
+
+class TestExtras:
+    """What a plugin or another version has added to a record."""
+
+    def test_are_read_like_fields(self):
+        record = Record(1, extras={"noise": 0.5})
+        assert record.noise == 0.5
+        assert list(record.to_dict()) == [*BUILT_IN, "noise"]
+        with pytest.raises(AttributeError, match="no field or extra 'nois'"):
+            record.nois  # noqa: B018
+
+    def test_survive_copies(self):
+        record = replace(FULL, extras={"noise": 0.5})
+        for again in (pickle.loads(pickle.dumps(record)), copy.deepcopy(record), replace(record)):
+            assert again == record
+            assert again.noise == 0.5
+            assert hash(again) == hash(record)
+        assert record != FULL
+        assert "noise" in repr(record)
+        assert asdict(record)["extras"] == {"noise": 0.5}
+
+    def test_cannot_stand_in_for_special_methods(self):
+        """A log can name an extra as it likes."""
+        record = from_json('{"step": 1, "__array__": 1, "_repr_html_": 2, "__setstate__": 3}')
+        assert not hasattr(record, "__array__")
+        assert not hasattr(record, "_repr_html_")
+        assert pickle.loads(pickle.dumps(record)).extras == record.extras
+
+    def test_of_hostile_numbers(self):
+        record = from_json('{"step": 1, "a": ' + "9" * 400 + ', "b": 1e999, "schema": 0}')
+        assert record.extras == {"b": math.inf}
+
+
+class TestHeaders:
+    """The header of a CSV log rules, whatever this version's own columns are."""
+
+    def read(self, *lines):
+        read = Rows()
+        return [r for r in map(read, lines) if r is not None]
+
+    def test_columns_are_found_by_name(self):
+        (record,) = self.read("noise,note,step,loss", "0.25,hello,3,0.5")
+        assert same(record, Record(3, loss=0.5, note="hello", extras={"noise": 0.25}))
+
+    def test_a_later_header_holds_for_the_rows_that_follow(self):
+        found = self.read("step,loss", "1,0.5", "step,loss,noise", "2,0.4,0.1", "3,0.3,")
+        assert [(r.step, r.loss) for r in found] == [(1, 0.5), (2, 0.4), (3, 0.3)]
+        assert found[0].extras == {}
+        assert found[1].extras == {"noise": 0.1}
+        assert math.isnan(found[2].noise)
+
+    def test_a_row_belongs_to_the_header_of_its_width(self):
+        """As where two runs write at the same moment, one of which knows more columns."""
+        found = self.read("step,loss", "step,loss,noise", "1,0.5", "2,0.4,0.1")
+        assert [r.extras for r in found] == [{}, {"noise": 0.1}]
+
+    def test_a_row_of_another_width_is_refused(self):
+        with pytest.raises(ArgumentError, match="2 or 14 columns"):
+            self.read("step,loss", "1,0.5,3")
+
+    @pytest.mark.parametrize("row", ["3,,,,,,,,,,,0,,step", "step,los,,,,", "1,step", ""])
+    def test_a_row_is_no_header(self, row):
+        assert from_header(row) == ()
 
 
 @pytest.mark.parametrize(

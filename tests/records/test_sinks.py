@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from geodiag.errors import ArgumentError, MissingDependency
-from geodiag.records import HEADER, Record, read_records
+from geodiag.records import BUILT_IN, Record, read_records
 from geodiag.sinks import CSV, JSONL, MLflow, Sink, TensorBoard, WandB, as_sinks, metrics
 
 A = Record(step=0, loss=1.5, lr=0.1, sharpness=3.0, bound="LOWER", num_hvps=3, seconds=0.25)
@@ -26,6 +26,7 @@ B = Record(step=10, loss=math.nan, upper=math.inf, num_hvps=2, note="the loss: i
 # Written down by hand: what a chart can show of the two.
 SHOWN_A = {"loss": 1.5, "lr": 0.1, "sharpness": 3.0, "num_hvps": 3, "seconds": 0.25}
 SHOWN_B = {"num_hvps": 2}
+HEADER = ",".join(BUILT_IN)
 FILES = pytest.mark.parametrize("kind", [JSONL, CSV])
 
 

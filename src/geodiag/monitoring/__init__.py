@@ -1,8 +1,8 @@
 """What is recorded along a training run, and when.
 
 monitor             the Monitor: records steps, writes sinks
-observation         one record's numbers
+observation         the measurement of one record
 sharpness_tracker   S along a run: when to refresh, explore or search again
-schedule            which steps are recorded
-step_curvature      the curvature along a step
+schedule            at which steps to measure
+step_curvature      the slope and the curvature along a step
 """

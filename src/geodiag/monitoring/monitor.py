@@ -1,8 +1,8 @@
-"""The Monitor: at chosen steps of a run, where it stands against its edge of stability.
+"""The Monitor: at chosen steps of a run, how far it is from its edge of stability.
 
 A measurement has two halves around one step of the optimizer: :meth:`Monitor.before` measures S,
-the loss and the gradient at w, and :meth:`Monitor.after` what the step w⁺ − w really met. Whatever
-fails in between is written into the record; nothing of it reaches the training loop.
+the loss and the gradient at w, and :meth:`Monitor.after` measures along the step w⁺ − w that was
+taken. A failure is written into the record and never reaches the training loop.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from geodiag.core.validation import is_true, whole_step
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.observation import Observation, check_rule, said
-from geodiag.monitoring.schedule import Pace
+from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import Follower
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, problem
-from geodiag.records import Record
+from geodiag.records import Record, quantities
 from geodiag.sinks import Log, Sink, as_sinks
 
 
 class Monitor:
     """Measures a run at chosen steps, and records it.
+
+    Quantities of plugins (``geodiag_quantities``) are measured with the built-in ones.
 
         with geodiag.Monitor(model, "spectral", lr=0.1, log="run.jsonl", **problem) as monitor:
             for step in range(steps):
@@ -42,28 +44,29 @@ class Monitor:
 
     Args:
         model: as in :func:`geodiag.sharpness`; a Problem is not closed with the monitor.
-        norm: a registered name, a Norm, or a function without arguments that returns a Norm, asked
+        norm: a registered name, a Norm, or a function without arguments that returns a Norm, called
             at each measurement (preconditioners that change along the run).
         lr: the learning rate of the plain update −lr·‖g‖*·lmo(g), or a function of the step.
         update: instead of ``lr``: an :class:`Update`, or a function of the step that returns one.
             With neither, threshold and ratio are NaN.
         every: measure each so many steps, or where a function of the step says so.
-        budget: the part, in (0, 1), of the time since the first measurement began that all
-            measurements may take; it is kept within a factor 1.5. ``every`` is then the least
-            distance between two of them.
+        budget: the share, in (0, 1), of the time since the first measurement began that all
+            measurements may take; it is kept within a factor of 1.5. ``every`` is then the least
+            number of steps between two of them.
         log: a path (``.jsonl``, ``.csv``), a :class:`geodiag.sinks.Sink`, a function of a Record,
-            or a list of these. Where several ranks measure together, the first one writes.
+            or a list of these. If several ranks measure together, the first one writes.
         estimator: and ``max_hvps``, ``certificate``, ``seed``: as in :func:`geodiag.sharpness`.
-        rtol: the same; by default 0.02 in quadratic norms. That bounds the value's relative error,
-            which is of the order of the square, 4e-4, where the eigenvalue stands apart.
+        rtol: the relative tolerance, as there; by default 0.02 in quadratic norms. There it is for
+            the residual; the relative error of S is of the order of its square, 4e-4, if the
+            eigenvalue is isolated.
         problem_arguments: those of :func:`geodiag.problem`.
 
     Attributes:
         records: every Record so far.
 
     Raises:
-        GeodiagError: an argument that cannot be used. Later on nothing is raised: failures are in
-            the records' notes, and those of a sink one warning.
+        GeodiagError: an argument cannot be used. Later on nothing is raised: failures are in the
+            records' notes, and those of a sink one warning.
     """
 
     def __init__(
@@ -96,13 +99,14 @@ class Monitor:
                 "seed": seed,
             }
         )
-        self._pace = Pace(every, budget)
+        self._schedule = Schedule(every, budget)
         self._live = norm if callable(norm) and not isinstance(norm, Norm) else None
         self._norm = as_norm(norm) if isinstance(norm, (Norm, str)) or not callable(norm) else None
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
         self._closed = False
         self._pending: Observation | None = None
+        self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._warned: set[object] = set()
         self._noted: set[str] = set()
         self.records: list[Record] = []
@@ -115,12 +119,12 @@ class Monitor:
             raise
 
     def due(self, step: int) -> bool:
-        """Whether to measure at this step: a cheap question that changes nothing."""
+        """Whether to measure at this step. Cheap, and changes nothing."""
         if self._closed:
             return False
         try:
-            due = is_true(self._pace.due(step), "every=")
-            return due if self._pace.plain else self._problem.agree(due)
+            due = is_true(self._schedule.due(step), "every=")
+            return due if self._schedule.plain else self._problem.agree(due)
         except Exception as e:
             self._warn("every", f"every= failed, and nothing is measured: {said(e)}")
             return False
@@ -139,13 +143,13 @@ class Monitor:
             return
         step = whole_step(step)
         self.abandon()
-        began = self._pace.begin(step)
-        pending = Observation(step, self._problem)
+        began = self._schedule.begin(step)
+        pending = Observation(step, self._problem, self._quantities)
         with pending.noting("the measurement"):
             self._measure(pending, params)
         with pending.noting("no threshold"):
             pending.compare(self._rule(step))
-        pending.seconds = self._pace.spend(began)
+        pending.seconds = self._schedule.spend(began)
         self._pending = pending
 
     def after(self, params: Any = None) -> Record | None:
@@ -163,18 +167,19 @@ class Monitor:
         began = time.perf_counter()
         with pending.noting("the step"):
             pending.measure_step(params)
-        pending.seconds += self._pace.spend(began)
+        pending.measure_quantities()
+        pending.seconds += self._schedule.spend(began)
         return self._write(pending)
 
     def abandon(self) -> None:
-        """Write the record of a :meth:`before` whose step was not seen; nothing without one."""
+        """Write the record of a :meth:`before` that no :meth:`after` will follow, if any."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.note("the step was not observed")
             self._write(pending)
 
     def observe(self, step: int, params: Any, new_params: Any) -> Record | None:
-        """:meth:`before` and :meth:`after` in one, for loops that keep both points.
+        """Call :meth:`before` and :meth:`after`, for loops that keep both points.
 
         Args:
             step: the number of the step.
@@ -190,7 +195,7 @@ class Monitor:
         return self.after(new_params)
 
     def close(self) -> None:
-        """Write what is pending; close the sinks, and the problem if it was made here."""
+        """Write the pending record; close the sinks, and the problem if it was created here."""
         if self._closed:
             return
         self.abandon()
@@ -201,12 +206,12 @@ class Monitor:
                 each.callback(self._close_sink, sink)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
-        following, pace = self._follower.state_dict(), self._pace.state_dict()
-        return {"version": 1, "following": following, "pace": pace}
+        """What a resumed run needs: plain numbers, texts, lists and dicts."""
+        following, schedule = self._follower.state_dict(), self._schedule.state_dict()
+        return {"version": 1, "following": following, "pace": schedule}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned, in this process or an earlier one.
+        """Resume from what :meth:`state_dict` returned, in this process or an earlier one.
 
         Raises:
             ArgumentError: ``state`` is something else.
@@ -216,13 +221,13 @@ class Monitor:
                 raise TypeError(f"it is of type {type(state).__name__}")
             if not isinstance(state["version"], int) or state["version"] != 1:
                 raise ValueError(f"version {shown(state['version'])}")
-            follower, pace = copy.copy(self._follower), copy.copy(self._pace)
+            follower, schedule = copy.copy(self._follower), copy.copy(self._schedule)
             follower.load_state_dict(state["following"])
-            pace.load_state_dict(state["pace"])
+            schedule.load_state_dict(state["pace"])
         except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=said(e), do=do) from e
-        self._follower, self._pace = follower, pace
+        self._follower, self._schedule = follower, schedule
 
     def __enter__(self) -> Monitor:
         return self
@@ -241,7 +246,7 @@ class Monitor:
         assert norm is not None
         result = pending.measure(norm, self._follower)
         for note in () if result is None else result.notes:
-            if note not in self._noted:  # what holds for the whole run is said once
+            if note not in self._noted:  # a note that holds for the whole run is written once
                 self._noted.add(note)
                 pending.note(note)
 
@@ -262,11 +267,11 @@ class Monitor:
                 sink.write(record)
             except Exception as e:
                 self._warn(sink, f"{shown(sink)} failed at step {record.step}: {said(e)}")
-        self._pace.spend(began)
+        self._schedule.spend(began)
         return record
 
     def _warn(self, about: object, text: str) -> None:
-        """One warning for each cause; on stderr where warnings are errors."""
+        """One warning per cause; on stderr if warnings are errors."""
         if about in self._warned:
             return
         self._warned.add(about)

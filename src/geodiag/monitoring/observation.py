@@ -1,29 +1,25 @@
-"""One measurement of a run, in two halves around a step; every failure becomes a note.
+"""One measurement of a run, before and after a step. Every failure becomes a note of the record.
 
-The point is copied: the optimizer may write into the parameters between the halves.
+The point is copied, because the optimizer may update the parameters in place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from geodiag.blocks import (
-    Blocks,
-    all_finite,
-    epsilon,
-    to_numpy,
-)
+from geodiag.blocks import Blocks, all_finite, epsilon, to_numpy
+from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
 from geodiag.errors import ArgumentError, StaleOracle, shown
 from geodiag.monitoring.sharpness_tracker import Follower
-from geodiag.monitoring.step_curvature import Step
+from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Problem
-from geodiag.records import Record
+from geodiag.records import BUILT_IN, Record
 from geodiag.results import Bound, SharpnessResult
 
 
@@ -47,21 +43,50 @@ class Noting:
 
 @dataclass
 class Observation:
-    """A measurement in progress: its frozen point, and what is known so far."""
+    """A measurement in progress: what :attr:`Quantity.measure` is called with, after the step.
+
+    What could not be measured is None, or missing in ``known``.
+
+    Attributes:
+        step: the number of the step.
+        problem: the problem that is measured.
+        quantities: those with a function of their own, from plugins or built in.
+        known: fields of the Record by name, so far: ``loss``, ``dual_norm``, ``threshold`` and so
+            on.
+        extras: values of the quantities that are no fields.
+        notes: what failed, what is not known, and why.
+        seconds: spent so far.
+        norm: the norm, bound to the parameters.
+        here: a copy of the point w before the step.
+        there: the point w⁺ after it.
+        oracle: the problem at w; it counts Hessian-vector products.
+        new_loss: L(w⁺).
+        follower: of S along the run.
+        result: the sharpness at w, with its witness.
+    """
 
     step: int
     problem: Problem
-    known: dict[str, Any] = field(default_factory=dict)  # fields of the Record
+    quantities: Sequence[Quantity] = ()
+    known: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    norm: Norm | None = None  # bound to the parameters
-    here: Blocks | None = None  # a copy of w
-    oracle: CountingOracle | None = None  # at w
+    norm: Norm | None = None
+    here: Blocks | None = None
+    there: Blocks | None = None
+    oracle: CountingOracle | None = None
+    new_loss: float = math.nan
     follower: Follower | None = None
     result: SharpnessResult | None = None
 
+    def __post_init__(self) -> None:
+        for each in self.quantities:
+            if each.name not in BUILT_IN:
+                self.extras[each.name] = each.default
+
     def noting(self, what: str) -> Noting:
-        """Put an exception into the notes, and go on behind the block."""
+        """A ``with`` block; an exception in it ends the block and becomes a note."""
         return Noting(self, what)
 
     def note(self, text: str) -> None:
@@ -71,16 +96,21 @@ class Observation:
             self.notes.append(text)
 
     def record(self) -> Record:
-        """What is known."""
-        hvps = 0 if self.oracle is None else self.oracle.num_hvps
-        note = "; ".join(self.notes)
-        return Record(self.step, **self.known, num_hvps=hvps, seconds=self.seconds, note=note)
+        """The record of what is known."""
+        return Record(
+            self.step,
+            **self.known,
+            num_hvps=0 if self.oracle is None else self.oracle.num_hvps,
+            seconds=self.seconds,
+            note="; ".join(self.notes),
+            extras=self.extras,
+        )
 
     def freeze(self, params: Any) -> None:
-        """Copy the point, and ask for the loss there."""
+        """Copy the point, and evaluate the loss there."""
         self.here = self.problem.snapshot(params)
         whole = isinstance(params, Mapping) and set(params) == set(self.here)
-        # Of a part alone, tensors that are not measured would be lost.
+        # The copy holds the measured tensors only; the others must come from ``params``.
         self.oracle = CountingOracle(
             self.problem.at(self.here if params is None or whole else params)
         )
@@ -88,7 +118,7 @@ class Observation:
             self.known["loss"] = float(self.oracle.loss())
 
     def measure(self, asked: Norm, follower: Follower) -> SharpnessResult | None:
-        """S and ‖g‖*; the result, if there is one."""
+        """Measure S and ‖g‖*. Returns the result, or None if it failed."""
         assert self.oracle is not None
         self.norm, self.follower = asked.bind(self.oracle.space), follower
         result = None
@@ -110,7 +140,7 @@ class Observation:
         return result
 
     def compare(self, update: Update | None) -> None:
-        """The threshold that applies, and S in units of it."""
+        """The threshold of the update rule, and the ratio S/threshold."""
         if update is None:
             self.note("no threshold: neither lr= nor update= was given")
             return
@@ -131,25 +161,36 @@ class Observation:
         """D and the curvature along the step, from the frozen point to ``params``."""
         if self.here is None or self.oracle is None or self.norm is None:
             return
-        there = self.problem.point(params)
+        self.there = self.problem.point(params)
         try:
-            self._along(there)
+            self._along(self.there)
         except StaleOracle:
             # A buffer, the mode, or a tensor that is not measured has changed with the step.
             self.note("D is with buffers and unmeasured tensors as they were after the step")
             self.oracle.inner = self.problem.at(self.here)
-            self._along(there)
+            self._along(self.there)
+
+    def measure_quantities(self) -> None:
+        """Measure the quantities that have a function of their own."""
+        for each in self.quantities:
+            assert each.measure is not None
+            values = self.known if each.name in BUILT_IN else self.extras
+            with self.noting(each.name):
+                values[each.name] = each.kind(each.measure(self))
 
     def _along(self, there: Blocks) -> None:
         assert self.oracle is not None
         assert self.norm is not None
         with own_arithmetic():
-            stepped = self.oracle.run(Step(self.norm), self.here, there, self.oracle.gradient())
+            stepped = self.oracle.run(
+                StepCurvature(self.norm), self.here, there, self.oracle.gradient()
+            )
         length, slope, curvature = to_numpy(stepped.numbers).tolist()
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
         before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
+        self.new_loss = after
         smoothness = 2 * (after - before - slope) / length**2
         if math.isfinite(smoothness):
             self.known["directional_smoothness"] = smoothness
@@ -165,9 +206,9 @@ class Observation:
             self.note("the product along the step is not finite")
 
     def _better_witness(self, curvature: float, unit: Blocks) -> None:
-        """The step itself is a direction: where it bends more than the witness, it is the witness.
+        """Make the step's direction the witness if its curvature exceeds S.
 
-        By more than rounding: the value of an exact result is the largest.
+        It must do so by more than rounding, since the value of an EXACT result is the maximum.
         """
         if self.result is None or curvature <= self.result.value * (1 + epsilon(unit) ** 0.5):
             return
@@ -194,7 +235,7 @@ class Observation:
             self.known["dual_norm"] = float(self.norm.dual(gradient))
 
     def _no_threshold(self, update: Update) -> str:
-        """Why none applies, as far as :func:`geodiag.threshold` cannot know."""
+        """Why none applies, for reasons unknown to :func:`geodiag.threshold`; "" if one may."""
         if update.unknown:
             return update.unknown
         if update.normalized:
@@ -207,13 +248,13 @@ class Observation:
 
 
 def check_rule(lr: Any, update: Any) -> None:
-    """Check ``lr=`` and ``update=`` of a Monitor, as far as one can before they are asked.
+    """Check ``lr=`` and ``update=`` of a Monitor, short of calling them.
 
     Raises:
         ArgumentError: both are given, or one of them cannot be used.
     """
     if lr is not None and update is not None:
-        raise ArgumentError("lr= and update= both state the rule", do="pass one of them")
+        raise ArgumentError("lr= and update= both state the update rule", do="pass one of them")
     if lr is not None and not callable(lr):
         if not is_number(lr):
             raise ArgumentError("lr= must be a number or a function of the step", got=shown(lr))
@@ -227,7 +268,7 @@ def check_rule(lr: Any, update: Any) -> None:
 
 
 def said(e: BaseException) -> str:
-    """An exception in one line; its type alone where it fails to say more."""
+    """The type and the text of an exception in one line; the type alone if it has no text."""
     try:
         text = str(e)
     except Exception:

@@ -1,4 +1,4 @@
-"""When to measure: each so many steps, where a function says so, or within a share of the time."""
+"""When to measure: every so many steps, where a function says so, or within a share of the time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from geodiag.core.validation import is_number, is_whole
 from geodiag.errors import ArgumentError, shown
 
 
-class Pace:
-    """Decides, and keeps the account of what measurements took.
+class Schedule:
+    """Decides when a measurement is due, and adds up the time that measurements took.
 
-    Under a budget a measurement is due once the account, with half of what the next one will take,
-    is within the budget. So after the second one, whatever moment one looks at, measurements have
-    taken between 1/1.5 and 1.34 of the budget, as long as one takes about as long as the last.
+    Under a budget, one is due once the time spent, with half of what the next one will take, is
+    within the budget. So at any moment after the second one, measurements have taken between 1/1.5
+    and 1.34 of the budget, provided that each takes about as long as the last.
 
     Args:
-        every: the least distance in steps, or a function of the step.
+        every: the least number of steps between two measurements, or a function of the step.
         budget: the share of the time since the first measurement began, or None.
 
     Raises:
@@ -42,7 +42,7 @@ class Pace:
 
     @property
     def plain(self) -> bool:
-        """Whether the number of the step alone decides."""
+        """Whether the number of the step alone decides, so that all ranks agree."""
         return self._budget is None and not callable(self._every)
 
     def due(self, step: int) -> bool:
@@ -59,7 +59,7 @@ class Pace:
         return self._spent + self._cost / 2 <= self._budget * elapsed
 
     def begin(self, step: int) -> float:
-        """Note that a measurement begins, and when."""
+        """Start the account of a measurement. Returns the time now."""
         now = time.perf_counter()
         if self._began is None:
             self._began = now
@@ -67,7 +67,7 @@ class Pace:
         return now
 
     def spend(self, began: float) -> float:
-        """The seconds since ``began``, put on the account of the measurement that goes on."""
+        """Add the seconds since ``began`` to the account of the current measurement."""
         seconds = time.perf_counter() - began
         self._spent += seconds
         self._cost += seconds
@@ -79,9 +79,9 @@ class Pace:
         return {"step": self._step, "elapsed": elapsed, "spent": self._spent, "cost": self._cost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with an account; the time in between does not count.
+        """Continue an account; the time in between does not count.
 
-        Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is none, before any change.
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is none, before any change.
         """
         step, elapsed = state["step"], state["elapsed"]
         spent, cost = state["spent"], state["cost"]

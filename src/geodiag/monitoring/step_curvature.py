@@ -1,4 +1,4 @@
-"""What a step of the optimizer looks like from where it began, as one program."""
+"""The slope and the curvature along a step of the optimizer, at the point it started from."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ from geodiag.blocks import (
     where,
     zeros_like,
 )
-from geodiag.norms.quadratic import L2
-from geodiag.norms.vector import Linf
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
 from geodiag.solvers.program import NormProgram
 
 
-class Stepped(NamedTuple):
-    """A step s = w⁺ − w, measured at w."""
+class AlongStep(NamedTuple):
+    """What was measured along a step s = w⁺ − w, at w."""
 
     unit: Blocks  # s/‖s‖; zero for a step that is zero or not finite
     numbers: Array  # ‖s‖, NaN or infinite where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
     num_hvps: Array | int
 
 
-class Step(NormProgram):
-    """The length of a step, the slope and the curvature along it, at one product."""
+class StepCurvature(NormProgram):
+    """The length of a step, and the slope and the curvature along it; takes one HVP."""
 
-    def __call__(self, oracle: Oracle, here: Blocks, there: Blocks, gradient: Blocks) -> Stepped:
+    def __call__(self, oracle: Oracle, here: Blocks, there: Blocks, gradient: Blocks) -> AlongStep:
         norm, view = self.norm, ravel.of(oracle)
         hvp: Callable[[Blocks], Blocks] = oracle.hvp
         if view:
@@ -43,7 +41,7 @@ class Step(NormProgram):
         step = subtract(there, here)
         slope = dot(gradient, step)
         xp, nothing = array_namespace(slope), zeros_like(step)
-        if isinstance(norm, (L2, Linf)):  # which are NaN or infinite where the step is
+        if norm.entrywise:  # its value is not finite where the step is not
             length = norm.value(step)
             finite = xp.isfinite(length)
         else:
@@ -54,4 +52,4 @@ class Step(NormProgram):
         unit = where(moves, divide(step, xp.where(moves, length, xp.ones_like(length))), nothing)
         curvature = dot(unit, hvp(unit))
         numbers = xp.stack([length, slope, curvature])
-        return Stepped(view.full(unit) if view else unit, numbers, 1)
+        return AlongStep(view.full(unit) if view else unit, numbers, 1)

@@ -6,12 +6,13 @@ entry-point group ``geodiag`` or passed to :func:`geodiag.register`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    from geodiag.core.quantity import Quantity
     from geodiag.estimators.base import SharpnessEstimator
     from geodiag.norms.base import Norm
     from geodiag.oracles.base import Problem
@@ -51,3 +52,8 @@ def geodiag_norms() -> Mapping[str, Callable[[], Norm]]:  # type: ignore[empty-b
 @hookspec
 def geodiag_estimators() -> Mapping[str, Callable[[], SharpnessEstimator]]:  # type: ignore[empty-body]
     """Estimators by name: factories without required arguments."""
+
+
+@hookspec
+def geodiag_quantities() -> Sequence[Quantity]:  # type: ignore[empty-body]
+    """Quantities that a Monitor measures at each record, and that logs and plots carry."""

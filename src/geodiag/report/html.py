@@ -1,10 +1,9 @@
-"""A picture and a table of runs as one HTML file, without scripts and without a network."""
+"""The HTML report: a picture and a table of runs in one file, without scripts or a network."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from geodiag.records import Record
@@ -33,13 +32,14 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left;
 
 def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
     """One HTML file with an SVG picture and the last record of each run; it fetches nothing."""
-    rows = []
-    for label, run in runs.items():
-        rows.append({"run": label or "run", **{k: _cell(x) for k, x in asdict(run[-1]).items()}})
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in rows[0])
+    last = {label or "run": run[-1].to_dict() for label, run in runs.items()}
+    names = dict.fromkeys(name for row in last.values() for name in row)  # in their order
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("run", *names))
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row.values()) + "</tr>"
-        for row in rows
+        f"<tr><td>{html.escape(label)}</td>"
+        + "".join(f"<td>{html.escape(_cell(row.get(name, '')))}</td>" for name in names)
+        + "</tr>"
+        for label, row in last.items()
     )
     title = html.escape(", ".join(label for label in runs if label) or "geodiag")
     return PAGE.format(title=title, svg=svg[svg.index("<svg") :], head=head, body=body)

@@ -1,7 +1,7 @@
 """Pictures of measurements (matplotlib, without a display).
 
-:func:`plot` shows logged runs, one above the other on a shared axis of steps: the loss; the
-sharpness S, the directional smoothness D and the threshold; and their ratio S/threshold.
+:func:`plot` shows logged runs, panel above panel on a shared axis of steps. Which quantity is drawn
+where, and how, is part of its declaration: see :class:`geodiag.records.Quantity`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, MissingDependency, shown
-from geodiag.records import Record, read_records
+from geodiag.records import BUILT_IN, Panel, Quantity, Record, quantities, read_records
 from geodiag.report.html import page
 
 if TYPE_CHECKING:
@@ -30,14 +30,17 @@ SHARPNESS = {"color": "#0b3c6f", "linewidth": 1.8}
 SMOOTHNESS = {"color": "#e08214", "linewidth": 1.0, "linestyle": "", "marker": ".", "markersize": 4}
 EDGE = {"color": "black", "linewidth": 1.0, "linestyle": "--"}
 LOSS = {"color": "#555555", "linewidth": 1.2}
+MARKS = {"line": SHARPNESS, "thin": LOSS, "dots": SMOOTHNESS, "dashes": EDGE, "band": SHARPNESS}
+GREY = "#444444"  # of a legend that holds for several runs
 # Of several runs: the colours of Okabe and Ito, neighbours of unlike lightness, each with a marker.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#009E73")
 MARKERS = "osD^vP*"
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 MANY = 60  # points in a run beyond which a line needs no markers
-LARGEST = 1e100  # a number that is drawn
+LARGEST = 1e100  # the largest number that is drawn
 LARGEST_STEP = 2**53  # beyond it, not every whole number is a float
-WIDE = 30  # a range of S and threshold beyond which their axis is logarithmic
+WIDE = 30  # a range of values beyond which a "wide" axis is logarithmic
+HEIGHT = 1.85  # of a panel of height 1, in inches
 
 Runs: TypeAlias = dict[str, list[Record]]
 Style: TypeAlias = dict[str, Any]
@@ -50,6 +53,10 @@ def plot(
 ) -> Figure:
     """Draw one run, or several over each other.
 
+    The panels are the loss; the curvatures, which are the sharpness S, its certified upper bound,
+    the directional smoothness D and the threshold; the ratio S/threshold; and those of quantities
+    from plugins, if a run has values of them.
+
     Args:
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
             or a dict that gives each run's records or path a label. Numbers beyond 1e100 are left
@@ -58,7 +65,7 @@ def plot(
             file that needs no network and holds a table of the last records too.
 
     Returns:
-        matplotlib.figure.Figure: the picture; its axes are the loss, the curvatures, the ratio.
+        matplotlib.figure.Figure: the picture, with one axes object for each panel, in order.
 
     Raises:
         ArgumentError: there is nothing to draw, or a path that cannot be used.
@@ -66,18 +73,19 @@ def plot(
     """
     runs = _runs(records)
     target = None if path is None else _target(path)
-    drawn = {label: [_drawable(r) for r in run] for label, run in runs.items()}
-    figure = _figure(7.2, 7.4)
-    loss, curvature, ratio = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
-    for draw, axes in ((_loss, loss), (_curvature, curvature), (_ratio, ratio)):
-        draw(axes, drawn)
-        axes.grid(color="#e4e4e4", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    ratio.set_xlabel("step")
-    figure.align_ylabels()
-    if len(runs) == 1:
+    panels = _panels(runs)
+    heights = [panel.height for panel in panels]
+    figure = _figure(7.2, HEIGHT * sum(heights))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (panel, drawn) in zip(grid, panels.items(), strict=True):
+        _draw(axes, panel, drawn, runs)
+    if len(runs) > 1:
+        lines = grid[0].get_lines()[: len(runs)]
+        grid[0].legend(lines, list(runs), fontsize=8, frameon=False)
+    else:
         figure.suptitle(next(iter(runs)), fontsize=11)
+    grid[-1].set_xlabel("step")
+    figure.align_ylabels()
     if target is not None:
         _save(figure, runs, target)
     return figure
@@ -122,15 +130,6 @@ def _read(source: Any) -> list[Record]:
     return found
 
 
-def _drawable(r: Record) -> Record:
-    """The record as an axis has room for it: beyond LARGEST left out, below its inverse zero."""
-    changed: dict[str, Any] = {}
-    for name, x in vars(r).items():
-        if isinstance(x, float) and x and math.isfinite(x) and not 1 / LARGEST <= abs(x) <= LARGEST:
-            changed[name] = math.nan if abs(x) > LARGEST else 0.0
-    return replace(r, **changed)
-
-
 def _check_steps(runs: Runs) -> None:
     for run in runs.values():
         for r in run:
@@ -155,104 +154,116 @@ def _target(given: Any) -> Path:
     return path
 
 
-def _loss(axes: Any, runs: Runs) -> None:
-    for style, label, run in _styled(runs, LOSS):
-        axes.plot(_steps(run), [r.loss for r in run], label=label, **style)
-    if all(r.loss > 0 for run in runs.values() for r in run if math.isfinite(r.loss)):
-        axes.set_yscale("log")
-    axes.set_ylabel("loss")
-    if len(runs) > 1:
-        axes.legend(fontsize=8, frameon=False)
+def _panels(runs: Runs) -> dict[Panel, list[Quantity]]:
+    """The quantities of each panel; those of plugins if there is anything to draw."""
+    found: dict[Panel, list[Quantity]] = {}
+    for each in quantities().values():
+        if each.panel is not None and (each.name in BUILT_IN or _known(each, runs)):
+            panel = replace(each.panel, label=each.panel.label or each.title)
+            found.setdefault(panel, []).append(each)
+    return found
 
 
-def _curvature(axes: Any, runs: Runs) -> None:
-    several = len(runs) > 1
-    for style, _, run in _styled(runs, SHARPNESS):
-        steps, s = _steps(run), [r.sharpness for r in run]
-        colour = style["color"]
-        dots = SMOOTHNESS | ({"color": colour, "marker": "x"} if several else {})
-        axes.plot(steps, [r.directional_smoothness for r in run], zorder=3, **dots)
-        upper = [max(r.upper, r.sharpness) for r in run]  # NaN, where there is none, stays
-        if _any(upper):
-            axes.fill_between(steps, s, upper, color=colour, alpha=0.22, linewidth=0)
-        edge = EDGE | ({"color": colour} if several else {})
-        axes.plot(steps, [r.threshold for r in run], **edge)
-        axes.plot(steps, s, **style)
-    _scale(axes, [r for run in runs.values() for r in run])
-    axes.set_ylabel("curvature in the measured norm")
-    axes.legend(handles=_key(runs), fontsize=8, frameon=False)
+def _draw(axes: Any, panel: Panel, drawn: list[Quantity], runs: Runs) -> None:
+    base = next((each for each in drawn if each.mark in ("line", "thin")), drawn[0])
+    if panel.line is not None:
+        axes.axhline(panel.line, **EDGE)
+    for i, (label, run) in enumerate(runs.items()):
+        steps = [r.step for r in run]
+        for each in drawn:
+            values, style = _values(each, run), _style(each, drawn, i, runs)
+            if each.mark != "band":
+                axes.plot(steps, values, label=label, **style)
+            elif any(x == x for x in values):
+                low = _values(base, run)
+                high = [max(*pair) for pair in zip(values, low, strict=True)]  # NaN stays
+                axes.fill_between(steps, low, high, **style)
+    _scale(axes, panel, [x for each in drawn if each.mark != "dots" for x in _known(each, runs)])
+    axes.set_ylabel(panel.label)
+    if len(drawn) > 1:
+        axes.legend(handles=_key(drawn, runs), fontsize=8, frameon=False)
+    if not any(_known(each, runs) for each in drawn):
+        why = next((r.note for run in runs.values() for r in run if r.note), "no value")
+        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
+        axes.text(0.5, 0.45, f"not known: {why}", fontsize=8, color="#555555", **middle)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _key(runs: Runs) -> list[Any]:
-    """What the marks in the middle panel are, whatever the run."""
-    lines = _matplotlib("matplotlib.lines")
-    patches = _matplotlib("matplotlib.patches")
+def _style(quantity: Quantity, drawn: list[Quantity], run: int, runs: Runs) -> Style:
+    """How a quantity of the ``run``-th run is drawn: by its mark; several by colour."""
+    mark, several = quantity.mark, len(runs) > 1
+    style: Style = dict(MARKS[mark])
+    lines = [each for each in drawn if each.mark == mark]
+    if several:
+        style["color"] = COLOURS[run % len(COLOURS)]
+    elif quantity is not lines[0]:  # the second line of a panel
+        style["color"] = COLOURS[lines.index(quantity) % len(COLOURS)]
+    if mark == "band":
+        return {"color": style["color"], "alpha": 0.22, "linewidth": 0}
+    if mark == "dots":
+        return style | {"zorder": 3} | ({"marker": "x"} if several else {})
+    if mark == "dashes":
+        return style
+    length = len(list(runs.values())[run])
+    if several:
+        style |= {"marker": MARKERS[run % len(MARKERS)], "markersize": 4, "zorder": 2.1}
+        style |= {"linestyle": ("-", "-.", ":")[run // len(COLOURS) % 3]}
+        style |= {"markevery": max(1, length // 12)}
+    elif length <= MANY:
+        style |= {"marker": "o", "markersize": 2.5}
+    return style | {"zorder": 2.1}
+
+
+def _key(drawn: list[Quantity], runs: Runs) -> list[Any]:
+    """The legend of a panel: what each mark is, whatever the run."""
+    lines, patches = _matplotlib("matplotlib.lines"), _matplotlib("matplotlib.patches")
     every = [r for run in runs.values() for r in run]
-    grey = {"color": "#444444"} if len(runs) > 1 else {}
-    lower = " (lower bound)" if any(r.bound == "LOWER" for r in every) else ""
-    handles = [lines.Line2D([], [], label=f"sharpness S{lower}", **SHARPNESS | grey)]
-    if _any([r.upper for r in every]):
-        colour = (SHARPNESS | grey)["color"]
-        band = patches.Patch(color=colour, alpha=0.22, label="up to the certified bound")
-        handles.append(band)
-    if _any([r.directional_smoothness for r in every]):
-        cross = {"marker": "x"} if grey else {}
-        dots = SMOOTHNESS | grey | cross
-        handles.append(lines.Line2D([], [], label="directional smoothness D", **dots))
-    if _any([r.threshold for r in every]):
-        handles.append(lines.Line2D([], [], label="edge of stability", **EDGE | grey))
+    handles = []
+    for each in drawn:
+        if not _known(each, runs):
+            continue
+        style = _style(each, drawn, 0, runs) | ({"color": GREY} if len(runs) > 1 else {})
+        lower = each.bound and any(getattr(r, each.bound) == "LOWER" for r in every)
+        label = f"{each.label or each.name}{' (lower bound)' if lower else ''}"
+        if each.mark == "band":
+            handles.append(patches.Patch(label=label, **style))
+        else:
+            if each.mark != "dots":
+                style.pop("marker", None)
+            style.pop("markevery", None)
+            handles.append(lines.Line2D([], [], label=label, **style))
     return handles
 
 
-def _scale(axes: Any, records: list[Record]) -> None:
-    """Limits by S and the threshold: single steps of large D must not flatten the rest."""
-    shown = [x for r in records for x in (r.sharpness, r.upper, r.threshold) if math.isfinite(x)]
-    positive = [x for x in shown if x > 0]
-    if not shown:
+def _scale(axes: Any, panel: Panel, values: list[float]) -> None:
+    """The scale and the limits of the vertical axis, by what is not drawn as dots.
+
+    Single steps of large D must not flatten the rest.
+    """
+    values = values if panel.line is None else [*values, panel.line]
+    if not values or panel.scale == "linear":
         return
-    if positive and len(positive) == len(shown) and max(positive) > WIDE * min(positive):
+    low, high = min(values), max(values)
+    if low > 0 and panel.scale == "log":
         axes.set_yscale("log")
-        axes.set_ylim(min(positive) / 2, 2 * max(positive))
-    elif max(shown) > 0:
-        axes.set_ylim(min(0.0, 1.15 * min(shown)), 1.25 * max(shown))
+    elif low > 0 and panel.scale == "wide" and high > WIDE * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 2, 2 * high)
+    elif high > 0 and panel.scale != "log":
+        axes.set_ylim(min(0.0, 1.15 * low), 1.25 * high)
 
 
-def _ratio(axes: Any, runs: Runs) -> None:
-    every = [r for run in runs.values() for r in run]
-    known = [r.ratio for r in every if math.isfinite(r.ratio)]
-    axes.axhline(1.0, **EDGE)
-    for style, _, run in _styled(runs, SHARPNESS):
-        axes.plot(_steps(run), [r.ratio for r in run], **style)
-    axes.set_ylim(min([0.0, *known]), 1.15 * max([1.1, *known]))
-    axes.set_ylabel("S / threshold")
-    if not known:
-        why = next((r.note for r in every if r.note), "no threshold")
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
-        axes.text(0.5, 0.45, f"not known: {why}", fontsize=8, color="#555555", **middle)
+def _values(quantity: Quantity, run: list[Record]) -> list[float]:
+    """The values as an axis has room for them: those beyond LARGEST, and texts, are NaN."""
+    found = (getattr(r, quantity.name, math.nan) for r in run)
+    usable = (x if isinstance(x, (int, float)) and abs(x) <= LARGEST else math.nan for x in found)
+    return [0.0 if abs(x) < 1 / LARGEST else float(x) for x in usable]
 
 
-def _styled(
-    runs: Runs, alone: dict[str, Any]
-) -> Iterable[tuple[dict[str, Any], str, list[Record]]]:
-    """(style, label, records) of each run; ``alone`` is the style of a single one."""
-    for i, (label, run) in enumerate(runs.items()):
-        style = dict(alone)
-        if len(runs) > 1:
-            marker = MARKERS[i % len(MARKERS)]
-            line = ("-", "-.", ":")[i // len(COLOURS) % 3]
-            style |= {"color": COLOURS[i % len(COLOURS)], "linestyle": line, "marker": marker}
-            style |= {"markersize": 4, "markevery": max(1, len(run) // 12)}
-        elif len(run) <= MANY:
-            style |= {"marker": "o", "markersize": 2.5}
-        yield style, label, run
-
-
-def _steps(run: list[Record]) -> list[int]:
-    return [r.step for r in run]
-
-
-def _any(values: Iterable[float]) -> bool:
-    return any(math.isfinite(x) for x in values)
+def _known(quantity: Quantity, runs: Runs) -> list[float]:
+    return [x for run in runs.values() for x in _values(quantity, run) if x == x]
 
 
 def _save(figure: Figure, runs: Runs, path: Path) -> None:
@@ -276,41 +287,10 @@ def _svg(figure: Figure) -> str:
 
 @contextmanager
 def _any_letters() -> Iterator[None]:
-    """A run's label may have letters that the font has not; they are drawn as boxes."""
+    """Letters of a label that the font does not have are drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
-
-
-def plot_demo(rows: list[dict[str, Any]], path: Path) -> None:
-    """One column per method: the loss above; S, D and the edge 2/lr below."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = _figure(4.2 * len(methods), 5.6)
-    axes = figure.subplots(2, len(methods), squeeze=False, sharex="col", height_ratios=(1, 2))
-    for column, method in enumerate(methods):
-        own = [row for row in rows if row["method"] == method]
-        steps = [row["step"] for row in own]
-        top, bottom = axes[0, column], axes[1, column]
-        top.plot(steps, [row["loss"] for row in own], **LOSS)
-        top.set_yscale("log")
-        top.set_title(f"{method}, lr = {own[0]['lr']:g}")
-        d = [row["directional_smoothness"] for row in own]
-        s = [row["sharpness"] for row in own]
-        bottom.plot(steps, d, label="directional smoothness D", **SMOOTHNESS)
-        bottom.plot(steps, s, label=_sharpness_label(own[0]), **SHARPNESS)
-        bottom.axhline(own[0]["threshold"], label="edge of stability 2/lr", **EDGE)
-        bottom.set_ylim(0, 1.25 * max(*s, own[0]["threshold"]))
-        bottom.set_xlabel("step")
-        bottom.legend(loc="lower right", fontsize=8)
-    figure.suptitle(f"tanh MLP on digits, full batch, in {rows[0]['framework']}")
-    axes[0, 0].set_ylabel("loss")
-    axes[1, 0].set_ylabel("curvature in the optimizer's norm")
-    figure.savefig(path, dpi=130)
-
-
-def _sharpness_label(row: dict[str, Any]) -> str:
-    lower = ", lower bound" if row["bound"] == "LOWER" else ""
-    return f"sharpness S ({row['norm']}{lower})"
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -11,35 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from geodiag.errors import ArgumentError, MissingDependency
-from geodiag.records import Record, parse, parser, read_records
+from geodiag.records import Quantity, Record, quantities, read_records
+from geodiag.records.reading import parse, parser
 
 BARS = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
-COLUMNS = {  # of the table: the record's field by its title
-    "step": "step",
-    "loss": "loss",
-    "S": "sharpness",
-    "upper": "upper",
-    "D": "directional_smoothness",
-    "threshold": "threshold",
-    "S/threshold": "ratio",
-    "HVPs": "num_hvps",
-    "note": "note",
-}
 
 
 class Tail:
-    """A log that grows: its records so far, by whole lines, each read once."""
+    """A log that grows. ``records`` are those of its whole lines so far; each line is read once."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.records = path, list[Record]()
         self._read, self._at, self._rest = parser(path), 0, b""
 
     def update(self) -> bool:
-        """Read what has come since the last time; whether it was anything.
+        """Read what was appended since the last call. Returns whether there were records.
 
-        A file that is not there yet, or no longer, is an empty one; one that has become shorter
-        was written anew.
+        A missing file counts as empty; one that has become shorter is read from its beginning.
         """
         new = b""
         try:
@@ -59,20 +48,20 @@ class Tail:
         return bool(found)
 
     def _forget(self) -> None:
-        self.records, self._at, self._rest = [], 0, b""
+        self.records, self._read, self._at, self._rest = [], parser(self.path), 0, b""
 
 
 def run(path: Path, *, lines: int = 12, interval: float = 1.0, once: bool = False) -> int:
-    """Show the last records of a log as they come, until interrupted; returns 0.
+    """Show the last records of a log as they come, until interrupted. Returns 0.
 
     Args:
-        path: the log; where it is missing, it is waited for.
+        path: the log; if it is missing, wait for it.
         lines: how many records to show.
-        interval: seconds between two looks at the file.
+        interval: seconds between two readings of the file.
         once: show what is there, and return.
 
     Raises:
-        ArgumentError: with ``once``, a file that is missing or no log; a number out of its range.
+        ArgumentError: with ``once``, the file is missing or no log; a number is out of its range.
         MissingDependency: rich is not installed.
     """
     if lines < 1 or not interval > 0:
@@ -90,23 +79,27 @@ def run(path: Path, *, lines: int = 12, interval: float = 1.0, once: bool = Fals
 
 
 def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80) -> Any:
-    """The last records as a table, over a line of the ratios so far, for rich to print."""
+    """The last records as a table, above a line of the ratios S/threshold, for rich to print."""
     if not records:
         return _rich("rich.text").Text(f"waiting for the first record in {path}", style="dim")
     table = _rich("rich.table").Table(title=str(path), title_justify="left", box=None)
-    shown = [title for title, name in COLUMNS.items() if any(_cell(r, name) for r in records)]
-    for title in shown:
-        text = title == "note"
-        table.add_column(title, justify="left" if text else "right", overflow="ellipsis",
-                         no_wrap=True, ratio=1 if text else None)  # fmt: skip
+    shown = [
+        each
+        for each in sorted(quantities().values(), key=lambda q: q.kind is str)  # texts come last
+        if each.column is not None and any(_cell(r, each) for r in records)
+    ]
+    for each in shown:
+        text = each.kind is str
+        table.add_column(each.column or each.name, justify="left" if text else "right",
+                         overflow="ellipsis", no_wrap=True, ratio=1 if text else None)  # fmt: skip
     cells = _rich("rich.text").Text
     for record in records[-lines:]:
-        table.add_row(*(cells(_cell(record, COLUMNS[title])) for title in shown))
+        table.add_row(*(cells(_cell(record, each)) for each in shown))
     return _rich("rich.console").Group(table, cells(_trend(records, width)))
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """One bar for each value, from 0 to ``top``; a dot where it is not known."""
+    """One bar for each value, from 0 to ``top``; a dot if it is not known."""
     return "".join(
         BARS[min(len(BARS) - 1, max(0, math.ceil(len(BARS) * x / top) - 1))]
         if math.isfinite(x)
@@ -124,11 +117,12 @@ def _trend(records: Sequence[Record], width: int) -> str:
     return f"\nS/threshold {sparkline(ratios, top)} (█ is {top:.3g})"
 
 
-def _cell(record: Record, name: str) -> str:
-    value = getattr(record, name)
+def _cell(record: Record, quantity: Quantity) -> str:
+    value = getattr(record, quantity.name, quantity.default)
     if isinstance(value, float):
         text = "" if value != value else f"{value:.4g}"
-        return f"≥ {text}" if text and name == "sharpness" and record.bound == "LOWER" else text
+        lower = quantity.bound and getattr(record, quantity.bound) == "LOWER"
+        return f"≥ {text}" if text and lower else text
     return str(value)
 
 

@@ -1,11 +1,10 @@
-"""The contract of a sink, and what of a record a tracker's chart can show."""
+"""The contract of a sink, and the numbers of a record that a tracker's chart can show."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from geodiag.records import Record
@@ -14,14 +13,14 @@ PREFIX = "geodiag/"
 
 
 class Sink(ABC):
-    """Takes records, one by one. An exception of a sink is a warning, never the run's end."""
+    """Takes records, one by one. The Monitor turns an exception of a sink into one warning."""
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Take one record; it must be safe when this returns."""
+        """Take one record. When this returns, the record must be kept."""
 
     def close(self) -> None:
-        """No record follows; by default nothing is to be done. May be called twice."""
+        """Called after the last record, possibly twice; does nothing by default."""
         return None
 
     def __repr__(self) -> str:
@@ -42,9 +41,13 @@ class Call(Sink):
 
 
 def metrics(record: Record, prefix: str = PREFIX) -> dict[str, float]:
-    """The record's finite numbers by flat names, ``geodiag/sharpness``; the step is left out."""
+    """The finite numbers of a record, those of plugins included, without the step.
+
+    >>> metrics(Record(3, loss=0.5))
+    {'geodiag/loss': 0.5, 'geodiag/num_hvps': 0}
+    """
     return {
         prefix + name: x
-        for name, x in asdict(record).items()
+        for name, x in record.to_dict().items()
         if name != "step" and isinstance(x, (int, float)) and math.isfinite(x)
     }

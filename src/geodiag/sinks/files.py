@@ -1,20 +1,22 @@
-"""Logs in files, which are only ever appended to, by whole lines.
+"""Log files, JSONL and CSV: appended to by whole lines, and never rewritten.
 
-Every line is one ``os.write`` to a file opened with ``O_APPEND``: a run that is killed leaves whole
-lines, and two runs may share a file. Where a line was cut short (a full disk, a lost machine), by
-whichever run, the next one ends it, and begins on a line of its own. A file that is deleted while
-it is written to is made anew.
+A record is one ``os.write`` to a file opened with ``O_APPEND``: a run that is killed leaves whole
+lines, and two runs may share a file. If a line was cut short (full disk, power failure), by
+whichever run, the next write ends it first. A file that is deleted during the run is created again.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from geodiag.errors import ArgumentError, shown
-from geodiag.records import HEADER, TORN, Record, to_csv, to_json
+from geodiag.records import BUILT_IN, Record, to_csv, to_json
+from geodiag.records.csv_format import from_header, to_header, torn
 from geodiag.sinks.base import Call, Sink
 
 Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequence[Any] | None"
@@ -23,13 +25,8 @@ Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequ
 class _Lines(Sink):
     """A file of lines, appended to."""
 
-    header = ""
-    torn = ""  # what ends a line that was cut short, so that it does not look like a whole one
-
-    def __init__(
-        self, path: str | os.PathLike[str], to_line: Callable[[Record], str], fsync: bool
-    ) -> None:
-        self.path, self._to_line, self._fsync = Path(path), to_line, fsync
+    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
+        self.path, self._fsync = Path(path), fsync
         self._file: int | None = None
         try:
             self._file = self._open()
@@ -43,22 +40,21 @@ class _Lines(Sink):
     def write(self, record: Record) -> None:
         if self._file is None:
             raise ArgumentError("the log is closed", got=str(self.path))
-        if os.fstat(self._file).st_nlink == 0:  # deleted: nobody would ever read it
-            anew = self._open()
+        if os.fstat(self._file).st_nlink == 0:  # deleted: what is written would be lost
+            created = self._open()
             os.close(self._file)
-            self._file = anew
+            self._file = created
         size, end = _size_and_end(self._file)
-        line = self._to_line(record) + "\n"
-        if self.header and size <= len(self.header) and end != b"\n":  # nothing, or a part of it
-            line = f"{self.header}\n{line}"
-        if end not in (b"", b"\n"):
-            line = f"{self.torn}\n{line}"
-        data = line.encode()
+        data = self._text(record, size, end in (b"", b"\n")).encode()
         written = os.write(self._file, data)
         if written < len(data):
             raise OSError(f"{written} of {len(data)} bytes were written to {self.path}")
         if self._fsync:
             os.fsync(self._file)
+
+    @abstractmethod
+    def _text(self, record: Record, size: int, whole: bool) -> str:
+        """What to append to a file of ``size`` bytes, the last line of which may not be whole."""
 
     def close(self) -> None:
         if self._file is not None:
@@ -82,28 +78,69 @@ class _Lines(Sink):
 
 
 class JSONL(_Lines):
-    """A log of one JSON object a line.
+    """A log of one JSON object a line; see :mod:`geodiag.records.jsonl`.
 
     Args:
-        path: the file, appended to; it is made, with its folders, where it is missing.
-        fsync: wait at each record until the disk has it: safe against the machine's end too.
+        path: the file, appended to; created, with its folders, if it is missing.
+        fsync: wait at each record until it is on the disk: safe against a power failure too.
 
     Raises:
         ArgumentError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
-        super().__init__(path, to_json, fsync)
+    def _text(self, record: Record, size: int, whole: bool) -> str:
+        return ("" if whole else "\n") + to_json(record) + "\n"
 
 
 class CSV(_Lines):
-    """A log of one row a line, under a header; arguments and errors as for :class:`JSONL`."""
+    """A log of one row a line, under a header; see :mod:`geodiag.records.csv_format`.
 
-    header = HEADER
-    torn = TORN
+    Rows follow the columns that the file has. If it has none for one of the values, a header with
+    the columns added is written first, and there is one warning: other readers than
+    :func:`geodiag.read_records` may stop at it. Arguments and errors as for :class:`JSONL`.
+    """
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
-        super().__init__(path, to_csv, fsync)
+    _columns: tuple[str, ...] = ()  # of the last header in the file
+    _added: tuple[str, ...] = ()  # the columns that the file did not have
+    _warned = False
+
+    def write(self, record: Record) -> None:
+        super().write(record)
+        if self._added and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.path} had no column for {', '.join(self._added)}: a second header was "
+                "written into it; geodiag.read_records reads both parts",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _text(self, record: Record, size: int, whole: bool) -> str:
+        self._find_headers(size)
+        columns, lines = self._columns, [] if whole else [torn(self._widest)]
+        missing = tuple(name for name in record.to_dict() if name not in columns)
+        if missing:
+            columns, self._added = columns + missing, missing if columns else ()
+            lines.append(to_header(columns))
+        return "\n".join([*lines, to_csv(record, columns), ""])
+
+    def _open(self) -> int:
+        self._columns, self._widest = (), len(BUILT_IN)  # the widest of the file's headers
+        self._searched = 0  # bytes
+        return super()._open()
+
+    def _find_headers(self, size: int) -> None:
+        """Read what was appended since the last time, by this run or another."""
+        assert self._file is not None
+        os.lseek(self._file, self._searched, os.SEEK_SET)
+        data = os.read(self._file, max(0, size - self._searched))
+        whole = data[: data.rfind(b"\n") + 1]
+        self._searched += len(whole)
+        for line in whole.decode("utf-8", errors="replace").split("\n"):
+            columns = from_header(line.removesuffix("\r"))
+            if columns:
+                self._columns = columns
+                self._widest = max(self._widest, len(columns))
 
 
 def open_file(path: Path) -> Sink:

@@ -1,0 +1,101 @@
+"""CSV: rows under a header that names their columns.
+
+NaN is empty, and a text is kept to one line. The file's own header rules: columns are found by
+name, those that are not known become extras. A later header in the same file names the columns of
+the rows of its width that follow, so a run may append a row with a new column to an older log.
+Headers within one log only ever become wider: a row then belongs to the header of its width, even
+if two runs write at the same moment.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from geodiag.errors import ArgumentError
+from geodiag.records.record import BUILT_IN, Record, record_of, shortened
+
+
+def to_csv(record: Record, columns: Iterable[str] = tuple(BUILT_IN)) -> str:
+    """The record's values as one row in the order of ``columns``, without the line's end.
+
+    >>> to_csv(Record(3, loss=0.5), ["loss", "step", "lr"])
+    '0.5,3,'
+    """
+    values = record.to_dict()
+    return _line([_cell(values.get(name, "")) for name in columns])
+
+
+def to_header(columns: Iterable[str]) -> str:
+    """The header of these columns, without the line's end."""
+    return _line(list(columns))
+
+
+def from_header(line: str) -> tuple[str, ...]:
+    """The columns that a line names; () where the line is no header.
+
+    Every name is an identifier and one of them is ``step``; in a row, ``step`` is a number.
+    """
+    cells = line.split(",")  # identifiers are never quoted
+    return tuple(cells) if "step" in cells and all(map(str.isidentifier, cells)) else ()
+
+
+class Rows:
+    """Reads a CSV log line by line.
+
+    >>> read = Rows()
+    >>> read("step,loss,noise"), read("3,0.5,0.25").noise
+    (None, 0.25)
+    """
+
+    def __init__(self) -> None:
+        self._columns = {len(BUILT_IN): tuple(BUILT_IN)}  # by width; without a header: these
+
+    def __call__(self, line: str) -> Record | None:
+        """The record of a line; None for a header, and where there are only commas.
+
+        Raises:
+            ArgumentError: no header has so many columns, or a value is of another type.
+        """
+        header = from_header(line)
+        if header:
+            self._columns[len(header)] = header
+            return None
+        cells = _cells(line)
+        if not any(cells):
+            return None
+        columns = self._columns.get(len(cells))
+        if columns is None:
+            what = f"a row must have {' or '.join(map(str, sorted(self._columns)))} columns"
+            raise ArgumentError(what, got=shortened(line))
+        named = zip(columns, cells, strict=True)
+        return record_of({name: x or None for name, x in named if x or name not in BUILT_IN}, line)
+
+
+def torn(width: int) -> str:
+    """What ends a row that was cut short, in a log whose widest header has ``width`` columns.
+
+    Within its note the row would look like a whole one; with so many commas it has too many
+    columns, or a quotation without an end.
+    """
+    return "," * width
+
+
+def _cell(x: float | str) -> float | str:
+    if isinstance(x, str):
+        return " ".join(x.split())
+    return "" if x != x else x
+
+
+def _line(cells: Sequence[float | str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(cells)
+    return out.getvalue()
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True))
+    except (csv.Error, StopIteration) as e:
+        raise ArgumentError("a line of a log is not a CSV row", got=shortened(line)) from e

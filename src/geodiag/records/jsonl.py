@@ -1,0 +1,51 @@
+"""JSON lines: one strict JSON object a line, with the number of its schema.
+
+NaN is null, infinity the text "Infinity" or "-Infinity". Every line states the schema, because
+several runs, also of different versions, may append to one file. A line without it has schema 0;
+its fields are those of schema 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from geodiag.errors import ArgumentError
+from geodiag.records.record import Record, record_of, shortened
+
+SCHEMA = 1
+
+
+def to_json(record: Record) -> str:
+    """The record as one line, without the line's end.
+
+    >>> to_json(Record(3, loss=0.5))[:52]
+    '{"schema": 1, "step": 3, "loss": 0.5, "lr": null, "s'
+    """
+    plain = {name: _plain(x) for name, x in record.to_dict().items()}
+    return json.dumps({"schema": SCHEMA} | plain, allow_nan=False, ensure_ascii=False)
+
+
+def from_json(line: str) -> Record:
+    """The record of a line.
+
+    A line of a later schema is read as far as its names and types are known.
+
+    Raises:
+        ArgumentError: the line is no JSON object, has no step, or a value of another type.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise ArgumentError("a line of a log is not JSON", got=shortened(line)) from e
+    if not isinstance(found, dict):
+        raise ArgumentError("a line of a log is not a JSON object", got=shortened(line))
+    schema = found.get("schema", 0)
+    return record_of(found, line, newer=isinstance(schema, int) and schema > SCHEMA)
+
+
+def _plain(x: Any) -> Any:
+    if not isinstance(x, float) or math.isfinite(x):
+        return x
+    return None if x != x else "Infinity" if x > 0 else "-Infinity"

@@ -1,0 +1,79 @@
+"""Reading logs: all whole lines of a file, whichever way it ends."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from geodiag.errors import ArgumentError, shown
+from geodiag.records.csv_format import Rows
+from geodiag.records.jsonl import from_json
+from geodiag.records.record import Record
+
+
+def parser(path: Path) -> Callable[[str], Record | None]:
+    """How to read the lines of the file, in order: as CSV where it is named so, else as JSON."""
+    return Rows() if path.suffix.lower() == ".csv" else from_json
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The records of a log, in the order in which they were written.
+
+    Logs of other versions are read too: a missing field has its default, NaN for a number, and a
+    name that this version does not know becomes one of :attr:`Record.extras`.
+
+    Args:
+        path: a file that the Monitor wrote: CSV where it is named ``.csv``, else JSONL.
+
+    Returns:
+        list[Record]: those of all whole lines. A line that a crash cut short is left out, with a
+        warning.
+
+    Raises:
+        ArgumentError: the file cannot be read, or holds other things than records.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError("a log is named by its path", got=shown(path))
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
+        raise ArgumentError(
+            "the log cannot be read", got=str(e), do="pass the path of a .jsonl or .csv log"
+        ) from e
+    found, bad = parse(text, parser(path))
+    if bad and not found:
+        raise ArgumentError(
+            "the file is not a log of the Monitor",
+            got=f"{path}, line {bad[0][0]}: {bad[0][1]}",
+            do="pass a .jsonl or .csv file that geodiag.Monitor(log=...) wrote",
+        )
+    for number, why in bad:
+        warnings.warn(f"{path}, line {number} is left out: {why}", RuntimeWarning, stacklevel=2)
+    return found
+
+
+def parse(
+    text: str, read: Callable[[str], Record | None]
+) -> tuple[list[Record], list[tuple[int, str]]]:
+    """The records of whole lines, and (line number, reason) of every line that is none."""
+    found, bad = [], []
+    *lines, last = text.split("\n")
+    if last and isinstance(read, Rows):  # cut inside its last column, a row would look whole
+        bad.append((len(lines) + 1, "it is not finished"))
+    elif last:
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            continue
+        try:
+            record = read(line)
+        except ArgumentError as e:
+            bad.append((number, str(e)))
+            continue
+        if record is not None:
+            found.append(record)
+    return found, sorted(bad)

@@ -1,0 +1,145 @@
+"""The Record of one measurement, and the declaration of each of its built-in quantities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from geodiag.core.quantity import RESERVED, Panel, Quantity
+from geodiag.errors import ArgumentError
+from geodiag.plugins import registry
+
+BOUNDS = ("EXACT", "LOWER", "")
+CURVATURES = Panel("curvature in the measured norm", height=2.0, scale="wide")
+PER_NORM2 = "loss/norm²"
+
+
+def _declared(label: str, *, default: Any = math.nan, **attributes: Any) -> Any:
+    """A field of the Record, with the other attributes of its Quantity."""
+    return field(default=default, metadata={"label": label, **attributes})
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement of a training run: flat, typed, NaN where a number is not known.
+
+    A field is declared here and nowhere else: its annotation and the attributes of its
+    :class:`~geodiag.core.quantity.Quantity`. Logs, sinks, plots and the live table follow.
+
+    Attributes:
+        step: the number of the step.
+        loss: L(w) on the measured data.
+        lr: the learning rate.
+        sharpness: S at w, in loss units per squared unit of the norm.
+        bound: what the value is to S: "EXACT"; "LOWER", a lower bound; or "" where there is none.
+        upper: a certified upper bound on S.
+        dual_norm: ‖∇L(w)‖*.
+        directional_smoothness: D along the step s = w⁺ − w.
+        curvature: ⟨s, ∇²L(w) s⟩/‖s‖² along the same step.
+        threshold: the value of S above which the update rule is unstable.
+        ratio: S/threshold; the edge of stability is at 1.
+        num_hvps: Hessian-vector products spent, every one counted.
+        seconds: the time that the measurement took.
+        note: what failed, what is not known, and why.
+        extras: the values of quantities from plugins or of an unknown column of a log, by name;
+            ``record.name`` reads them too.
+    """
+
+    step: int = field(metadata={"label": "step"})
+    loss: float = _declared("loss", panel=Panel(scale="log"), mark="thin")
+    lr: float = _declared("learning rate", column=None)
+    sharpness: float = _declared(
+        "sharpness S", unit=PER_NORM2, panel=CURVATURES, column="S", bound="bound"
+    )
+    bound: str = _declared("bound", default="", choices=BOUNDS, column=None)
+    upper: float = _declared(
+        "up to the certified bound", unit=PER_NORM2, panel=CURVATURES, mark="band"
+    )
+    dual_norm: float = _declared("dual norm of the gradient", unit="loss/norm", column=None)
+    directional_smoothness: float = _declared(
+        "directional smoothness D", unit=PER_NORM2, panel=CURVATURES, mark="dots", column="D"
+    )
+    curvature: float = _declared("curvature along the step", unit=PER_NORM2, column=None)
+    threshold: float = _declared(
+        "edge of stability", unit=PER_NORM2, panel=CURVATURES, mark="dashes"
+    )
+    ratio: float = _declared(
+        "S / threshold", panel=Panel(scale="zero", line=1.0), column="S/threshold"
+    )
+    num_hvps: int = _declared("Hessian-vector products", default=0, column="HVPs")
+    seconds: float = _declared("time of the measurement", unit="s", column=None)
+    note: str = _declared("note", default="")
+    extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """A value of :attr:`extras`; only called where there is no field of this name."""
+        extras = self.__dict__.get("extras", {})
+        if name.startswith("_") or name not in extras:
+            raise AttributeError(f"a Record has no field or extra {name!r}")
+        return extras[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values by name, those of :attr:`extras` last.
+
+        >>> Record(3, extras={"noise": 0.5}).to_dict()["noise"]
+        0.5
+        """
+        values = dict(self.__dict__)
+        extras: dict[str, Any] = values.pop("extras")
+        return values | extras
+
+
+_TYPES = {"float": float, "int": int, "str": str}
+BUILT_IN = {
+    f.name: Quantity(f.name, kind=_TYPES[str(f.type)], **f.metadata)
+    for f in fields(Record)
+    if f.name != "extras"
+}
+
+
+def quantities() -> dict[str, Quantity]:
+    """All quantities of a Record by name: the built-in ones, then those of plugins.
+
+    Raises:
+        PluginError: a plugin returns something else, or a name that is taken.
+    """
+    return registry.quantities(BUILT_IN.values())
+
+
+def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Record:
+    """The record of a line's named values. Unknown names become :attr:`Record.extras`.
+
+    Args:
+        found: the values; an unknown one is a float where it reads as a number, else a text, and
+            left out if it is neither.
+        line: the line, for the error.
+        newer: whether a later version of the library wrote the line; a known name whose value is
+            of another type then has its default.
+
+    Raises:
+        ArgumentError: there is no step, or a value of another type.
+    """
+    if "step" not in found:
+        raise ArgumentError("a line of a log has no step", got=shortened(line))
+    known: dict[str, Any] = {}
+    extras: dict[str, float | str] = {}
+    for name, x in found.items():
+        try:
+            if name in BUILT_IN:
+                known[name] = BUILT_IN[name].parse(x)
+            elif name not in RESERVED and not isinstance(x, bool):
+                extras[name] = math.nan if x is None else float(x)
+        except (TypeError, ValueError, OverflowError) as e:
+            if name not in BUILT_IN:
+                extras |= {name: x} if isinstance(x, str) else {}
+            elif name == "step" or not newer:
+                what = "a line of a log holds a value of another type"
+                raise ArgumentError(what, got=shortened(line)) from e
+    return Record(**known, extras=extras)
+
+
+def shortened(line: str) -> str:
+    """A line of a log, as an error shows it."""
+    return repr(line if len(line) <= 60 else line[:60] + "…")
