@@ -1,97 +1,155 @@
-"""The core's import graph, read from its source: one way, without cycles, without late imports."""
+"""The layers of all three packages: no circles, no late imports, and each room on its floor."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import graphlib
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.isolation.import_graph import Package
+
 SRC = Path(__file__).parents[2] / "src"
-FILES = sorted((SRC / "geodiag").rglob("*.py"))
-COMMAND = {"geodiag.cli", "geodiag.__main__"}  # stands outside of the package, as a user does
+
+# From the ground up. A room imports only rooms of lower floors, never one beside it.
+FLOORS = {
+    "geodiag": [
+        "errors",
+        "blocks",
+        "core",
+        "results",
+        "envelopes oracles",
+        "norms",
+        "solvers optimizers",
+        "estimators",
+        "certificates plugins testing",
+        "problems",
+        "sharpness directional",
+        "records",
+        "sinks",
+        "monitoring",
+        "report",
+        "experiments",
+        "__init__",
+        "cli",
+        "__main__",
+    ],
+    "geodiag_torch": [
+        "state",
+        "ranks",
+        "derivatives",
+        "oracle",
+        "sharding",
+        "problem",
+        "optimizers",
+        "attach",
+        "callbacks experiments",
+        "plugin",
+        "__init__",
+    ],
+    "geodiag_jax": [
+        "sharding",
+        "pytree",
+        "loss_key batches",
+        "derivatives",
+        "precision programs",
+        "oracle",
+        "problem",
+        "optimizers tracking",
+        "monitor experiments",
+        "plugin",
+        "__init__",
+    ],
+}
+# Half a second of torch.distributed, for those alone who use it already.
+LATE = {("geodiag_torch.sharding.detection", "geodiag_torch.sharding.fsdp")}
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(SRC).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+@pytest.fixture
+def faults(tmp_path):
+    """What is found in a copy of a package to which files have been added, or lines to files."""
+
+    def found(package: str, **added: str) -> list[str]:
+        shutil.copytree(SRC / package, tmp_path / package, ignore=shutil.ignore_patterns("*.pyc"))
+        for module, text in added.items():
+            path = tmp_path / package / (module.replace("__", "/") + ".py")
+            path.write_text((path.read_text("utf-8") if path.exists() else "") + f"\n{text}\n")
+        return Package(tmp_path, package).faults(FLOORS[package], LATE)
+
+    return found
 
 
-MODULES = {module_of(path): path for path in FILES}
+@pytest.mark.parametrize("package", FLOORS)
+def test_each_room_imports_lower_ones_alone(package):
+    faults = Package(SRC, package).faults(FLOORS[package], LATE)
+    assert not faults, "\n".join(faults)
 
 
-def targets(node: ast.AST) -> Iterator[str]:
-    """The modules of the core that one statement imports."""
-    names: list[str] = []
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        for alias in node.names:  # a name may be a submodule or something inside the module
-            inner = f"{node.module}.{alias.name}"
-            names.append(inner if inner in MODULES else node.module)
-    for name in names:
-        if name == "geodiag" or name.startswith("geodiag."):
-            yield name
+def test_the_lowest_rooms_of_the_core_stand_alone():
+    imports = Package(SRC, "geodiag").imports
+    assert not [i for i in imports if i.module == "geodiag.errors"]
+    blocks = [i.target for i in imports if i.module == "geodiag.blocks"]
+    assert set(blocks) == {"geodiag.errors"}
 
 
-@functools.cache
-def graph() -> dict[str, set[str]]:
-    """Each module with all that it imports: for type checking and inside functions too."""
-    return {
-        module: {t for node in ast.walk(ast.parse(path.read_text("utf-8"))) for t in targets(node)}
-        for module, path in MODULES.items()
-    }
+# A low room of each package, and a high one that it is made to import.
+PLANTED = {
+    "geodiag": ("blocks", "monitoring.monitor"),
+    "geodiag_torch": ("ranks", "problem"),
+    "geodiag_jax": ("pytree", "oracle"),
+}
+IMPORTS = {
+    "at the top": "from {high} import x",
+    "by its name": "import {high}",
+    "of the module": "from {parent} import {last}",
+    "for type checking": "if TYPE_CHECKING:\n    from {high} import x",
+    "inside of a function": "def f():\n    from {high} import x",
+    "inside of a method": "class C:\n    async def f(self):\n        import {high} as x",
+    "by a call": "def f():\n    return importlib.import_module('{high}')",
+    "by __import__": "x = __import__('{high}')",
+}
 
 
-def cycle(edges: dict[str, set[str]]) -> list[str] | None:
-    """A cycle of a graph, or None."""
-    try:
-        graphlib.TopologicalSorter(edges).prepare()
-    except graphlib.CycleError as e:
-        return list(e.args[1])
-    return None
+@pytest.mark.parametrize("how", IMPORTS)
+@pytest.mark.parametrize("package", PLANTED)
+def test_a_planted_circle_is_named(package, how, faults):
+    low, high = PLANTED[package]
+    parent, _, last = f"{package}.{high}".rpartition(".")
+    line = IMPORTS[how].format(high=f"{package}.{high}", parent=parent, last=last)
+    found = faults(package, **{low: line})
+    room = high.partition(".")[0]
+    upward = f"{package}.{low} imports {package}.{high}: the room {room!r} is not below {low!r}"
+    assert upward in found
+    for kind in ("modules", "rooms"):
+        (circle,) = (fault for fault in found if fault.startswith(f"a circle of {kind}: "))
+        assert low in circle
+        assert room in circle
+    late = [fault for fault in found if "inside of f()" in fault]
+    assert bool(late) == ("def f" in line)
 
 
-def unit(module: str) -> str:
-    """The room a module is in: ``norms`` for ``geodiag.norms.base``, ``measure`` for itself."""
-    return ".".join(module.split(".")[:2])
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_circle_within_a_room_is_named(package, faults):
+    room = "optimizers"
+    a, b = (f"{package}.{room}.planted_{x}" for x in "ab")
+    found = faults(
+        package, optimizers__planted_a=f"import {b}", optimizers__planted_b=f"import {a}"
+    )
+    (circle,) = found
+    assert circle.startswith("a circle of modules: ")
+    assert {a, b} <= set(circle.removeprefix("a circle of modules: ").split(" → "))
 
 
-def test_modules_have_no_cycle():
-    edges = graph()
-    assert set().union(*edges.values()) <= set(edges)
-    assert cycle({m: e for m, e in edges.items() if m not in COMMAND}) is None
+@pytest.mark.parametrize("package", FLOORS)
+def test_an_import_of_the_package_itself_is_named(package, faults):
+    lowest = FLOORS[package][1]
+    module = f"{package}.{lowest}"
+    found = faults(package, **({lowest: f"import {package}"}))
+    assert (
+        f"{module} imports {package}.__init__: the room '__init__' is not below {lowest!r}" in found
+    )
 
 
-def test_rooms_have_no_cycle():
-    """Stronger: neither do whole subpackages, so each can be read after what stands below it."""
-    rooms: dict[str, set[str]] = {}
-    for module, imports in graph().items():
-        if module not in COMMAND | {"geodiag"}:
-            rooms.setdefault(unit(module), set()).update(unit(i) for i in imports)
-    assert cycle({room: edges - {room} for room, edges in rooms.items()}) is None
-
-
-def test_a_cycle_is_found():
-    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
-
-
-@pytest.mark.parametrize("module", sorted(set(MODULES) - COMMAND))
-def test_nothing_imports_the_package_or_the_command(module):
-    assert not graph()[module] & (COMMAND | {"geodiag"})
-
-
-def test_the_lowest_rooms_stand_alone():
-    edges = graph()
-    assert edges["geodiag.errors"] == set()
-    assert edges["geodiag.blocks"] == {"geodiag.errors"}
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_stand_at_the_top(module):
-    tree = ast.parse(MODULES[module].read_text("utf-8"))
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    assert not {t for f in functions for node in ast.walk(f) for t in targets(node)}
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_room_on_no_floor_is_named(package, faults):
+    assert faults(package, attic="x = 1") == ["the room 'attic' is on no floor"]
