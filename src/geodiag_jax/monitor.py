@@ -15,11 +15,12 @@ from geodiag.errors import ArgumentError, ParameterError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.observation import check_rule
 from geodiag.norms import Norm
+from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import as_norm
 from geodiag.records import Record
 from geodiag.sinks import Log
-from geodiag_jax.optimizers.geometry import Geometry, check_hyperparams
+from geodiag_jax.optimizers.geometry import check_hyperparams, mismatch, read_geometry
 from geodiag_jax.oracle import JaxOracle
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.pytree import is_array, leaves_of, read
@@ -183,7 +184,7 @@ class Monitor(geodiag.Monitor):
                 got="no opt_state",
                 do="pass observe(step, params, new_params, opt_state), or say norm=",
             )
-        return Geometry(opt_state, self._deferred.space, lr, self._hyperparams)
+        return read_geometry(opt_state, self._deferred.space, lr, self._hyperparams)
 
     def _norm_now(self) -> Norm:
         if self._automatic:
@@ -212,7 +213,7 @@ class Monitor(geodiag.Monitor):
         if self._points is None or update.unknown:
             return update
         here, there = (self._deferred.at(point).point() for point in self._points)
-        return replace(update, unknown=found.mismatch(here, there))
+        return replace(update, unknown=mismatch(found, here, there))
 
 
 class Deferred(JaxProblem):

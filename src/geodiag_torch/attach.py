@@ -18,7 +18,7 @@ from geodiag.norms import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import as_norm
 from geodiag.sinks import Log
-from geodiag_torch.optimizers.geometry import Geometry
+from geodiag_torch.optimizers.geometry import LiveGeometry
 from geodiag_torch.problem import TorchProblem
 
 NormLike = Norm | str | Callable[[], Norm] | None
@@ -87,7 +87,7 @@ def attach(
     asked = None if isinstance(norm, str) and norm == "auto" else norm
     live = asked if callable(asked) else None  # a Norm cannot be called
     named = None if asked is None or live else as_norm(asked)  # type: ignore[arg-type]
-    geometry = Geometry(optimizer, problem.live(), problem.space, named, live)
+    geometry = LiveGeometry(optimizer, problem.live(), problem.space, named, live)
     options: dict[str, Any] = {
         "update": geometry.update if update is None else update,
         "every": every,

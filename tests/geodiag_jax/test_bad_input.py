@@ -99,7 +99,7 @@ def test_row(loss, change, error, says):
 
 @pytest.mark.parametrize("lr", [0, -0.1, float("nan"), float("inf"), "0.1", True, None])
 def test_lr(lr):
-    with pytest.raises(errors.ArgumentError, match="lr= must be"):
+    with pytest.raises(errors.ArgumentError, match="lr must be"):
         geodiag_jax.non_euclidean_gd(lr, "l2")
 
 

@@ -241,7 +241,7 @@ def test_muon_with_adam_inside_is_two_geometries():
             geometry(optimizer, model)
         live, _ = geometry(optimizer, model, where="a")
         assert live.update(0).lr == 0.2
-        assert live.norm().radii("a", None) == pytest.approx(math.sqrt(2))
+        assert live.norm().radii("a", (4, 2)) == pytest.approx(math.sqrt(2))
     with pytest.raises(errors.ArgumentError, match="two geometries"):
         geometry(zoo.Muon(model.parameters()), model)
 

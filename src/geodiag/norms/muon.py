@@ -22,7 +22,7 @@ def muon_radius(rows: int, cols: int, rms: float | None = None) -> float:
     (2.0, True)
     """
     if rms is None:
-        return math.sqrt(max(1.0, rows / cols))
+        return math.sqrt(max(1.0, rows / max(1, cols)))
     return rms * math.sqrt(max(rows, cols))
 
 

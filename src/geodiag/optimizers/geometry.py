@@ -1,35 +1,125 @@
-"""What the adapters share when they read an optimizer's geometry."""
+"""The geometry of an optimizer: its norm and its update rule, read from slots at one step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from geodiag.blocks import Blocks, array_namespace, epsilon
 from geodiag.core.spaces import Space
-from geodiag.norms.base import Norm
+from geodiag.errors import ArgumentError, NormError
+from geodiag.norms import Norm
+from geodiag.optimizers.slots import NoThreshold, Slot
+from geodiag.optimizers.thresholds import Update
+
+TOLERANCE = 0.05  # relative error allowed between a step and what the update rule predicts
+ROUNDING = 4.0  # machine epsilons of the parameters allowed besides
 
 
-class UnknownRule(Exception):
-    """Why no threshold applies."""
+class Geometry:
+    """What the slots say of all measured parameters together.
+
+    Args:
+        slots: one for each parameter of the space, at least one.
+        space: the parameters.
+        of: the optimizer, as notes name it.
+        compared: a cache of norms already compared, by their keys.
+
+    Raises:
+        ArgumentError: the parameters have update rules of several families, or the norm can be
+            seen not to be known.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        space: Space,
+        of: str = "the optimizer",
+        compared: dict[Hashable, bool] | None = None,
+    ) -> None:
+        self._slots, self._space, self._of = slots, space, of
+        self._compared = {} if compared is None else compared
+        self.family = slots[0].family
+        for s in slots:
+            if type(s.family) is not type(self.family):
+                raise two_geometries(
+                    f"{slots[0].name!r} by {type(self.family).__name__}, "
+                    f"{s.name!r} by {type(s.family).__name__}"
+                )
+        self.family.check(slots, space)
+
+    def norm(self) -> Norm:
+        """The norm in which the optimizer descends.
+
+        Raises:
+            NormError: the preconditioner is not known yet, or not positive.
+        """
+        return self.family.norm(self._slots, self._space)
+
+    def update(self, asked: Norm | None = None) -> Update:
+        """The update rule, for S measured in ``asked`` (default: in the optimizer's norm).
+
+        Where no threshold applies, ``unknown`` of the answer says why.
+        """
+        try:
+            self._require_known_rates()
+            if asked is not None and not self._is_own(asked):
+                raise NoThreshold(f"{asked!r} is not the geometry of {self._of}")
+            if any(s.maximize for s in self._slots):
+                raise NoThreshold("maximize=True ascends")
+            return self.family.update(self._slots)
+        except NoThreshold as e:
+            return Update(self._slots[0].lr, unknown=str(e))
+
+    def step_error(self, here: Blocks, there: Blocks) -> float:
+        """The relative error of the predicted step from ``here`` to ``there``; 0 if tolerable.
+
+        Only Adam's state predicts the step that it took. It is 0 for others, and where the
+        parameters did not move.
+        """
+        wrong = moved = rounding = 0.0
+        for s in self._slots:
+            direction, w = self.family.direction(s), here[s.name]
+            if direction is None:
+                return 0.0
+            total = array_namespace(w).sum
+            step = there[s.name] - w
+            wrong += float(total((step + s.lr * (direction + s.weight_decay * w)) ** 2))
+            moved += float(total(step**2))
+            # The state has the parameter's own precision; that of the measurement may exceed it.
+            rounding += epsilon({s.name: s.second_moment}) ** 2 * float(total(w**2))
+        if not moved or not wrong > TOLERANCE**2 * moved + ROUNDING**2 * rounding:
+            return 0.0
+        return math.sqrt(wrong / moved)
+
+    def _require_known_rates(self) -> None:
+        for i, s in enumerate(self._slots):
+            if s.unknown:
+                raise NoThreshold(s.unknown)
+            if not 0.0 < s.lr < math.inf:
+                raise NoThreshold(f"the learning rate {'of a group ' if i else ''}is not positive")
+
+    def _is_own(self, asked: Norm) -> bool:
+        """Whether ``asked`` is the optimizer's norm; norms with keys are compared once."""
+        try:
+            own = self.norm()
+        except NormError as e:
+            raise NoThreshold(e.what) from e
+        key = (asked.key, own.key)
+        if None in key:
+            return same_norm(asked, own, self._space)
+        if key not in self._compared:
+            self._compared[key] = asked.key == own.key or same_norm(asked, own, self._space)
+        return self._compared[key]
 
 
-@dataclass(frozen=True)
-class Radii:
-    """Radii by exact names."""
+def same_norm(a: Norm, b: Norm, space: Space) -> bool:
+    """Whether two norms agree, by their duals at two random gradients.
 
-    of: tuple[tuple[str, float], ...]
-
-    def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
-        return dict(self.of)[name]
-
-    @property
-    def __name__(self) -> str:
-        return "those of the optimizer"
-
-
-def equal(a: Norm, b: Norm, space: Space) -> bool:
-    """Whether two norms are one, by their duals: these see every tensor, a value may see one."""
+    The duals, since these depend on every tensor; a value may depend on one alone.
+    """
     rng = np.random.default_rng(0)
     first, second = a.bind(space), b.bind(space)
     for _ in range(2):
@@ -37,3 +127,23 @@ def equal(a: Norm, b: Norm, space: Space) -> bool:
         if not np.isclose(float(first.dual(g)), float(second.dual(g)), rtol=1e-4):
             return False
     return True
+
+
+def unknown_geometry(of: str, got: str | None = None) -> ArgumentError:
+    """The error for an optimizer that no reader knows."""
+    return ArgumentError(
+        f"the geometry of {of} is not known",
+        got=got or of,
+        do='say in which norm to measure: norm="l2" (gradient descent), "linf" (sign descent), '
+        '"spectral" or "muon" (orthogonalised updates), "block", or a Norm such as '
+        "geodiag.norms.Preconditioned(P); update=geodiag.Update(lr=…) then gives the threshold",
+    )
+
+
+def two_geometries(got: str) -> ArgumentError:
+    """The error for an optimizer with several update rules."""
+    return ArgumentError(
+        "this optimizer treats its parameters in two ways: two geometries",
+        got=got,
+        do="choose those of one kind with where=, or say norm=",
+    )

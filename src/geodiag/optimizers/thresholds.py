@@ -1,15 +1,14 @@
-"""Where the edge of stability lies for an update rule: thresholds on the sharpness.
+"""Thresholds on the sharpness: where an update rule loses stability.
 
-Linear stability on a quadratic with curvature λ; the update is at its edge where an eigenvalue of
-its linear map reaches −1. All rows of the table follow from one formula,
+Linear stability on a quadratic with curvature λ: the update is at its edge where an eigenvalue of
+its linear map reaches −1. All rows follow from one formula,
 
     λ* = k(β) · (2/η − γ_decoupled) − γ_coupled
 
     plain 1;  heavy ball 1 + β;  Nesterov (1 + β)/(1 + 2β);  EMA: these divided by 1 − β
 
 For any norm without momentum λ is S (arXiv 2603.05002, Theorem 5.1). With momentum or weight decay
-λ is an eigenvalue in a quadratic norm (EMA momentum: arXiv 2207.14484); outside of it each row is a
-heuristic.
+λ is an eigenvalue in a quadratic norm (EMA momentum: arXiv 2207.14484), and a heuristic in others.
 """
 
 from __future__ import annotations
@@ -23,9 +22,14 @@ from geodiag.errors import ArgumentError, shown
 
 
 class Threshold(float):
-    """A threshold on the sharpness: a float that says what it applies to, and why."""
+    """A threshold on the sharpness: a float with what it applies to, and why.
 
-    applies_to: str  # what to compare with it: "S" or "S/‖g‖*"
+    Attributes:
+        applies_to: what to compare with it: "S" or "S/‖g‖*".
+        provenance: the assumptions behind it, and their source.
+    """
+
+    applies_to: str
     provenance: str
 
     def __new__(cls, value: float, applies_to: str, provenance: str) -> Threshold:
@@ -69,44 +73,66 @@ def threshold(
 
     Raises:
         ArgumentError: a value out of its range.
+
+    Examples:
+        >>> threshold(0.1, momentum=0.9)
+        Threshold(38 on S; heavy-ball momentum, linear stability in a quadratic norm)
+        >>> float(threshold(0.1, normalized=True, dual_norm=3.0))
+        60.0
     """
     normalized, ema = require_flag(normalized, "normalized"), require_flag(ema, "ema")
     nesterov, decoupled = require_flag(nesterov, "nesterov"), require_flag(decoupled, "decoupled")
-    lr = _number(lr, "lr")
-    momentum, weight_decay = _number(momentum, "momentum"), _number(weight_decay, "weight_decay")
-    dual_norm = None if dual_norm is None else _number(dual_norm, "dual_norm")
-    _check(lr, momentum, weight_decay, nesterov, normalized, dual_norm)
+    lr, beta, decay = (
+        require_lr(lr),
+        _number(momentum, "momentum"),
+        _number(weight_decay, "weight_decay"),
+    )
+    if not 0.0 <= beta < 1.0:
+        raise ArgumentError("momentum must lie in [0, 1)", got=shown(beta))
+    if not 0.0 <= decay < math.inf:
+        raise ArgumentError("weight_decay must be at least 0", got=shown(decay))
+    if nesterov and beta == 0.0:
+        raise ArgumentError("nesterov=True needs momentum > 0", got=f"momentum={beta!r}")
+    if dual_norm is not None:
+        dual_norm = _number(dual_norm, "dual_norm")
+        if not normalized:
+            do = "pass normalized=True, or leave it out"
+            raise ArgumentError("dual_norm= belongs to normalized updates", do=do)
+        if not 0.0 <= dual_norm < math.inf:
+            raise ArgumentError("dual_norm must be at least 0", got=shown(dual_norm))
     if normalized:
-        applies_to = "S/‖g‖*" if dual_norm is None else "S"
-        if momentum or weight_decay:
-            return Threshold(
-                math.nan,
-                applies_to,
-                "none established for normalized updates with momentum or weight decay",
-            )
-        value = _finite(2.0 / lr * (1.0 if dual_norm is None else dual_norm), lr)
-        return Threshold(value, applies_to, "2/lr for normalized updates, arXiv 2603.05002")
+        return _normalized(lr, dual_norm, bool(beta or decay))
     k, name = 1.0, "gradient descent in any norm, arXiv 2603.05002"
-    if momentum:
-        k, name = 1 + momentum, "heavy-ball momentum"
+    if beta:
+        k, name = 1 + beta, "heavy-ball momentum"
         if nesterov:
-            k, name = k / (1 + 2 * momentum), "Nesterov momentum"
+            k, name = k / (1 + 2 * beta), "Nesterov momentum"
         if ema:
-            k, name = k / (1 - momentum), "EMA " + name
+            k, name = k / (1 - beta), "EMA " + name
         name += ", linear stability in a quadratic norm"
-    if weight_decay:
+    if decay:
         name += f", {'decoupled' if decoupled else 'L2'} weight decay"
-    value = k * (2.0 / lr - (weight_decay if decoupled else 0.0))
-    return Threshold(_finite(value - (0.0 if decoupled else weight_decay), lr), "S", name)
+    value = k * (2.0 / lr - (decay if decoupled else 0.0)) - (0.0 if decoupled else decay)
+    return Threshold(_finite(value, lr), "S", name)
+
+
+def _normalized(lr: float, dual_norm: float | None, momentum_or_decay: bool) -> Threshold:
+    applies_to = "S/‖g‖*" if dual_norm is None else "S"
+    if momentum_or_decay:
+        why = "none established for normalized updates with momentum or weight decay"
+        return Threshold(math.nan, applies_to, why)
+    value = _finite(2.0 / lr * (1.0 if dual_norm is None else dual_norm), lr)
+    return Threshold(value, applies_to, "2/lr for normalized updates, arXiv 2603.05002")
 
 
 @dataclass(frozen=True)
 class Update:
     """The update rule in force at one step, as the optimizer states it.
 
-    The other fields are those of :func:`geodiag.threshold`. ``unknown``: why no threshold applies
-    (the measured norm is not the optimizer's geometry, say); threshold and ratio are then NaN, with
-    this as the record's note.
+    Attributes:
+        unknown: why no threshold applies (the measured norm is not the optimizer's, say). Threshold
+            and ratio are then NaN, and the record's note gives this reason. The other attributes
+            are arguments of :func:`geodiag.threshold`.
     """
 
     lr: float
@@ -124,16 +150,20 @@ class Update:
         Raises:
             ArgumentError: a value out of its range.
         """
-        return threshold(
-            self.lr,
-            normalized=self.normalized,
-            dual_norm=dual_norm if self.normalized else None,
-            momentum=self.momentum,
-            ema=self.ema,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            decoupled=self.decoupled,
-        )
+        settings = {name: x for name, x in vars(self).items() if name != "unknown"}
+        return threshold(**settings, dual_norm=dual_norm if self.normalized else None)
+
+
+def require_lr(lr: Any, do: str | None = None) -> float:
+    """A learning rate as a float.
+
+    Raises:
+        ArgumentError: it is no positive, finite number.
+    """
+    value = as_number(lr)
+    if value is None or not 0.0 < value < math.inf:
+        raise ArgumentError("lr must be positive and finite", got=shown(lr), do=do)
+    return value
 
 
 def _number(x: Any, name: str) -> float:
@@ -148,27 +178,3 @@ def _finite(value: float, lr: float) -> float:
     if not math.isfinite(value):
         raise ArgumentError("lr is too small: the threshold is beyond every float", got=shown(lr))
     return value
-
-
-def _check(
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    normalized: bool,
-    dual_norm: float | None,
-) -> None:
-    if not 0.0 < lr < math.inf:
-        raise ArgumentError("lr must be positive and finite", got=shown(lr))
-    if not 0.0 <= momentum < 1.0:
-        raise ArgumentError("momentum must lie in [0, 1)", got=shown(momentum))
-    if not 0.0 <= weight_decay < math.inf:
-        raise ArgumentError("weight_decay must be at least 0", got=shown(weight_decay))
-    if nesterov and momentum == 0.0:
-        raise ArgumentError("nesterov=True needs momentum > 0", got=f"momentum={momentum!r}")
-    if dual_norm is not None and not normalized:
-        raise ArgumentError(
-            "dual_norm= belongs to normalized updates", do="pass normalized=True, or leave it out"
-        )
-    if dual_norm is not None and not 0.0 <= float(dual_norm) < math.inf:
-        raise ArgumentError("dual_norm must be at least 0", got=shown(dual_norm))

@@ -1,13 +1,7 @@
-"""Steepest descent in any norm, as an optax transformation (arXiv 2603.05002).
-
-l2         gradient descent; normalized: g/‖g‖
-linf       ℓ∞ descent;       normalized: sign descent
-spectral   spectral descent; normalized: Muon without momentum
-"""
+"""Steepest descent in any norm as an optax transformation; see geodiag.optimizers.non_euclidean."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from geodiag.blocks import Array, Blocks, check_like, dot
+from geodiag.blocks import Array
 from geodiag.core.spaces import Space
 from geodiag.core.validation import as_number, require_flag
-from geodiag.errors import ArgumentError, NormError, ParameterError, shown
+from geodiag.errors import ArgumentError, ParameterError, shown
 from geodiag.norms import Norm
+from geodiag.optimizers.non_euclidean import steepest_step
+from geodiag.optimizers.thresholds import require_lr
 from geodiag.problems import as_norm
 from geodiag_jax.pytree import flatten, is_array, measurement_dtype, name_of, view_of
 from geodiag_jax.sharding import in_dtype
@@ -59,7 +55,8 @@ def non_euclidean_gd(
         UnknownNorm: no norm is registered under the name.
         NormError: from ``update``, where the norm does not apply to the parameters.
     """
-    _check_lr(lr)
+    if not (callable(lr) or isinstance(lr, jax.core.Tracer)):
+        require_lr(lr, do="pass e.g. lr=0.01, or an optax schedule")
     normalized = require_flag(normalized, "normalized=")
     chosen = as_norm(norm)
 
@@ -89,26 +86,15 @@ def _descend(grads: Any, norm: Norm, rate: Any, normalized: bool) -> Any:
             got=", ".join(sorted(places.values())[:8]),
             do="rename a key that contains a dot",
         )
-    views = {name: view_of(paths[i][0], leaves[i].ndim) for i, name in places.items()}
-    g, step = _steepest({name: leaves[i] for i, name in places.items()}, views, norm)
-    # By Hölder's equality at the LMO this is ‖g‖*; it saves a second decomposition.
-    factor = -rate if normalized else -rate * dot(g, step)
-    for i, name in places.items():
-        # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
-        move = jnp.where(jnp.any(g[name] != 0), factor * step[name], 0.0)
-        leaves[i] = move.astype(leaves[i].dtype)
-    return jax.tree_util.tree_unflatten(treedef, leaves)
-
-
-def _steepest(grads: Blocks, views: dict[str, Any], norm: Norm) -> tuple[Blocks, Blocks]:
-    """(g, lmo(g)) in the measurement dtype."""
-    asarray = in_dtype(measurement_dtype(list(grads.values())))
-    g = {name: asarray(x) for name, x in grads.items()}
+    asarray = in_dtype(measurement_dtype([leaves[i] for i in places]))
+    g = {name: asarray(leaves[i]) for i, name in places.items()}
     shapes = {name: tuple(x.shape) for name, x in g.items()}
-    matrices = {name: view for name, view in views.items() if len(shapes[name]) >= 2}
-    step = norm.bind(Space(shapes, matrices, asarray)).lmo(g)
-    check_like(step, shapes, f"lmo(g) of {norm!r}", NormError)
-    return g, step
+    views = {n: view_of(paths[i][0], len(shapes[n])) for i, n in places.items() if shapes[n][1:]}
+    bound = norm.bind(Space(shapes, views, asarray))
+    step = steepest_step(bound, g, dict.fromkeys(g, rate), normalized)
+    for i, name in places.items():
+        leaves[i] = (-step[name]).astype(leaves[i].dtype)
+    return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
 def _is_floating(leaf: Any) -> bool:
@@ -123,15 +109,3 @@ def _rate(answer: Any) -> Array:
     if not traced and as_number(answer) is not None:
         return as_number(answer)
     raise ArgumentError("a schedule must answer a number", got=shown(answer))
-
-
-def _check_lr(lr: Any) -> None:
-    if callable(lr) or isinstance(lr, jax.core.Tracer):
-        return
-    value = as_number(lr)
-    if value is None or not 0 < value < math.inf:
-        raise ArgumentError(
-            "lr= must be a positive number, or an optax schedule",
-            got=shown(lr),
-            do="pass e.g. lr=0.01",
-        )

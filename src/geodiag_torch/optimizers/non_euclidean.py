@@ -1,8 +1,4 @@
-"""Steepest descent in any norm as a torch optimizer (arXiv 2603.05002, Section 2).
-
-w⁺ = w − lr · ‖g‖* · lmo(g)       normalized=False: GD, ℓ∞ descent, spectral GD, …
-w⁺ = w − lr · lmo(g)              normalized=True:  SignGD, Muon without momentum, …
-"""
+"""Steepest descent in any norm as a torch optimizer; see geodiag.optimizers.non_euclidean."""
 
 from __future__ import annotations
 
@@ -12,20 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodiag.blocks import check_like, dot
 from geodiag.core.spaces import MatrixView, Space
-from geodiag.core.validation import is_number, require_flag
-from geodiag.errors import (
-    ArgumentError,
-    GeodiagError,
-    NonFiniteError,
-    NormError,
-    ParameterError,
-    shown,
-)
+from geodiag.core.validation import require_flag
+from geodiag.errors import GeodiagError, NonFiniteError, NormError, ParameterError, shown
 from geodiag.norms import Norm
+from geodiag.optimizers.non_euclidean import steepest_step
+from geodiag.optimizers.thresholds import require_lr
 from geodiag.problems import as_norm
-from geodiag_torch.sharding.dtensors import ours, spread_as
+from geodiag_torch.sharding.detection import as_sharded, sharded_like
 
 
 class NonEuclideanGD(torch.optim.Optimizer):
@@ -55,11 +45,11 @@ class NonEuclideanGD(torch.optim.Optimizer):
         norm: Norm | str = "l2",
         normalized: bool = False,
     ) -> None:
-        _check_lr(lr)
+        lr = require_lr(lr)
         self.normalized = require_flag(normalized, "normalized=")
         self.norm = as_norm(norm)
         try:
-            super().__init__(params, {"lr": float(lr)})
+            super().__init__(params, {"lr": lr})
         except GeodiagError:
             raise
         except (TypeError, ValueError, IndexError) as e:
@@ -72,8 +62,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
             got = shown(param_group)
             raise ParameterError("a parameter group is a dict with params", got=got)
         if "lr" in param_group:
-            _check_lr(param_group["lr"])
-            param_group["lr"] = float(param_group["lr"])  # a tensor times a huge int would overflow
+            param_group["lr"] = require_lr(param_group["lr"])
         try:
             super().add_param_group(param_group)
         except (TypeError, ValueError, IndexError) as e:
@@ -111,8 +100,9 @@ class NonEuclideanGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = {name: self._gradient(p) for name, _, p in self._named()}
+        rates = {name: group["lr"] for name, group, _ in self._named()}
         try:
-            direction = self._bound.lmo(gradients)
+            updates = steepest_step(self._bound, gradients, rates, self.normalized)
         except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
             raise NonFiniteError(
                 "the linear minimisation oracle failed, most likely at a gradient that is not "
@@ -120,16 +110,8 @@ class NonEuclideanGD(torch.optim.Optimizer):
                 got=str(e),
                 do="check the loss; the training may have diverged",
             ) from e
-        check_like(
-            direction, {n: g.shape for n, g in gradients.items()}, "lmo(g) of the norm", NormError
-        )
-        # ⟨g, lmo(g)⟩ is the dual norm, without asking the norm again.
-        factor = 1.0 if self.normalized else dot(gradients, direction)
-        for name, group, p in self._named():
-            g = gradients[name]
-            # Where g = 0, lmo(g) may be any feasible point, and is no direction to go.
-            update = torch.where((g != 0).any(), direction[name] * (group["lr"] * factor), 0.0)
-            p.sub_(spread_as(update.to(p.dtype), p))
+        for name, _, p in self._named():
+            p.sub_(sharded_like(updates[name].to(p.dtype), p))
         return loss
 
     def _named(self) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
@@ -143,14 +125,14 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
     def _gradient(self, p: Tensor) -> Tensor:
         if p.grad is None:
-            return torch.zeros_like(ours(p), dtype=self._dtype)
+            return torch.zeros_like(as_sharded(p), dtype=self._dtype)
         if p.grad.layout != torch.strided:
             raise ParameterError(
                 "sparse gradients are not supported",
                 got=str(p.grad.layout),
                 do="build the embedding with sparse=False",
             )
-        return ours(p.grad).to(self._dtype)
+        return as_sharded(p.grad).to(self._dtype)
 
     def _bind(self) -> Norm:
         named: dict[str, Tensor] = {}
@@ -198,8 +180,3 @@ def _unusable(e: Exception) -> ParameterError:
         got=str(e),
         do="pass model.named_parameters(), model.parameters(), or groups of either",
     )
-
-
-def _check_lr(lr: Any) -> None:
-    if not is_number(lr) or not 0.0 < lr < float("inf"):
-        raise ArgumentError("lr must be a positive, finite number", got=shown(lr))

@@ -1,0 +1,235 @@
+"""Families of optimizers: the norm and the update rule that follow from their slots.
+
+family            step                       norm                    threshold on S
+GradientDescent   w − η m                    ℓ2                      momentum, Nesterov, decay
+Adam              w − η P⁻¹ m                √⟨d, Pd⟩                EMA momentum, decoupled decay
+RMSprop           w − η P⁻¹ m                √⟨d, Pd⟩                momentum
+MuonDescent       w − η r UVᵀ of m           spectral, radii r       normalized, without momentum
+SignDescent       w − η sign(m)              ℓ∞                      normalized, without momentum
+SteepestDescent   w − η ‖g‖* lmo(g)          its own                 plain, or normalized
+
+A parameter's own learning rate belongs to the norm: relative to the first one it divides P, or is a
+radius. To add a family: a class here, and a reader that fills its slots in each adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.core.spaces import Space
+from geodiag.errors import ArgumentError, NormError
+from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral
+from geodiag.norms.muon import muon_radius
+from geodiag.optimizers.slots import Family, NoThreshold, Slot, relative_rates, shared
+from geodiag.optimizers.thresholds import Update
+
+# Parameters may differ in weight decay where that moves the threshold by no more than this.
+IMMATERIAL = 0.01
+
+
+@dataclass(frozen=True)
+class RadiiByName:
+    """Radii by exact names, as a function that a norm takes."""
+
+    radii: tuple[tuple[str, float], ...]
+
+    def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
+        return dict(self.radii)[name]
+
+    @property
+    def __name__(self) -> str:
+        return "those of the optimizer"
+
+
+class Quadratic(Family):
+    """w⁺ = w − η P⁻¹m with a diagonal P. A parameter's own η divides its part of P."""
+
+    ema = False  # whether m is an average, βm + (1 − β)g
+
+    def diagonal(self, slot: Slot) -> Array | float:
+        """P of one parameter, without its learning rate."""
+        return 1.0
+
+    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
+        rates = relative_rates(slots)
+        p = {s.name: self.diagonal(s) / rates[s.name] for s in slots}
+        if not self.stateful and set(p.values()) == {1.0}:
+            return L2()
+
+        def metric(d: Blocks) -> Blocks:
+            return {name: x * p[name] for name, x in d.items()}
+
+        def inverse_metric(g: Blocks) -> Blocks:
+            return {name: x / p[name] for name, x in g.items()}
+
+        return Preconditioned((metric, inverse_metric))
+
+    def update(self, slots: Sequence[Slot]) -> Update:
+        momentum = shared(slots, "momentum")
+        if momentum and any(s.dampening for s in slots):
+            raise NoThreshold("none is established for momentum with dampening")
+        if self.stateful and any(s.weight_decay and not s.decoupled for s in slots):
+            # P divides the decay's part of the gradient too, so it shifts no eigenvalue.
+            raise NoThreshold("none is established for coupled weight decay with a preconditioner")
+        nesterov = bool(momentum and shared(slots, "nesterov"))
+        ema = self.ema and momentum > 0
+        update = Update(slots[0].lr, momentum=momentum, ema=ema, nesterov=nesterov)
+        return _with_decay(update, slots)
+
+
+class GradientDescent(Quadratic):
+    """P = 1."""
+
+
+class _Preconditioned(Quadratic):
+    """P from the second moment of the gradient."""
+
+    stateful = True
+
+    def diagonal(self, slot: Slot) -> Array:
+        if slot.second_moment is None:
+            raise NormError(
+                f"the preconditioner is not known yet at {slot.name!r}",
+                got="an optimizer state from before its first step",
+                do="measure after that step; leave parameters without gradients out with where=",
+            )
+        p = self.root(slot)
+        xp = array_namespace(p)
+        if not bool(xp.all((p > 0) & xp.isfinite(p))):
+            raise NormError(f"the preconditioner is not positive and finite at {slot.name!r}")
+        return p
+
+    def root(self, slot: Slot) -> Array:
+        """√v + ε, with the corrections that the slot tells."""
+        v = _at_least_float32(slot.second_moment)
+        if slot.mean_gradient is not None:
+            v = v - _at_least_float32(slot.mean_gradient) ** 2
+        if slot.second_decay is not None:
+            v = v / (1 - slot.second_decay**slot.steps)
+        if slot.eps_in_root:
+            v = v + slot.eps_in_root
+        return array_namespace(v).sqrt(v) + slot.eps
+
+
+class Adam(_Preconditioned):
+    """P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε): so w⁺ = w − η P⁻¹m holds with the uncorrected average m
+    (arXiv 2207.14484). AMSGrad has the largest v so far."""
+
+    ema = True
+
+    def root(self, slot: Slot) -> Array:
+        return super().root(slot) * (1 - slot.momentum**slot.steps)
+
+    def direction(self, slot: Slot) -> Array | None:
+        if slot.nesterov or slot.first_moment is None:
+            return None
+        return _at_least_float32(slot.first_moment) / self.diagonal(slot)
+
+
+class RMSprop(_Preconditioned):
+    """P = √v + ε or √(v + ε); v − ḡ² in place of v where it is centered."""
+
+
+class _Normalized(Family):
+    """w⁺ = w − η lmo(m): its length does not depend on the gradient's."""
+
+    def update(self, slots: Sequence[Slot]) -> Update:
+        decay = max(s.weight_decay for s in slots)
+        beta = shared(slots, "momentum")
+        return Update(slots[0].lr, normalized=True, momentum=beta, weight_decay=decay)
+
+
+class SignDescent(_Normalized):
+    """w⁺ = w − η sign(m): SignSGD, Signum, Lion."""
+
+    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
+        return _with_rates(Linf(), relative_rates(slots), space)
+
+
+class MuonDescent(_Normalized):
+    """w⁺ = w − η r UVᵀ, with r of :func:`geodiag.norms.muon.muon_radius`."""
+
+    def check(self, slots: Sequence[Slot], space: Space) -> None:
+        for s in slots:
+            if s.matrix is None:
+                got = f"shape {space.shapes[s.name]}"
+                raise ArgumentError(f"Muon's update of {s.name!r} is not known", got=got)
+
+    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
+        rates = relative_rates(slots)
+        radii = {s.name: muon_radius(*s.matrix, s.rms) * rates[s.name] for s in slots if s.matrix}
+        for adjust, rule in Muon.rules.items():  # a norm with a name, where it is one
+            if radii == {
+                n: rule(n, v.shape(space.shapes[n])) for n, v in space.matrix_view.items()
+            }:
+                return Muon(adjust)
+        return Spectral(RadiiByName(tuple(radii.items())))
+
+
+@dataclass(frozen=True)
+class SteepestDescent(Family):
+    """w⁺ = w − η‖g‖*·lmo(g), or w − η·lmo(g) if ``normalized``, in a norm that it was given.
+
+    Attributes:
+        own: the norm.
+        normalized: the factor ‖g‖* is left out.
+        whole: all parameters of the optimizer are measured.
+    """
+
+    own: Norm
+    normalized: bool
+    whole: bool
+
+    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
+        rates = relative_rates(slots)
+        if self._is_gradient_descent:
+            return GradientDescent().norm(slots, space)
+        return _with_rates(self.own, rates, space) if self._is_separable else self.own
+
+    def update(self, slots: Sequence[Slot]) -> Update:
+        if not (self._is_gradient_descent or self._is_separable):
+            if set(relative_rates(slots).values()) != {1.0}:
+                raise NoThreshold("the groups' learning rates differ, and no norm expresses that")
+            if not self.whole:
+                raise NoThreshold("where= leaves out parameters that the step depends on")
+        return Update(slots[0].lr, normalized=self.normalized)
+
+    @property
+    def _is_gradient_descent(self) -> bool:
+        return isinstance(self.own, L2) and not self.normalized
+
+    @property
+    def _is_separable(self) -> bool:
+        """Whether each parameter's step depends on its own gradient alone."""
+        return self.normalized and isinstance(self.own, (Linf, MaxOver))
+
+
+def _with_decay(update: Update, slots: Sequence[Slot]) -> Update:
+    """``update`` with the weight decay of the slots, in units of the first learning rate."""
+    rates = relative_rates(slots)
+    decays = [s.weight_decay * rates[s.name] for s in slots]
+    decoupled = any(s.decoupled and s.weight_decay for s in slots)
+    low, high = (replace(update, weight_decay=d) for d in (min(decays), max(decays)))
+    low, high = (replace(u, decoupled=decoupled and u.weight_decay > 0) for u in (low, high))
+    edge, highest = float(high.threshold(None)), float(low.threshold(None))
+    if highest - edge > IMMATERIAL * abs(edge):
+        raise NoThreshold("the groups differ in weight decay")
+    return high
+
+
+def _with_rates(norm: Norm, rates: Mapping[str, float], space: Space) -> Norm:
+    """``norm``, a maximum over tensors, with each learning rate as a factor of the radius."""
+    if set(rates.values()) == {1.0}:
+        return norm
+    if not isinstance(norm, MaxOver):
+        return MaxOver(norm, RadiiByName(tuple(rates.items())))
+    radii = {names[0]: radius for names, _, radius in norm.groups(space)}
+    return MaxOver(norm.norm, RadiiByName(tuple((n, radii[n] * r) for n, r in rates.items())))
+
+
+def _at_least_float32(x: Array) -> Array:
+    """``x``, in float32 where it has fewer bits."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.result_type(x.dtype, xp.float32), copy=False)

@@ -1,0 +1,100 @@
+"""Slots: what an optimizer holds for each parameter, in no framework's words.
+
+An adapter has one reader per optimizer, which turns the framework's state into slots. What follows
+from them is in :mod:`geodiag.optimizers.families`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from geodiag.blocks import Array
+from geodiag.core.spaces import Space
+from geodiag.norms import Norm
+from geodiag.optimizers.thresholds import Update
+
+
+class NoThreshold(Exception):
+    """Why no threshold applies."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One measured parameter w, and what its optimizer holds for it.
+
+    A reader fills what its family asks for. Arrays have the parameter's shape.
+    """
+
+    name: str
+    family: Family
+    lr: float  # η; NaN where it is not known
+    momentum: float = 0.0  # β of the first moment m
+    nesterov: bool = False  # the step is along g + βm
+    dampening: float = 0.0  # τ in m ← βm + (1 − τ)g
+    weight_decay: float = 0.0  # γ
+    decoupled: bool = False  # the decay shrinks w (AdamW) and is not added to the gradient
+    maximize: bool = False  # the step ascends
+    steps: int = 0  # t, how many were taken
+    first_moment: Array | None = None  # m
+    second_moment: Array | None = None  # v; None before the first step
+    second_decay: float | None = None  # β₂, where v is still to be divided by 1 − β₂ᵗ
+    mean_gradient: Array | None = None  # ḡ, where v is centered to v − ḡ²
+    eps: float = 0.0  # ε, added to √v
+    eps_in_root: float = 0.0  # the same under the root
+    matrix: tuple[int, int] | None = None  # (outputs, inputs) of w as it is orthogonalised
+    rms: float | None = None  # see geodiag.norms.muon.muon_radius
+    unknown: str = ""  # what the state does not tell of the update rule, for the record's note
+
+
+class Family(ABC):
+    """Optimizers with one kind of update rule. ``slots``: all that is measured, at least one."""
+
+    # Whether the norm depends on the optimizer's state, and so changes from step to step.
+    stateful = False
+
+    def check(self, slots: Sequence[Slot], space: Space) -> None:
+        """Raise a GeodiagError where the norm can be seen not to be known."""
+        return None
+
+    @abstractmethod
+    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
+        """The norm in which the optimizer descends.
+
+        Raises:
+            NormError: the state does not tell it yet.
+        """
+
+    @abstractmethod
+    def update(self, slots: Sequence[Slot]) -> Update:
+        """The update rule in that norm, with the first slot's learning rate.
+
+        Raises:
+            NoThreshold: none applies.
+        """
+
+    def direction(self, slot: Slot) -> Array | None:
+        """(w − w⁺)/η without weight decay, where the state after a step tells it."""
+        return None
+
+
+def relative_rates(slots: Sequence[Slot]) -> dict[str, float]:
+    """Each learning rate relative to the first; all 1 where one is not positive and finite."""
+    if not all(0.0 < s.lr < math.inf for s in slots):
+        return dict.fromkeys((s.name for s in slots), 1.0)
+    return {s.name: s.lr / slots[0].lr for s in slots}
+
+
+def shared(slots: Sequence[Slot], field: str) -> Any:
+    """The value of a field that all slots must share.
+
+    Raises:
+        NoThreshold: they do not.
+    """
+    values = {getattr(s, field) for s in slots}
+    if len(values) > 1:
+        raise NoThreshold(f"the groups differ in {field}")
+    return values.pop()

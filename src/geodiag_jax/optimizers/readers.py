@@ -1,0 +1,237 @@
+"""Readers: from an optax state to slots, one reader for each transformation.
+
+What follows from the slots is in :mod:`geodiag.optimizers.families`. Statistics are found inside
+chains, masks, partitions and injected hyperparameters. These last are the only hyperparameters in a
+state; the others are arguments. Transformations that keep no state (clipping, trust ratios) cannot
+be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import optax.contrib
+
+from geodiag.blocks import Array
+from geodiag.core.batches import DEEPEST
+from geodiag.core.spaces import Space
+from geodiag.errors import ArgumentError
+from geodiag.optimizers.families import Adam, MuonDescent, RMSprop, SignDescent
+from geodiag.optimizers.geometry import unknown_geometry
+from geodiag.optimizers.slots import Family, Slot
+from geodiag_jax.pytree import is_array, name_of
+
+# By the names of optax; what a state does not hold, with optax's own defaults.
+DEFAULTS: Mapping[str, float | None] = {
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "eps_root": 0.0,
+    "eps_in_sqrt": True,
+    "nesterov": False,
+    "momentum": None,
+    "beta": 0.95,
+    "consistent_rms": None,
+    "weight_decay": 0.0,
+}
+
+
+def _known(*names: str) -> tuple[type, ...]:
+    """Those of optax's classes that its version has."""
+    return tuple(getattr(optax, name) for name in names if hasattr(optax, name))
+
+
+TREES = ("mu", "nu", "nu_max")  # fields of a state with one array per parameter
+
+# States that hold others, where they hold them, and states that change no direction.
+WRAPPERS = _known(
+    "MaskedState",
+    "PartitionState",
+    "MultiTransformState",
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
+    "ApplyIfFiniteState",
+    "MultiStepsState",
+)
+INNER = ("inner_state", "inner_states", "inner_opt_state")
+IDLE = _known(
+    "EmptyState", "ScaleByScheduleState", "MonitorState", "SnapshotState", "ZeroNansState"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter in one state: its arrays by the state's fields, and all hyperparameters."""
+
+    name: str
+    arrays: Mapping[str, Array]
+    steps: int
+    options: Mapping[str, Any]  # by the names of DEFAULTS, and learning_rate
+    traced: bool  # whether optax.trace keeps momentum for it
+
+    def slot(self, family: Family, unknown: str = "", **fields: Any) -> Slot:
+        """A slot with what all transformations have alike."""
+        lr, decay = self.options["learning_rate"], self.options["weight_decay"]
+        if lr is None:
+            lr, unknown = math.nan, "the learning rate is not in the optimizer's state: pass lr="
+        alike = {"weight_decay": decay, "decoupled": True, "steps": self.steps, "unknown": unknown}
+        return Slot(self.name, family, lr, **(alike | fields))
+
+
+Reader = Callable[[Entry], Slot]
+
+
+def read_adam(e: Entry) -> Slot:
+    """adam, adamw, nadam; amsgrad, whose largest average is corrected already."""
+    corrected = "nu_max" in e.arrays
+    return e.slot(
+        Adam(),
+        momentum=e.options["b1"],
+        nesterov=bool(e.options["nesterov"]),
+        first_moment=e.arrays["mu"],
+        second_moment=e.arrays["nu_max" if corrected else "nu"] if e.steps else None,
+        second_decay=None if corrected else e.options["b2"],
+        eps=e.options["eps"],
+        eps_in_root=e.options["eps_root"],
+    )
+
+
+def read_rmsprop(e: Entry) -> Slot:
+    """rmsprop, also centered."""
+    momentum, inside = e.options["momentum"], bool(e.options["eps_in_sqrt"])
+    hidden = e.traced and momentum is None
+    return e.slot(
+        RMSprop(),
+        "momentum is not in the optimizer's state: pass it in hyperparams=" if hidden else "",
+        momentum=momentum or 0.0,
+        nesterov=bool(e.options["nesterov"]),
+        second_moment=e.arrays["nu"],
+        mean_gradient=e.arrays.get("mu"),
+        eps=0.0 if inside else e.options["eps"],
+        eps_in_root=e.options["eps"] if inside else 0.0,
+    )
+
+
+def read_lion(e: Entry) -> Slot:
+    """lion."""
+    return e.slot(SignDescent(), momentum=e.options["b1"])
+
+
+def read_muon(e: Entry) -> Slot:
+    """contrib.muon, on matrices (in, out)."""
+    shape = e.arrays["mu"].shape
+    matrix = (shape[1], shape[0]) if len(shape) == 2 else None
+    rms = e.options["consistent_rms"]
+    return e.slot(MuonDescent(), momentum=e.options["beta"], matrix=matrix, rms=rms)
+
+
+READERS: dict[type, Reader] = {
+    optax.ScaleByAdamState: read_adam,
+    optax.ScaleByAmsgradState: read_adam,
+    optax.ScaleByRmsState: read_rmsprop,
+    optax.ScaleByRStdDevState: read_rmsprop,
+    optax.ScaleByLionState: read_lion,
+    optax.contrib.MuonState: read_muon,
+}
+
+
+def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slot]:
+    """The slots of the parameters of a space.
+
+    Args:
+        opt_state: the optax state.
+        space: the parameters.
+        given: hyperparameters; they count before those in the state.
+
+    Raises:
+        ArgumentError: the state says nothing that is known, or is that of other parameters.
+    """
+    nodes = list(_walk(opt_state, {}))
+    traces = [node.trace for node, _ in nodes if isinstance(node, optax.TraceState)]
+    traced = {name for trace in traces for name in _by_name(trace)}
+    found: dict[str, tuple[type, Entry]] = {}
+    for node, injected in nodes:
+        kind = type(node)
+        if kind not in READERS:
+            continue
+        trees = {t: _by_name(getattr(node, t)) for t in TREES if t in node._fields}
+        options = _options(injected, given, muon=kind is optax.contrib.MuonState)
+        steps = int(node.count) if "count" in node._fields else 0
+        for name in next(iter(trees.values())):
+            if name in found:
+                raise _unknown(f"two states for {name!r}")
+            arrays = {t: leaves[name] for t, leaves in trees.items()}
+            found[name] = kind, Entry(name, arrays, steps, options, name in traced)
+    if not found:
+        raise _unknown("TraceState" if traced else "a state without statistics")
+    _check_covers({name: entry for name, (_, entry) in found.items()}, space)
+    return [_slot(*found[name]) for name in space.names]
+
+
+def _slot(kind: type, entry: Entry) -> Slot:
+    slot = READERS[kind](entry)
+    if entry.traced and not isinstance(slot.family, RMSprop):
+        raise _unknown(f"{kind.__name__} with TraceState")
+    return slot
+
+
+def _check_covers(found: Mapping[str, Entry], space: Space) -> None:
+    for name, shape in space.shapes.items():
+        held = None if name not in found else next(iter(found[name].arrays.values())).shape
+        if held != shape:
+            raise ArgumentError(
+                f"the optimizer's state is not that of {name!r}, of shape {shape}",
+                got="nothing of this name" if held is None else f"shape {held}",
+                do="pass the state of these parameters; leave out by where= what it does not move",
+            )
+
+
+def _walk(
+    node: Any, injected: Mapping[str, Any], depth: int = 0
+) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """The states that hold arrays, each with the injected hyperparameters that hold there."""
+    if depth > DEEPEST:
+        raise _unknown("states in states without an end")
+    if isinstance(node, (*READERS, optax.TraceState)):
+        yield node, injected
+    elif isinstance(node, WRAPPERS):
+        # Muon's own Adam is nesterov where Muon is, which is the default.
+        muons = {"nesterov": True} if "muon" in getattr(node, "inner_states", ()) else {}
+        injected = {**muons, **injected, **getattr(node, "hyperparams", {})}
+        for inner in INNER:
+            if hasattr(node, inner):
+                yield from _walk(getattr(node, inner), injected, depth + 1)
+    elif type(node) in (tuple, list) or isinstance(node, Mapping):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from _walk(child, injected, depth + 1)
+    elif not isinstance(node, IDLE):
+        raise _unknown(type(node).__name__)
+
+
+def _by_name(tree: Any) -> dict[str, Array]:
+    """The arrays of a tree like the parameters, by their names; what is masked has none."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {name_of(path): leaf for path, leaf in paths if is_array(leaf)}
+
+
+def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) -> dict[str, Any]:
+    """All hyperparameters as floats. In Muon's partition, Adam has its own, with a prefix."""
+    known = {k: x for k, x in injected.items() if k.removeprefix("adam_") not in given} | dict(
+        given
+    )
+    found = {}
+    for name, default in {"learning_rate": None, **DEFAULTS}.items():
+        value = known.get(name, default)
+        value = value if muon else known.get(f"adam_{name}", value)
+        found[name] = None if value is None else float(np.asarray(value))
+    return found
+
+
+def _unknown(got: str) -> ArgumentError:
+    return unknown_geometry("this optimizer state", got)

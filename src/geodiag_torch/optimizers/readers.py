@@ -1,0 +1,173 @@
+"""Readers: from the groups and the state of a torch optimizer to slots, one reader each.
+
+What follows from the slots is in :mod:`geodiag.optimizers.families`. Everything is read at each
+measurement, so schedules need no care.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from geodiag.errors import NormError
+from geodiag.norms.muon import MUON_RMS
+from geodiag.optimizers.families import (
+    Adam,
+    GradientDescent,
+    MuonDescent,
+    RMSprop,
+    SignDescent,
+    SteepestDescent,
+)
+from geodiag.optimizers.geometry import two_geometries, unknown_geometry
+from geodiag.optimizers.slots import Family, Slot
+from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
+from geodiag_torch.sharding.detection import as_sharded
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measured parameter, and where its optimizer keeps what belongs to it."""
+
+    name: str
+    param: Tensor
+    optimizer: Optimizer
+    group: Mapping[str, Any]
+    whole: bool  # whether every parameter of the optimizer is measured
+
+    def slot(self, family: Family, **fields: Any) -> Slot:
+        """A slot with the options that torch's optimizers name alike."""
+        common = {
+            "lr": float(self.group["lr"]),
+            "weight_decay": float(self.group.get("weight_decay", 0.0)),
+            "maximize": bool(self.group.get("maximize", False)),
+        }
+        return Slot(self.name, family, **(common | fields))
+
+    @property
+    def beta(self) -> float:
+        """The momentum, whatever it is called."""
+        betas = self.group.get("betas")
+        return float(betas[0] if betas else self.group.get("momentum", 0.0))
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.optimizer.state.get(self.param, {})
+        return found
+
+    def matrix(self, axis: int) -> tuple[int, int] | None:
+        """The sizes of this axis and of the next; None where Muon is not known to take it."""
+        shape = self.param.shape
+        return (shape[axis], shape[axis + 1]) if len(shape) in (2, 4) else None
+
+    def array(self, key: str) -> Tensor | None:
+        """An entry of the state, if there is one."""
+        return as_sharded(self.state[key]) if key in self.state else None
+
+
+Reader = Callable[[Entry], Slot]
+
+
+def read_sgd(e: Entry) -> Slot:
+    """torch.optim.SGD."""
+    dampening, nesterov = float(e.group["dampening"]), bool(e.group["nesterov"])
+    return e.slot(GradientDescent(), momentum=e.beta, dampening=dampening, nesterov=nesterov)
+
+
+def read_adam(e: Entry) -> Slot:
+    """torch.optim.Adam and AdamW, with AMSGrad."""
+    # AdamW is Adam with this option from torch 2.7 on, and a class of its own before.
+    decoupled = e.group.get("decoupled_weight_decay", isinstance(e.optimizer, torch.optim.AdamW))
+    return e.slot(
+        Adam(),
+        momentum=e.beta,
+        decoupled=bool(decoupled),
+        steps=int(e.state.get("step", 0)),
+        first_moment=e.array("exp_avg"),
+        second_moment=e.array("max_exp_avg_sq" if e.group["amsgrad"] else "exp_avg_sq"),
+        second_decay=float(e.group["betas"][1]),
+        eps=float(e.group["eps"]),
+    )
+
+
+def read_rmsprop(e: Entry) -> Slot:
+    """torch.optim.RMSprop."""
+    return e.slot(
+        RMSprop(),
+        momentum=e.beta,
+        second_moment=e.array("square_avg"),
+        mean_gradient=e.array("grad_avg") if e.group["centered"] else None,
+        eps=float(e.group["eps"]),
+    )
+
+
+def read_non_euclidean(e: Entry) -> Slot:
+    """geodiag_torch.NonEuclideanGD."""
+    assert isinstance(e.optimizer, NonEuclideanGD)
+    return e.slot(SteepestDescent(e.optimizer.norm, e.optimizer.normalized, e.whole))
+
+
+def read_sign(e: Entry) -> Slot:
+    """SignSGD, Signum and Lion, as they are copied around."""
+    return e.slot(SignDescent(), momentum=e.beta)
+
+
+def read_torch_muon(e: Entry) -> Slot:
+    """torch.optim.Muon."""
+    adjust = e.group["adjust_lr_fn"] or "original"
+    if adjust not in MUON_RMS:
+        raise NormError(f"Muon's adjust_lr_fn {adjust!r} is not known")
+    return e.slot(MuonDescent(), momentum=e.beta, matrix=e.matrix(0), rms=MUON_RMS[adjust])
+
+
+def read_copied_muon(e: Entry) -> Slot:
+    """Muon as it is copied around: Moonlight's and its author's, known by their options."""
+    options = set(e.group) - {"use_muon", "initial_lr", "param_names"}
+    moonlight = {"wd", "adamw_betas"} <= options
+    if not (e.state if moonlight else e.group).get("use_muon", True):
+        raise two_geometries(f"{e.name!r} by Adam, others by Muon")
+    if moonlight:
+        decay, rms = float(e.group["wd"]), MUON_RMS["match_rms_adamw"]
+        return e.slot(
+            MuonDescent(), momentum=e.beta, weight_decay=decay, matrix=e.matrix(0), rms=rms
+        )
+    if options != {"params", "lr", "weight_decay", "momentum"}:
+        raise unknown_geometry("Muon")
+    # A kernel's radius is that of its last two axes.
+    return e.slot(MuonDescent(), momentum=e.beta, matrix=e.matrix(-2))
+
+
+# By class, where a subclass has not changed the step; a subclass stands before its parent.
+READERS: dict[type[Optimizer], Reader] = {
+    NonEuclideanGD: read_non_euclidean,
+    torch.optim.SGD: read_sgd,
+    torch.optim.AdamW: read_adam,
+    torch.optim.Adam: read_adam,
+    torch.optim.RMSprop: read_rmsprop,
+}
+if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
+    READERS[torch.optim.Muon] = read_torch_muon
+
+# By name, for those that are copied around.
+NAMED_READERS: dict[str, Reader] = {
+    **dict.fromkeys(("SignSGD", "Signum", "Lion"), read_sign),
+    **dict.fromkeys(("Muon", "MuonWithAuxAdam"), read_copied_muon),
+    **dict.fromkeys(("SingleDeviceMuon", "SingleDeviceMuonWithAuxAdam"), read_copied_muon),
+}
+
+
+def reader_of(optimizer: Optimizer) -> Reader | None:
+    """The reader of an optimizer; None where its update rule is not known."""
+    for known, reader in READERS.items():
+        # torch wraps ``step`` in the class that is built
+        if isinstance(optimizer, known) and (
+            inspect.unwrap(type(optimizer).step) is inspect.unwrap(known.step)
+        ):
+            return reader
+    return NAMED_READERS.get(type(optimizer).__name__)
