@@ -58,9 +58,11 @@ def test_a_hostile_line_is_left_out_and_the_others_are_read(line, tmp_path):
 def test_what_json_allows_beyond_records(tmp_path):
     """Of keys that are there twice the last counts; unknown ones are extras; NaN is NaN."""
     log = tmp_path / "run.jsonl"
-    log.write_text('{"step": 1, "step": 2, "loss": NaN, "lr": Infinity, "__class__": "x"}\n')
+    log.write_text(
+        '{"step": 1, "step": 2, "loss": NaN, "lr": Infinity, "__class__": "x", "more": 2}\n'
+    )
     (found,) = geodiag.read_records(log)
     assert found.step == 2
     assert math.isnan(found.loss)
     assert found.lr == math.inf
-    assert found.extras == {"__class__": "x"}
+    assert found.extras == {"more": 2.0}

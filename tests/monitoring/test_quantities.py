@@ -239,7 +239,7 @@ class TestBuiltIn:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(SOURCE / "geodiag", source / "geodiag", ignore=ignore)
         file = source / "geodiag" / "records" / "record.py"
-        text, mark = file.read_text("utf-8"), "    extras: dict[str, Any]"
+        text, mark = file.read_text("utf-8"), "    extras: dict[str, Any] = field"
         line = (
             '    added: float = _declared("added", panel=Panel(), measure=lambda o: o.new_loss / 2)'
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_runs_with_different_quantities_share_a_log(tmp_path):
     for record in read_records(path):
         assert record.extras["ab"[record.step % 2]] == record.step
         assert record.loss == 0.5
+
+
+def test_a_log_that_was_emptied_gets_its_header_again(tmp_path):
+    path = tmp_path / "run.csv"
+    sink = CSV(path)
+    for _ in range(2):
+        sink.write(Record(1, loss=0.5))
+    os.truncate(path, 0)
+    sink.write(Record(2, loss=0.5))
+    sink.close()
+    assert path.read_text().splitlines()[0] == ",".join(BUILT_IN)
+    assert [r.step for r in read_records(path)] == [2]
 
 
 @pytest.mark.filterwarnings("ignore:.*second header")

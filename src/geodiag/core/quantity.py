@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from geodiag.errors import ArgumentError, shown
 
@@ -13,6 +13,11 @@ KINDS = (float, int, str)
 MARKS = ("line", "thin", "dots", "dashes", "band")
 SCALES = ("linear", "zero", "log", "wide")
 RESERVED = ("extras", "schema", "to_dict")
+
+
+def is_name(x: Any) -> TypeGuard[str]:
+    """Whether ``x`` can name a quantity: an identifier, not reserved, not beginning with ``_``."""
+    return isinstance(x, str) and x.isidentifier() and not x.startswith("_") and x not in RESERVED
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,10 @@ class Quantity:
     choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        name = self.name
-        usable = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
-        if not usable or name in RESERVED:
+        if not is_name(self.name):
             raise ArgumentError(
-                "the name of a quantity must be an identifier without a leading underscore",
-                got=shown(name),
+                "the name of a quantity must be an identifier that does not begin with _",
+                got=shown(self.name),
                 do=f"use another name; {', '.join(RESERVED)} are taken",
             )
         wrong = {
@@ -94,8 +97,8 @@ class Quantity:
         }
         for attribute, refused in wrong.items():
             if refused:
-                got = shown(getattr(self, attribute))
-                raise ArgumentError(f"{attribute}= of the quantity {name!r} is not usable", got=got)
+                what = f"{attribute}= of the quantity {self.name!r} cannot be used"
+                raise ArgumentError(what, got=shown(getattr(self, attribute)))
 
     @property
     def title(self) -> str:

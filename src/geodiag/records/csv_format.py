@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from geodiag.errors import ArgumentError
 from geodiag.records.record import BUILT_IN, Record, record_of, shortened
@@ -24,12 +24,9 @@ def to_csv(record: Record, columns: Iterable[str] = tuple(BUILT_IN)) -> str:
     '0.5,3,'
     """
     values = record.to_dict()
-    return _line([_cell(values.get(name, "")) for name in columns])
-
-
-def to_header(columns: Iterable[str]) -> str:
-    """The header of these columns, without the line's end."""
-    return _line(list(columns))
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(_cell(values.get(name, "")) for name in columns)
+    return out.getvalue()
 
 
 def from_header(line: str) -> tuple[str, ...]:
@@ -73,25 +70,10 @@ class Rows:
         return record_of({name: x or None for name, x in named if x or name not in BUILT_IN}, line)
 
 
-def torn(width: int) -> str:
-    """What ends a row that was cut short, in a log whose widest header has ``width`` columns.
-
-    Within its note the row would look like a whole one; with so many commas it has too many
-    columns, or a quotation without an end.
-    """
-    return "," * width
-
-
 def _cell(x: float | str) -> float | str:
     if isinstance(x, str):
         return " ".join(x.split())
     return "" if x != x else x
-
-
-def _line(cells: Sequence[float | str]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(cells)
-    return out.getvalue()
 
 
 def _cells(line: str) -> list[str]:

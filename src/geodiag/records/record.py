@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from geodiag.core.quantity import RESERVED, Panel, Quantity
-from geodiag.errors import ArgumentError
+from geodiag.core.quantity import Panel, Quantity, is_name
+from geodiag.errors import ArgumentError, shown
 from geodiag.plugins import registry
 
 BOUNDS = ("EXACT", "LOWER", "")
@@ -73,12 +73,17 @@ class Record:
     note: str = _declared("note", default="")
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
+    def __post_init__(self) -> None:
+        for name in self.extras:
+            if not is_name(name) or name in BUILT_IN:
+                raise ArgumentError("an extra of a Record has an unusable name", got=shown(name))
+
     def __getattr__(self, name: str) -> Any:
         """A value of :attr:`extras`; only called where there is no field of this name."""
-        extras = self.__dict__.get("extras", {})
-        if name.startswith("_") or name not in extras:
-            raise AttributeError(f"a Record has no field or extra {name!r}")
-        return extras[name]
+        try:
+            return self.__dict__["extras"][name]
+        except KeyError:
+            raise AttributeError(f"a Record has no field or extra {name!r}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """All values by name, those of :attr:`extras` last.
@@ -112,8 +117,8 @@ def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Recor
     """The record of a line's named values. Unknown names become :attr:`Record.extras`.
 
     Args:
-        found: the values; an unknown one is a float where it reads as a number, else a text, and
-            left out if it is neither.
+        found: the values; one of an unknown name is a float if it reads as a number, else a text,
+            and left out if it is neither.
         line: the line, for the error.
         newer: whether a later version of the library wrote the line; a known name whose value is
             of another type then has its default.
@@ -129,7 +134,7 @@ def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Recor
         try:
             if name in BUILT_IN:
                 known[name] = BUILT_IN[name].parse(x)
-            elif name not in RESERVED and not isinstance(x, bool):
+            elif is_name(name) and not isinstance(x, bool):
                 extras[name] = math.nan if x is None else float(x)
         except (TypeError, ValueError, OverflowError) as e:
             if name not in BUILT_IN:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from geodiag.errors import ArgumentError, shown
 from geodiag.records import BUILT_IN, Record, to_csv, to_json
-from geodiag.records.csv_format import from_header, to_header, torn
+from geodiag.records.csv_format import from_header
 from geodiag.sinks.base import Call, Sink
 
 Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequence[Any] | None"
@@ -117,11 +117,15 @@ class CSV(_Lines):
 
     def _text(self, record: Record, size: int, whole: bool) -> str:
         self._find_headers(size)
-        columns, lines = self._columns, [] if whole else [torn(self._widest)]
+        columns, lines = self._columns, list[str]()
+        if not whole:
+            # Cut within its note, a row looks like a whole one. With so many commas it has more
+            # columns than any header, or a quotation without an end.
+            lines.append("," * self._widest)
         missing = tuple(name for name in record.to_dict() if name not in columns)
         if missing:
             columns, self._added = columns + missing, missing if columns else ()
-            lines.append(to_header(columns))
+            lines.append(",".join(columns))
         return "\n".join([*lines, to_csv(record, columns), ""])
 
     def _open(self) -> int:
@@ -132,6 +136,8 @@ class CSV(_Lines):
     def _find_headers(self, size: int) -> None:
         """Read what was appended since the last time, by this run or another."""
         assert self._file is not None
+        if size < self._searched:  # somebody has emptied the file
+            self._columns, self._searched = (), 0
         os.lseek(self._file, self._searched, os.SEEK_SET)
         data = os.read(self._file, max(0, size - self._searched))
         whole = data[: data.rfind(b"\n") + 1]
