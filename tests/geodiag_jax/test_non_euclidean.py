@@ -18,60 +18,11 @@ from geodiag.norms import L2, ByParameter, Linf, Preconditioned, Spectral
 from geodiag_jax import non_euclidean_gd
 from tests import truth
 from tests.geodiag_jax.models import X, Y, logistic, logistic_params
+from tests.optimizers.formulas import FORMULAS, polar
 
 RTOL = 64 * 20 * np.finfo(float).eps
 LR = 0.3
 G = truth.blocks(5, {"W": (3, 4), "b": (3,), "k": (2, 2, 3)})
-
-
-def polar(m):
-    u, _, vt = np.linalg.svd(m, full_matrices=False)
-    return u @ vt
-
-
-def spectral(g):
-    """UVᵀ per matrix (a flax kernel's rows are its last axis; the polar factor of a transpose is
-    the transposed factor), vectors by ℓ2."""
-    kernel = polar(g["k"].reshape(4, 3)).reshape(2, 2, 3)
-    return {"W": polar(g["W"]), "b": g["b"] / truth.l2(g["b"]), "k": kernel}
-
-
-def alone(g, name, step):
-    return {n: step if n == name else np.zeros_like(x) for n, x in g.items()}
-
-
-def l1(g):
-    """The largest entry's sign alone."""
-    flat = truth.flat(g)
-    one = np.where(np.abs(flat) == np.abs(flat).max(), np.sign(flat), 0.0)
-    out, at = {}, 0
-    for name, x in g.items():
-        out[name] = one[at : at + x.size].reshape(x.shape)
-        at += x.size
-    return out
-
-
-def block(g):
-    """The tensor of the largest ℓ2 norm, alone."""
-    best = max(g, key=lambda name: truth.l2(g[name]))
-    return alone(g, best, g[best] / truth.l2(g[best]))
-
-
-def nuclear_dual(g):
-    """‖g‖* of the spectral norm: nuclear norms add, the kernel as a (4, 3) matrix."""
-    return truth.nuclear(g["W"]) + truth.l2(g["b"]) + truth.nuclear(g["k"].reshape(4, 3))
-
-
-# name: (lmo, dual), each from the table of norms.
-FORMULAS = {
-    "l2": (lambda g: {n: x / truth.l2(truth.flat(g)) for n, x in g.items()},
-           lambda g: truth.l2(truth.flat(g))),
-    "linf": (lambda g: {n: np.sign(x) for n, x in g.items()},
-             lambda g: np.abs(truth.flat(g)).sum()),
-    "spectral": (spectral, nuclear_dual),
-    "l1": (l1, lambda g: np.abs(truth.flat(g)).max()),
-    "block": (block, lambda g: max(truth.l2(x) for x in g.values())),
-}  # fmt: skip
 
 
 def close(got, want, rtol=RTOL):
@@ -188,12 +139,13 @@ def test_half_precision(dtype):
     """Computed in float32 from the rounded gradient, rounded once at the end: relative ε of the
     dtype (half an ulp is ε/2), entries below 1 in modulus times ‖g‖* < 32."""
     g = device(G, dtype)
+    lmo, dual = FORMULAS["spectral"]
     rounded = {name: np.asarray(x, np.float64) for name, x in g.items()}
     tx = non_euclidean_gd(LR, "spectral")
     got, _ = tx.update(g, tx.init(g))
     assert {x.dtype for x in got.values()} == {jnp.dtype(dtype)}
-    want = {name: -LR * nuclear_dual(rounded) * x for name, x in spectral(rounded).items()}
-    scale = LR * nuclear_dual(rounded)
+    want = {name: -LR * dual(rounded) * x for name, x in lmo(rounded).items()}
+    scale = LR * dual(rounded)
     eps = float(jnp.finfo(dtype).eps)
     for name, x in want.items():
         error = np.abs(np.asarray(got[name], np.float64) - x)
@@ -230,14 +182,7 @@ def test_decrease_by_directional_smoothness(norm):
     moved = optax.apply_updates(params, step)
     change = float(logistic(moved, X, Y) - logistic(params, X, Y))
     host = {name: np.asarray(x) for name, x in g.items()}
-    duals = {
-        "l2": truth.l2(truth.flat(host)),
-        "linf": np.abs(truth.flat(host)).sum(),
-        "l1": np.abs(truth.flat(host)).max(),
-        "block": max(truth.l2(x) for x in host.values()),
-        "spectral": sum(truth.l2(x) for x in host.values()),
-    }
-    identity = -0.05 * (1 - 0.05 * D / 2) * duals[norm] ** 2
+    identity = -0.05 * (1 - 0.05 * D / 2) * FORMULAS[norm][1](host) ** 2
     assert change == pytest.approx(identity, rel=1e-10)
     assert change < 0
 

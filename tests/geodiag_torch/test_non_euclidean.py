@@ -12,55 +12,12 @@ from geodiag import errors
 from geodiag.norms import L2, ByParameter, Linf, Preconditioned, Spectral
 from geodiag_torch import NonEuclideanGD
 from tests.geodiag_torch.models import mlp
+from tests.optimizers.formulas import FORMULAS, MUON
 
 LR = 0.05
 
 
-def polar(m):
-    u, _, vt = np.linalg.svd(m, full_matrices=False)
-    return u @ vt
-
-
-def unit(v):
-    return v / np.linalg.norm(v)
-
-
-# Of a weight matrix W and a bias b: (lmo, dual norm), straight from the definitions.
-def l2(w, b):
-    n = np.sqrt((w**2).sum() + (b**2).sum())
-    return (w / n, b / n), n
-
-
-def linf(w, b):
-    return (np.sign(w), np.sign(b)), np.abs(w).sum() + np.abs(b).sum()
-
-
-def l1(w, b):
-    flat = np.concatenate([w.ravel(), b])
-    i = np.abs(flat).argmax()
-    out = np.zeros_like(flat)
-    out[i] = np.sign(flat[i])
-    return (out[: w.size].reshape(w.shape), out[w.size :]), np.abs(flat).max()
-
-
-def spectral(w, b):
-    dual = np.linalg.svd(w, compute_uv=False).sum() + np.linalg.norm(b)
-    return (polar(w), unit(b)), dual
-
-
-def block(w, b):
-    if np.linalg.norm(w) >= np.linalg.norm(b):
-        return (unit(w), np.zeros_like(b)), np.linalg.norm(w)
-    return (np.zeros_like(w), unit(b)), np.linalg.norm(b)
-
-
-def muon(w, b):
-    r = np.sqrt(max(1.0, w.shape[0] / w.shape[1]))
-    dual = r * np.linalg.svd(w, compute_uv=False).sum() + np.linalg.norm(b)
-    return (r * polar(w), unit(b)), dual
-
-
-RULES = {"l2": l2, "linf": linf, "l1": l1, "spectral": spectral, "block": block, "muon": muon}
+RULES = {**FORMULAS, "muon": MUON}
 
 
 def linear(shape=(5, 3)):
@@ -76,14 +33,15 @@ def linear(shape=(5, 3)):
 @pytest.mark.parametrize("norm", RULES)
 def test_one_step_is_the_definition(norm, normalized):
     model = linear()
-    w, b = (p.detach().numpy().copy() for p in (model.weight, model.bias))
-    gw, gb = model.weight.grad.numpy(), model.bias.grad.numpy()
-    (dw, db), dual = RULES[norm](gw, gb)
-    factor = LR * (1.0 if normalized else dual)
+    before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
+    g = {n: p.grad.numpy() for n, p in model.named_parameters()}
+    lmo, dual = RULES[norm]
+    factor = LR * (1.0 if normalized else dual(g))
     NonEuclideanGD(model.named_parameters(), LR, norm, normalized=normalized).step()
-    # A few float64 operations, and an SVD accurate to a few ε of entries of order one.
-    np.testing.assert_allclose(model.weight.detach().numpy(), w - factor * dw, atol=1e-14)
-    np.testing.assert_allclose(model.bias.detach().numpy(), b - factor * db, atol=1e-14)
+    for n, direction in lmo(g).items():
+        # A few float64 operations, and an SVD accurate to a few ε of entries of order one.
+        after = before[n] - factor * direction
+        np.testing.assert_allclose(model.get_parameter(n).detach().numpy(), after, atol=1e-14)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1", "spectral", "block", "nuclear", "rms"])
