@@ -1,4 +1,4 @@
-"""Logs under fire: no record is lost that was acknowledged, and none is read that was half written.
+"""Faults of log files: no acknowledged record is lost, and none is read that was half written.
 
 A record is acknowledged when ``write`` has returned. What was not may be missing or there, as a
 whole; the line that a crash cut short is reported by the reader.
@@ -116,7 +116,7 @@ class TestPlaces:
     @FILES
     @pytest.mark.parametrize("what", ["file", "folder"])
     @pytest.mark.parametrize("fsync", [False, True])
-    def test_what_is_deleted_is_made_anew(self, kind, what, fsync, tmp_path):
+    def test_what_is_deleted_is_created_again(self, kind, what, fsync, tmp_path):
         path = path_of(tmp_path / "runs", kind)
         sink = kind(path, fsync=fsync)
         sink.write(A)
@@ -127,7 +127,7 @@ class TestPlaces:
         assert read(path) == [key(B), key(C)]
         assert path.read_text().count(HEADER) == (kind is CSV)
 
-    def test_where_it_cannot_be_made_anew_it_is_tried_each_time(self, tmp_path):
+    def test_what_cannot_be_created_again_is_tried_each_time(self, tmp_path):
         path = tmp_path / "runs/run.jsonl"
         sink = JSONL(path)
         sink.write(A)
@@ -173,6 +173,21 @@ class TestProcesses:
             assert [r.step for r in own] == list(range(500))
             assert {r.note for r in own} == {name * 200}
         assert len(found) == 1000
+
+    @pytest.mark.filterwarnings("ignore:.*second header")
+    def test_two_write_different_quantities(self, tmp_path):
+        """The second adds a column, while the first goes on with the narrower rows that it knew."""
+        path = tmp_path / "run.csv"
+        first = child(EXTRA, path, "a", "400")
+        first.stdout.readline()
+        second = child(EXTRA, path, "b", "400")
+        assert len(acks(first)) == 399
+        assert len(acks(second)) == 400
+        found = read_records(path)  # a row of an unknown width would warn
+        for name in "ab":
+            own = [r for r in found if r.note == name]
+            assert [r.extras[name] for r in own] == list(range(400))
+        assert len(found) == 800
 
     @pytest.mark.parametrize(
         "rounds", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["few", "many"]
@@ -230,6 +245,19 @@ filler = name * (200 // len(name)) if len(name) == 1 else name + "x" * 200
 for step in range(int(count)):
     sink.write(Record(step, loss=0.1, note=filler))
     print(step, flush=True)
+"""
+
+EXTRA = """
+import sys, time, warnings
+from geodiag.records import Record
+from geodiag.sinks import CSV
+path, name, count = sys.argv[1:]
+warnings.simplefilter("ignore")
+sink = CSV(path)
+for step in range(int(count)):
+    sink.write(Record(step, loss=0.1, note=name, extras={name: float(step)}))
+    print(step, flush=True)
+    time.sleep(0.001)  # both are at work at the same time
 """
 
 

@@ -134,7 +134,7 @@ class TestFailures:
         with pytest.raises(stop):
             monitor.before(0)
 
-    def test_a_problem_that_goes_stale_with_the_step_is_asked_anew(self):
+    def test_a_problem_that_goes_stale_with_the_step_is_frozen_again(self):
         """As a torch model does, whose BatchNorm buffers move between the halves."""
         moved = [False]
 

@@ -52,7 +52,7 @@ def test_a_log_is_followed_by_whole_lines(tmp_path, to_line):
     assert tail.records[1].note == "ℓ∞"
 
 
-def test_a_log_written_anew_is_read_anew(tmp_path):
+def test_a_log_that_is_replaced_is_read_from_its_beginning(tmp_path):
     path = tmp_path / "run.jsonl"
     tail = Tail(path)
     path.write_text(lines(record(0), record(1)))
@@ -95,19 +95,19 @@ def test_once_without_a_log_says_so(tmp_path, capsys):
 
 
 def test_it_waits_for_the_log_and_goes_on_until_interrupted(tmp_path, capsys, monkeypatch, wide):
-    path, looks = tmp_path / "run.jsonl", []
+    path, waits = tmp_path / "run.jsonl", []
 
     def sleep(seconds):
-        looks.append(seconds)
-        if len(looks) == 2:
+        waits.append(seconds)
+        if len(waits) == 2:
             path.write_text(lines(record(3)))
-        if len(looks) == 4:
+        if len(waits) == 4:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", sleep)
     assert main(["watch", str(path), "--interval", "0.5"]) == 130
     out = capsys.readouterr().out
-    assert looks == [0.5] * 4
+    assert waits == [0.5] * 4
     assert "≥ 3" in out
 
 

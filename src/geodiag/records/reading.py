@@ -1,4 +1,4 @@
-"""Reading logs: all whole lines of a file, whichever way it ends."""
+"""Reading logs: every whole line of a file, and why another line is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geodiag.records.record import Record
 
 
 def parser(path: Path) -> Callable[[str], Record | None]:
-    """How to read the lines of the file, in order: as CSV where it is named so, else as JSON."""
+    """What reads the file line by line: as CSV if its suffix is ``.csv``, else as JSON."""
     return Rows() if path.suffix.lower() == ".csv" else from_json
 
 
@@ -25,14 +25,14 @@ def read_records(path: str | Path) -> list[Record]:
     name that this version does not know becomes one of :attr:`Record.extras`.
 
     Args:
-        path: a file that the Monitor wrote: CSV where it is named ``.csv``, else JSONL.
+        path: a file that the Monitor wrote: CSV if its suffix is ``.csv``, else JSONL.
 
     Returns:
-        list[Record]: those of all whole lines. A line that a crash cut short is left out, with a
+        list[Record]: one for each whole line. A line that a crash cut short is left out, with a
         warning.
 
     Raises:
-        ArgumentError: the file cannot be read, or holds other things than records.
+        ArgumentError: the file cannot be read, or holds no records.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError("a log is named by its path", got=shown(path))
@@ -58,10 +58,10 @@ def read_records(path: str | Path) -> list[Record]:
 def parse(
     text: str, read: Callable[[str], Record | None]
 ) -> tuple[list[Record], list[tuple[int, str]]]:
-    """The records of whole lines, and (line number, reason) of every line that is none."""
+    """The records of a log's text, and (line number, reason) of each line that is left out."""
     found, bad = [], []
     *lines, last = text.split("\n")
-    if last and isinstance(read, Rows):  # cut inside its last column, a row would look whole
+    if last and isinstance(read, Rows):  # a row cut within its last column looks whole
         bad.append((len(lines) + 1, "it is not finished"))
     elif last:
         lines.append(last)

@@ -1,1 +1,6 @@
-"""What people look at: figures, a self-contained page, a table in the terminal."""
+"""Reports on records, for people.
+
+plotting   figures
+html       the HTML report: one file with a figure and a table
+watch      a live table in the terminal
+"""

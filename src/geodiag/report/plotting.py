@@ -256,7 +256,7 @@ def _scale(axes: Any, panel: Panel, values: list[float]) -> None:
 
 
 def _values(quantity: Quantity, run: list[Record]) -> list[float]:
-    """The values as an axis has room for them: those beyond LARGEST, and texts, are NaN."""
+    """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
     found = (getattr(r, quantity.name, math.nan) for r in run)
     usable = (x if isinstance(x, (int, float)) and abs(x) <= LARGEST else math.nan for x in found)
     return [0.0 if abs(x) < 1 / LARGEST else float(x) for x in usable]

@@ -1,4 +1,4 @@
-"""``geodiag watch``: a live view of a run's log, in the terminal (needs rich)."""
+"""``geodiag watch``: a live table of a run's log, in the terminal (needs rich)."""
 
 from __future__ import annotations
 

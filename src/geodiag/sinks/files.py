@@ -136,7 +136,7 @@ class CSV(_Lines):
     def _find_headers(self, size: int) -> None:
         """Read what was appended since the last time, by this run or another."""
         assert self._file is not None
-        if size < self._searched:  # somebody has emptied the file
+        if size < self._searched:  # the file was emptied
             self._columns, self._searched = (), 0
         os.lseek(self._file, self._searched, os.SEEK_SET)
         data = os.read(self._file, max(0, size - self._searched))
@@ -153,12 +153,12 @@ def open_file(path: Path) -> Sink:
     """The sink for a path, by its suffix.
 
     Raises:
-        ArgumentError: another suffix than ``.jsonl`` and ``.csv``, or it cannot be opened.
+        ArgumentError: the suffix is neither ``.jsonl`` nor ``.csv``, or the file cannot be opened.
     """
     kinds: dict[str, Callable[[Path], Sink]] = {".jsonl": JSONL, ".csv": CSV}
     if path.suffix.lower() not in kinds:
         raise ArgumentError(
-            "the suffix of log= does not say what to write",
+            "log= has a suffix that names no format",
             got=str(path),
             do='end it in ".jsonl" or ".csv"',
         )
@@ -166,7 +166,7 @@ def open_file(path: Path) -> Sink:
 
 
 def as_sinks(log: Log) -> list[Sink]:
-    """``log=`` of the Monitor as sinks: a path, a Sink, a function, or a list of these.
+    """The sinks of ``log=``: a path, a Sink, a function, a list of these, or None.
 
     Raises:
         ArgumentError: it is none of them, or a file that cannot be opened.
@@ -200,7 +200,7 @@ def as_sinks(log: Log) -> list[Sink]:
 
 
 def _size_and_end(file: int) -> tuple[int, bytes]:
-    """The file's size now, whoever wrote to it, and its last byte."""
+    """The file's size and last byte now; another process may have written to it."""
     size = os.lseek(file, 0, os.SEEK_END)
     if size == 0:
         return 0, b""

@@ -1,6 +1,6 @@
-"""Experiment trackers. Each package is imported only when its sink is built.
+"""Sinks for experiment trackers. Each package is imported when its sink is created.
 
-Numbers that are not known are left out of the charts; a record's note goes along as text.
+Numbers that are not known are left out of the charts; a record's note is logged as text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TensorBoard(Sink):
     """Event files for TensorBoard (the package ``tensorboard``; neither torch nor TensorFlow).
 
     Args:
-        folder: where the event file is made.
+        folder: of the event file.
         prefix: put before each metric's name.
 
     Raises:
@@ -68,14 +68,14 @@ class TensorBoard(Sink):
 class WandB(Sink):
     """A run of Weights & Biases.
 
-    The metrics have an axis of their own, ``geodiag/step``, so that they may be logged beside the
-    training's own, whose steps must not go back.
+    The metrics have an axis of their own, ``geodiag/step``: the steps of W&B's own axis must
+    increase, and belong to the training.
 
     Args:
-        run: a run of ``wandb.init``; None: the run in progress or, without one, a new one, which is
-            then finished by :meth:`close`.
+        run: a run of ``wandb.init``; None: the run in progress or else a new one, which
+            :meth:`close` then finishes.
         prefix: put before each metric's name.
-        init: further keywords for ``wandb.init`` where a run is made, e.g. ``mode="offline"``.
+        init: keywords of ``wandb.init`` for a new run, e.g. ``mode="offline"``.
 
     Raises:
         MissingDependency: wandb is not installed.
@@ -104,11 +104,10 @@ class WandB(Sink):
 
 
 class MLflow(Sink):
-    """A run of MLflow, at the tracking address that MLflow is set to.
+    """A run of MLflow, at MLflow's tracking URI.
 
     Args:
-        run_id: the run; None: the active one or, without one, a new one, which is then ended by
-            :meth:`close`.
+        run_id: the run; None: the active one or else a new one, which :meth:`close` then ends.
         prefix: put before each metric's name.
 
     Raises:
@@ -130,7 +129,7 @@ class MLflow(Sink):
         found = metrics(record, self._prefix).items()
         points = [self._metric(name, x, now, record.step) for name, x in found]
         self._client.log_batch(self._run_id, metrics=points)
-        if record.note:  # a tag holds the last one
+        if record.note:  # a tag holds the last note
             text = f"step {record.step}: {record.note}"
             self._client.set_tag(self._run_id, self._prefix + "note", text[:5000])
 
