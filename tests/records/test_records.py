@@ -10,7 +10,7 @@ import warnings
 from dataclasses import asdict, fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geodiag
@@ -36,6 +36,7 @@ FULL = Record(
     seconds=0.5,
     note='a "quoted", spaced ℓ∞ note',
 )
+reproducible = settings(deadline=None, derandomize=True, database=None)
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 records = st.builds(
@@ -72,6 +73,7 @@ def test_fields_are_the_promised_ones():
     assert ", ".join(BUILT_IN) == PROMISED
 
 
+@reproducible
 @given(records)
 def test_a_line_of_json_is_strict_and_gives_the_record_back(record):
     line = to_json(record)
@@ -80,6 +82,7 @@ def test_a_line_of_json_is_strict_and_gives_the_record_back(record):
     assert same(from_json(line), record)
 
 
+@reproducible
 @given(records)
 def test_a_row_of_csv_gives_the_record_back(record):
     read, columns = Rows(), list(record.to_dict())
