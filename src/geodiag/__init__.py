@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from geodiag import blocks, estimators, norms
+from geodiag import blocks, envelopes, errors, estimators, norms
+from geodiag.core import spaces
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
@@ -16,7 +17,7 @@ from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.sharpness import sharpness
 
 if TYPE_CHECKING:
-    from geodiag import sinks, testing
+    from geodiag import records, sinks, testing
     from geodiag.monitoring.monitor import Monitor
     from geodiag.records import Record, read_records
     from geodiag.report.plotting import plot
@@ -27,12 +28,14 @@ _LAZY = {
     "Record": "geodiag.records",
     "plot": "geodiag.report.plotting",
     "read_records": "geodiag.records",
+    "records": "geodiag.records",
     "sinks": "geodiag.sinks",
     "testing": "geodiag.testing",
 }
 
 register = registry.register
 register_norm = registry.register_norm
+register_estimator = registry.register_estimator
 
 
 def __getattr__(name: str) -> Any:
@@ -48,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "__version__"})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__")), "__version__"})
 
 
 def _version() -> str:
@@ -61,8 +64,25 @@ def _version() -> str:
 
 
 def available_norms() -> list[str]:
-    """The names of all registered norms, sorted."""
-    return sorted(registry.norms())
+    """The names of all registered norms, sorted.
+
+    Examples:
+        >>> import geodiag
+        >>> "spectral" in geodiag.available_norms()
+        True
+    """
+    return list(registry.norms())
+
+
+def available_estimators() -> list[str]:
+    """The names of all registered estimators, sorted.
+
+    Examples:
+        >>> import geodiag
+        >>> "lanczos" in geodiag.available_estimators()
+        True
+    """
+    return list(registry.estimators())
 
 
 __all__ = [
@@ -80,19 +100,25 @@ __all__ = [
     "Status",
     "Threshold",
     "Update",
+    "available_estimators",
     "available_norms",
     "blocks",
     "directional_smoothness",
+    "envelopes",
+    "errors",
     "estimators",
     "hookimpl",
     "norms",
     "plot",
     "problem",
     "read_records",
+    "records",
     "register",
+    "register_estimator",
     "register_norm",
     "sharpness",
     "sinks",
+    "spaces",
     "testing",
     "threshold",
 ]

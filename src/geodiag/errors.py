@@ -49,9 +49,9 @@ class GeodiagError(Exception):
         super().__init__(" ".join(p + _sentence(x) for p, x in parts.items() if x is not None))
 
 
-def _sentence(text: Any) -> str:
+def _sentence(x: Any) -> str:
     """The text with one full stop at its end, or with the mark that it ends in."""
-    text = str(text).rstrip()
+    text = str(x).rstrip()
     if text.endswith(("!", "?", "…", "...")):
         return text
     return text.rstrip(". ") + "."

@@ -29,45 +29,58 @@ NormLike = Norm | str | Callable[[], Norm] | None
 
 
 class Monitor(geodiag.Monitor):
-    """Measures a run of JAX at chosen steps, and records it.
+    """Measures a JAX training run at chosen steps, and records it.
 
-        with geodiag_jax.Monitor(loss, "spectral", data=(x, y), lr=0.1, log="run.jsonl") as monitor:
-            for step in range(steps):
-                new_params, opt_state = train_step(params, opt_state)
-                monitor.observe(step, params, new_params)
-                params = new_params
+    If ``train_step`` donates the parameters, their buffers are gone after it. Then measure around
+    it: ``if monitor.due(step): monitor.before(step, params)``, which keeps a copy, the step, and
+    ``monitor.after(params)``. Inside of ``jit`` and ``scan`` use :func:`geodiag_jax.tracker`.
 
-    Where ``train_step`` donates the parameters, these are gone after it: measure around it, as
-    :class:`geodiag.Monitor` does, by ``if monitor.due(step): monitor.before(step, params)``, which
-    keeps a copy, and ``monitor.after(params)``. Inside ``jit`` and ``scan`` use
-    :func:`geodiag_jax.tracker`.
-
-    Training is bit-identical with and without it. Compiled functions are used again, whatever the
-    point.
+    Training is bit-identical with and without it. Functions are compiled once, not for each point.
 
     Args:
         loss: ``loss(params, *batch)``, a real scalar.
-        norm: None or "auto": the optimizer's own, from the ``opt_state`` that is passed with each
-            step, see :func:`geodiag_jax.geometry`. Else a registered name, a Norm, or a function
-            without arguments that returns a Norm at each measurement.
+        norm: None or "auto": the optimizer's own, read from the ``opt_state`` that is passed with
+            each step, see :func:`geodiag_jax.geometry`. Else a registered name, a Norm, or a
+            function without arguments that returns a Norm at each measurement.
         data: the probe data, one batch or a list or loader of batches; as in
             :func:`geodiag.problem`.
-        lr: the learning rate, or a schedule: a function of the step. With ``opt_state``, the rule
-            is the optimizer's, and a learning rate in the state need not be given. Without one, it
-            is the plain −lr·‖g‖*·lmo(g).
-        update: instead: an :class:`geodiag.Update`, or a function of the step that returns one.
-        hyperparams: of the optimizer, where its state does not hold them: see
+        where: measure only these parameters; see :func:`geodiag.problem`.
+        lr: the learning rate, or a schedule: a function of the step. With ``opt_state``, the update
+            rule is the optimizer's, and a learning rate in the state need not be given. Without
+            one, it is the plain −lr·‖g‖*·lmo(g).
+        update: instead of ``lr``: a :class:`geodiag.Update`, or a function of the step that
+            returns one.
+        hyperparams: of the optimizer, if its state does not hold them: see
             :func:`geodiag_jax.geometry`.
-        where: measure only these parameters; see :func:`geodiag.core.selection.select`.
-        every: and ``budget``, ``log``: as in :class:`geodiag.Monitor`.
-        estimator: and the rest: as in :func:`geodiag.sharpness`.
-        problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in
+        every: as in :class:`geodiag.Monitor`, like all that follow.
+        budget: the share of the run's time that measurements may take.
+        log: where records are written.
+        estimator: as in :func:`geodiag.sharpness`.
+        max_hvps: the largest number of Hessian-vector products of one measurement.
+        rtol: the relative tolerance of S.
+        certificate: whether to compute an upper bound on S.
+        seed: of the random starts.
+        **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in
             :func:`geodiag.problem`.
 
     Raises:
-        GeodiagError: an argument that cannot be used; what only the parameters can show, from the
-            first ``observe`` or ``before``. Later on nothing is raised, and no numerical failure
-            ever: those are in the records' notes.
+        GeodiagError: an argument cannot be used; what only the parameters can show is raised by
+            the first ``observe`` or ``before``. Later on nothing is raised, and a numerical failure
+            never: those are in the records' notes.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> def loss(params):
+        ...     return 2 * params["w"] @ params["w"]
+        >>> params = {"w": jnp.ones(3)}
+        >>> with geodiag_jax.Monitor(loss, "l2", lr=0.1, every=2) as monitor:
+        ...     for step in range(4):
+        ...         new_params = {"w": 0.6 * params["w"]}
+        ...         _ = monitor.observe(step, params, new_params)
+        ...         params = new_params
+        >>> [(r.step, round(r.ratio, 4)) for r in monitor.records]  # S = 4, and 2/lr = 20
+        [(0, 0.2), (2, 0.2)]
     """
 
     def __init__(
@@ -76,10 +89,10 @@ class Monitor(geodiag.Monitor):
         norm: NormLike = None,
         *,
         data: Any = None,
+        where: Where = None,
         lr: float | Callable[[int], Any] | None = None,
         update: Update | Callable[[int], Update] | None = None,
         hyperparams: Mapping[str, Any] | None = None,
-        where: Where = None,
         every: int | Callable[[int], bool] = 10,
         budget: float | None = None,
         log: Log = None,
@@ -97,7 +110,7 @@ class Monitor(geodiag.Monitor):
         self._automatic, self._hyperparams = automatic, dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
         self._opt_state: Any = None
-        self._points: tuple[Any, Any] | None = None  # both ends of a step that is seen as a whole
+        self._points: tuple[Any, Any] | None = None  # both ends of an observed step
         self._measured: Norm | None = None  # at the last measurement
         self._deferred = Deferred(loss, where, data=data, **problem_arguments)
         super().__init__(
@@ -120,10 +133,10 @@ class Monitor(geodiag.Monitor):
         """Measure a step that was taken.
 
         Args:
-            step: the number of the step; a schedule is asked with it.
+            step: the number of the step, which schedules are called with.
             params: the parameters before it.
             new_params: the parameters after it.
-            opt_state: the optax state after it, which tells by what P Adam divided it.
+            opt_state: the optax state after it, which holds Adam's preconditioner of this step.
 
         Returns:
             The record; None where no measurement was due.
@@ -142,8 +155,9 @@ class Monitor(geodiag.Monitor):
             self._opt_state = self._points = None
 
     def before(self, step: int, params: Any = None, opt_state: Any = None) -> None:
-        """Measure ahead of a step. A copy of the parameters is kept until :meth:`after`, so their
-        buffers may be donated.
+        """Measure ahead of a step.
+
+        A copy of the parameters is kept until :meth:`after`, so their buffers may be donated.
 
         Args:
             step: the number of the step.
@@ -161,7 +175,7 @@ class Monitor(geodiag.Monitor):
             self._opt_state = None
 
     def _open(self, params: Any, opt_state: Any) -> None:
-        """At first, check all that the parameters and the state decide."""
+        """At the first call, check all that depends on the parameters and the state."""
         if self._deferred.opened or self._closed:
             return
         _check_usable(params)

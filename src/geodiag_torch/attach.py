@@ -29,14 +29,14 @@ def attach(
     model: nn.Module,
     norm: NormLike = None,
     *,
-    criterion: Callable[[Any, Any], Tensor] | None = None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    criterion: Callable[[Any, Any], Tensor] | None = None,
     data: Any = None,
     where: Where = None,
+    update: Update | Callable[[int], Update] | None = None,
     every: int | Callable[[int], bool] = 10,
     budget: float | None = None,
     log: Log = None,
-    update: Update | Callable[[int], Update] | None = None,
     estimator: SharpnessEstimator | str = "auto",
     max_hvps: int | None = None,
     rtol: float | None = None,
@@ -44,36 +44,60 @@ def attach(
     seed: int = 0,
     **problem_arguments: Any,
 ) -> OptimizerMonitor:
-    """Measure a run from inside ``optimizer.step()``; the training loop stays as it is.
+    """Measure a run inside of ``optimizer.step()``; the training loop is not changed.
 
-    The monitor lives as long as the optimizer, which owns it through its hooks. Training is
+    The optimizer's hooks hold the monitor, so it lives as long as the optimizer. Training is
     bit-identical with and without it. Learning rates, momentum and weight decay are read from the
-    optimizer's groups, and preconditioners from its state, at each measurement. Further keywords
-    (``weight``, ``reduction``, ``engine``, ``memory``) are those of :func:`geodiag.problem`.
+    optimizer's parameter groups, and preconditioners from its state, at each measurement.
 
     Args:
-        optimizer: any torch optimizer, with or without closures; wrappers that keep theirs as
-            ``.optimizer`` (Accelerate, Lightning) are looked through.
-        model: the module whose parameters it holds. Those are measured that the optimizer holds.
-        norm: None or "auto": the optimizer's own, see :mod:`geodiag_torch.optimizers`. Else a
-            registered name, a Norm, or a function that returns one at each measurement; where that
+        optimizer: any torch optimizer, with or without closures. A wrapper that keeps it as
+            ``.optimizer`` (Accelerate, Lightning) is unwrapped.
+        model: the module. Those of its parameters are measured that the optimizer holds.
+        norm: None or "auto": the optimizer's own, see :mod:`geodiag.optimizers.families`. Else a
+            registered name, a Norm, or a function that returns one at each measurement; if that
             is not the optimizer's norm, there is no threshold.
-        criterion: and ``loss_fn``, ``data``: the loss to measure and the probe data, one batch or
-            a loader; as in :func:`geodiag.problem`.
+        loss_fn: with ``criterion`` and ``data``: the loss and the probe data, one batch or a
+            loader; as in :func:`geodiag.problem`.
+        criterion: see ``loss_fn``.
+        data: see ``loss_fn``.
         where: measure only these of the optimizer's parameters.
-        every: and ``budget``, ``log``: as in :class:`geodiag.Monitor`; steps are the optimizer's.
-        update: the update rule, where the optimizer's options do not tell it.
-        estimator: and the rest: as in :func:`geodiag.sharpness`.
+        update: the update rule, if the optimizer's options do not determine it.
+        every: as in :class:`geodiag.Monitor`, like all that follow; steps are the optimizer's.
+        budget: the share of the run's time that measurements may take.
+        log: where records are written.
+        estimator: as in :func:`geodiag.sharpness`.
+        max_hvps: the largest number of Hessian-vector products of one measurement.
+        rtol: the relative tolerance of S.
+        certificate: whether to compute an upper bound on S.
+        seed: of the random starts.
+        **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``,
+            ``process_group``: as in :func:`geodiag.problem`.
 
     Returns:
-        A :class:`geodiag.Monitor`, with ``steps`` and ``detach()``.
+        OptimizerMonitor: a :class:`geodiag.Monitor` with ``steps`` and ``detach()``.
 
     Raises:
-        ArgumentError: ``norm`` is left out, and the optimizer's is not known; or an argument that
+        ArgumentError: ``norm`` is left out, and the optimizer's is not known; or an argument
             cannot be used.
         ParameterError: the optimizer holds no parameter of the model.
         DataError, LossError: the loss cannot be computed from the model and the data.
         GeodiagError: another subclass for other unusable arguments.
+
+    Examples:
+        >>> import torch, geodiag_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 1)
+        >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+        >>> mse = torch.nn.functional.mse_loss
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> monitor = geodiag_torch.attach(optimizer, model, criterion=mse, data=(x, y), every=5)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     mse(model(x), y).backward()
+        ...     optimizer.step()
+        >>> [(r.step, r.threshold) for r in monitor.records]
+        [(0, 20.0), (5, 20.0)]
     """
     optimizer = _inner(optimizer)
     if not isinstance(model, nn.Module):

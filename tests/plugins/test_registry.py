@@ -6,9 +6,11 @@ import sys
 import types
 import warnings
 
+import numpy as np
 import pytest
 
-from geodiag import Norm, hookimpl, norms
+import geodiag
+from geodiag import Norm, estimators, hookimpl, norms
 from geodiag.errors import (
     ArgumentError,
     PluginError,
@@ -54,6 +56,15 @@ def registry(*entry_points):
 def other_l2():
     """Another ℓ2."""
     return norms.L2()
+
+
+class OneStep(geodiag.SharpnessEstimator):
+    """⟨d, Hd⟩ at the LMO of one Hessian-vector product, as in docs/plugins.md."""
+
+    def estimate(self, oracle, norm, start=None, options=geodiag.estimators.Options()):
+        m = geodiag.estimators.Measurement(oracle, norm, self, options)
+        d = {name: x * 0 + 1 for name, x in oracle.point().items()}
+        return m.finish(norm.lmo(m.oracle.hvp(d)), geodiag.Status.COMPLETED)
 
 
 def test_a_plugins_norm_is_found_by_name_with_owner_and_summary():
@@ -160,14 +171,39 @@ def test_a_plugin_that_comes_later_with_a_taken_name():
 @pytest.mark.parametrize(
     ("name", "factory", "said"),
     [
-        ("", norms.L2, "non-empty string. Got: ''"),
-        (3, norms.L2, "non-empty string. Got: 3"),
+        ("", norms.L2, "non-empty string.*Got: ''"),
+        (3, norms.L2, "non-empty string.*Got: 3"),
+        ("auto", norms.L2, 'other than "auto"'),
         ("mine", norms.L2(), r"takes a factory.*Got: L2\(\)"),
     ],
 )
-def test_register_norm_errors(name, factory, said):
-    with pytest.raises(ArgumentError, match=said):
-        registry().register_norm(name, factory)
+@pytest.mark.parametrize("kind", ["norm", "estimator"])
+def test_register_errors(kind, name, factory, said):
+    with pytest.raises(ArgumentError, match=f"{kind}.*{said}"):
+        getattr(registry(), f"register_{kind}")(name, factory)
+
+
+def test_register_estimator():
+    r = registry()
+    r.register_estimator("mine", OneStep)
+    r.register_estimator("mine", OneStep)  # a second time: nothing happens
+    assert isinstance(r.estimator("mine"), OneStep)
+    assert "test_registry" in r.estimators()["mine"].owner
+    assert list(r.estimators()) == sorted(r.estimators())
+    with pytest.raises(PluginError, match="two estimators have the name 'mine'"):
+        r.register_estimator("mine", estimators.Ascent)
+    with pytest.raises(PluginError, match="two estimators have the name 'lanczos'"):
+        r.register_estimator("lanczos", OneStep)
+    assert "mine" not in registry().estimators()
+
+
+def test_a_registered_estimator_is_used_by_name():
+    geodiag.register_estimator("test_registry.one_step", OneStep)
+    assert "test_registry.one_step" in geodiag.available_estimators()
+    H = np.diag([3.0, 1.0])
+    result = geodiag.sharpness(H, "linf", estimator="test_registry.one_step")
+    assert float(result) == 4.0  # at (1, 1): the sum of all entries
+    assert "OneStep" in result.estimator
 
 
 @pytest.mark.parametrize(
@@ -187,11 +223,12 @@ def test_an_unknown_name_near_nothing():
         registry().estimator("ascend")
 
 
-def test_a_factory_that_builds_no_norm():
+@pytest.mark.parametrize(("kind", "name"), [("norm", "Norm"), ("estimator", "SharpnessEstimator")])
+def test_a_factory_that_builds_something_else(kind, name):
     r = registry()
-    r.register_norm("number", lambda: 3.0)
-    with pytest.raises(PluginError, match=r"norm 'number'.*not a geodiag.Norm. Got: float"):
-        r.norm("number")
+    getattr(r, f"register_{kind}")("number", lambda: 3.0)
+    with pytest.raises(PluginError, match=rf"{kind} 'number'.*not a geodiag.{name}. Got: float"):
+        getattr(r, kind)("number")
 
 
 @pytest.mark.parametrize("answer", [None, ["l7"], {"l7": "not callable"}])

@@ -1,7 +1,8 @@
 """Finding plugins, and the names they register.
 
-Entry points load lazily: those named ``torch`` and ``jax`` only once the user imported that
-framework, the others at the first look-up. One that fails to import becomes a warning.
+Entry points load lazily: those named ``torch`` and ``jax`` once the user has imported that
+framework, the others at the first use of a registered name. One that fails to import becomes a
+warning.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import difflib
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
+from geodiag.core.quantity import Quantity
 from geodiag.errors import (
     ArgumentError,
+    GeodiagError,
     PluginError,
     PluginWarning,
     UnknownEstimator,
     UnknownNorm,
     shown,
 )
+from geodiag.estimators.base import SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.plugins import specs
 
 GROUP = "geodiag"
 FRAMEWORKS = ("torch", "jax")
+_A = {"norm": "a norm", "estimator": "an estimator"}
+_TYPES: dict[str, type] = {"norm": Norm, "estimator": SharpnessEstimator}
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Registry:
             None  # read once: it scans every distribution
         )
         self._tried: set[str] = set()
-        self._registered_norms: dict[str, Registered] = {}
+        self._by_hand: dict[str, dict[str, Registered]] = {"norm": {}, "estimator": {}}
         self._lock = threading.RLock()
 
     def register(self, plugin: Any, name: str | None = None) -> None:
@@ -97,64 +103,129 @@ class Registry:
             self._manager.register(plugin, name=name)
 
     def register_norm(self, name: str, factory: Callable[[], Norm]) -> None:
-        """Register ``factory`` (a Norm class, or a function without arguments) under ``name``.
+        """Register a norm under a name, for every call that takes ``norm=``.
 
         The same factory may be registered again, also after its definition was run again.
+
+        Args:
+            name: the name.
+            factory: a Norm class, or a function without arguments that builds the norm.
 
         Raises:
             ArgumentError: ``name`` is not a string, or ``factory`` cannot be called.
             PluginError: the name is taken.
+
+        Examples:
+            >>> import numpy as np
+            >>> import geodiag
+            >>> half = geodiag.norms.Scaled(geodiag.norms.L2(), 0.5)
+            >>> geodiag.register_norm("half_l2", lambda: half)
+            >>> float(geodiag.sharpness(np.diag([3.0, 1.0]), "half_l2"))  # 3 / 0.5²
+            12.0
         """
-        if not isinstance(name, str) or not name:
-            raise ArgumentError("a norm's name must be a non-empty string", got=shown(name))
+        self._register("norm", name, factory)
+
+    def register_estimator(self, name: str, factory: Callable[[], SharpnessEstimator]) -> None:
+        """Register an estimator under a name, for every call that takes ``estimator=``.
+
+        The same factory may be registered again, also after its definition was run again.
+
+        Args:
+            name: the name.
+            factory: a SharpnessEstimator class, or a function without arguments that builds one.
+
+        Raises:
+            ArgumentError: ``name`` is not a string, or ``factory`` cannot be called.
+            PluginError: the name is taken.
+
+        Examples:
+            >>> import numpy as np
+            >>> import geodiag
+            >>> geodiag.register_estimator("exact_lanczos", geodiag.estimators.Lanczos)
+            >>> float(geodiag.sharpness(np.diag([3.0, 1.0]), estimator="exact_lanczos"))
+            3.0
+        """
+        self._register("estimator", name, factory)
+
+    def _register(self, kind: str, name: str, factory: Callable[[], Any]) -> None:
+        if not isinstance(name, str) or not name or name == "auto":
+            raise ArgumentError(
+                f'the name of {_A[kind]} must be a non-empty string other than "auto"',
+                got=shown(name),
+            )
         if not callable(factory):
             raise ArgumentError(
-                "register_norm takes a factory: a Norm class or a function that builds the norm",
+                f"register_{kind} takes a factory: a {_TYPES[kind].__name__} class, or a function "
+                "without arguments",
                 got=shown(factory),
-                do="pass the class itself, or lambda: norm",
+                do=f"pass the class itself, or lambda: {kind}",
             )
         with self._lock:
-            known = self._norms().get(name)
+            known = self._named(kind).get(name)
             if known is not None and _same(known.factory, factory):
-                if name in self._registered_norms:
-                    self._registered_norms[name] = replace(known, factory=factory)
+                if name in self._by_hand[kind]:
+                    self._by_hand[kind][name] = replace(known, factory=factory)
                 return
-            owner = f"register_norm (module {getattr(factory, '__module__', '?')})"
+            owner = f"register_{kind} (module {getattr(factory, '__module__', '?')})"
             if known is not None:
-                raise _clash("norm", name, known.owner, owner)
-            self._registered_norms[name] = Registered(name, owner, factory)
+                raise _clash(kind, name, known.owner, owner)
+            self._by_hand[kind][name] = Registered(name, owner, factory)
 
     def norms(self) -> dict[str, Registered]:
         """All registered norms by name, sorted."""
         with self._lock:
-            return dict(sorted(self._norms().items()))
+            return self._named("norm")
+
+    def estimators(self) -> dict[str, Registered]:
+        """All registered estimators by name, sorted."""
+        with self._lock:
+            return self._named("estimator")
 
     def norm(self, name: str) -> Norm:
         """Build the norm registered under ``name``.
 
         Raises:
-            UnknownNorm: nobody registered the name.
+            UnknownNorm: no norm is registered under the name.
+            PluginError: the factory returns something else.
         """
-        entry = self._find(name, self.norms(), UnknownNorm, "norm")
-        norm = entry.factory()
-        if not isinstance(norm, Norm):
-            raise PluginError(
-                f"the norm {name!r} of {entry.owner} is not a geodiag.Norm",
-                got=type(norm).__name__,
-                do="let the factory return an instance of a Norm subclass",
-            )
-        return norm
+        found: Norm = self._build("norm", name, self.norms(), UnknownNorm)
+        return found
 
-    def estimator(self, name: str) -> Any:
+    def estimator(self, name: str) -> SharpnessEstimator:
         """Build the estimator registered under ``name``.
 
         Raises:
-            UnknownEstimator: nobody registered the name.
+            UnknownEstimator: no estimator is registered under the name.
+            PluginError: the factory returns something else.
         """
+        found: SharpnessEstimator = self._build(
+            "estimator", name, self.estimators(), UnknownEstimator
+        )
+        return found
+
+    def quantities(self, built_in: Iterable[Quantity]) -> dict[str, Quantity]:
+        """The built-in quantities of a Record and those of plugins, by name.
+
+        Raises:
+            PluginError: a plugin returns something else, or a name that is taken.
+        """
+        found = {each.name: each for each in built_in}
+        owners = dict.fromkeys(found, "geodiag")
         with self._lock:
             self._load()
-            found = self._collect("geodiag_estimators", "estimator")
-        return self._find(name, found, UnknownEstimator, "estimator").factory()
+            for owner, answer in self._answers("geodiag_quantities"):
+                listed = isinstance(answer, (list, tuple))
+                if not listed or not all(isinstance(each, Quantity) for each in answer):
+                    raise PluginError(
+                        f"the plugin {owner!r} must return a list of Quantity objects from "
+                        "geodiag_quantities",
+                        got=shown(answer),
+                    )
+                for each in answer:
+                    if each.name in found:
+                        raise _clash("record field", each.name, owners[each.name], owner)
+                    found[each.name], owners[each.name] = each, owner
+        return found
 
     def problem(self, **arguments: Any) -> Any:
         """The Problem of the first plugin that recognises the model, or None."""
@@ -162,42 +233,42 @@ class Registry:
             self._load()
         return self._manager.hook.geodiag_problem(**arguments)
 
-    def _find(
-        self, name: str, found: Mapping[str, Registered], error: type[Exception], kind: str
-    ) -> Registered:
+    def _build(
+        self, kind: str, name: str, found: Mapping[str, Registered], error: type[GeodiagError]
+    ) -> Any:
         if not isinstance(name, str):
-            raise ArgumentError(f"the name of a {kind} is a string", got=shown(name))
-        if name in found:
-            return found[name]
-        near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise error(  # type: ignore[call-arg]
-            f"no {kind} is registered under this name",
-            got=shown(name),
-            do=f"{hint}registered: {', '.join(sorted(found))}",
-        )
+            raise ArgumentError(f"the name of {_A[kind]} is a string", got=shown(name))
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise error(
+                f"no {kind} is registered under this name",
+                got=shown(name),
+                do=f"{hint}registered: {', '.join(found)}",
+            )
+        made, owner = found[name].factory(), found[name].owner
+        if not isinstance(made, _TYPES[kind]):
+            title = _TYPES[kind].__name__
+            raise PluginError(
+                f"the {kind} {name!r} of {owner} is not a geodiag.{title}",
+                got=type(made).__name__,
+                do=f"let the factory return an instance of a subclass of {title}",
+            )
+        return made
 
-    def _norms(self) -> dict[str, Registered]:
+    def _named(self, kind: str) -> dict[str, Registered]:
+        """All of one kind by name, sorted: those of plugins, and those registered by hand."""
         self._load()
-        found = self._collect("geodiag_norms", "norm")
-        for name, entry in self._registered_norms.items():
+        found = self._collect(f"geodiag_{kind}s", kind)
+        for name, entry in self._by_hand[kind].items():
             if name in found:
-                raise _clash("norm", name, found[name].owner, entry.owner)
+                raise _clash(kind, name, found[name].owner, entry.owner)
             found[name] = entry
-        return found
+        return dict(sorted(found.items()))
 
     def _collect(self, hook: str, kind: str) -> dict[str, Registered]:
         found: dict[str, Registered] = {}
-        for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            owner = impl.plugin_name
-            try:
-                answer = impl.function()
-            except Exception as e:
-                raise PluginError(
-                    f"the plugin {owner!r} failed in {hook}",
-                    got=f"{type(e).__name__}: {e}",
-                    do="mend it, or uninstall it",
-                ) from e
+        for owner, answer in self._answers(hook):
             named = isinstance(answer, Mapping) and all(isinstance(n, str) for n in answer)
             if not named or not all(map(callable, answer.values())):
                 raise PluginError(
@@ -209,6 +280,18 @@ class Registry:
                     raise _clash(kind, name, found[name].owner, owner)
                 found[name] = Registered(name, owner, factory)
         return found
+
+    def _answers(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """Each plugin's name, and what its implementation of the hook returns."""
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                yield impl.plugin_name, impl.function()
+            except Exception as e:
+                raise PluginError(
+                    f"the plugin {impl.plugin_name!r} failed in {hook}",
+                    got=f"{type(e).__name__}: {e}",
+                    do="repair it, or uninstall it",
+                ) from e
 
     def _load(self) -> None:
         """Load the entry points that may be loaded by now and were not tried yet."""

@@ -32,7 +32,7 @@ def draw(title: str, runs: Sequence[Run], path: Path) -> None:
     figure = _figure(4.4 * len(runs), 5.6)
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(1, 2))
     one_method = len({cell.method for cell, _ in runs}) == 1
-    legend = {}
+    legend: dict[str, Any] = {}
     for column, (cell, rows) in enumerate(runs):
         top, bottom = axes[0, column], axes[1, column]
         method = METHODS[cell.method]
