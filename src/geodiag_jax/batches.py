@@ -1,4 +1,4 @@
-"""Batches made ready for compiled functions: arrays traced, everything else static.
+"""Batches prepared for compiled functions: arrays traced, everything else static.
 
 A tuple (or list) batch is spread over the loss's arguments, ``loss(params, *batch)``; a dict or a
 single array is passed whole, ``loss(params, batch)``; without data it is ``loss(params)``.
@@ -19,16 +19,16 @@ from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
 from geodiag_jax.pytree import Static
-from geodiag_jax.sharding import Outside, Places, relabel
+from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
 
 @dataclass(frozen=True)
-class BatchForm:
-    """Everything about a batch but its arrays; hashable."""
+class StaticBatch:
+    """A batch without its arrays; hashable, as a static argument of compiled functions."""
 
     treedef: Any
     static: tuple[Static | None, ...]  # None where the leaf is an array
-    outside: Outside
+    user_sharding: UserSharding
 
     def arguments(self, arrays: tuple[Array, ...]) -> tuple[Any, ...]:
         """What follows ``params`` in the call of the loss."""
@@ -38,15 +38,15 @@ class BatchForm:
         return tuple(batch)
 
 
-class Piece(NamedTuple):
-    """One batch of a pass over the data."""
+class PreparedBatch(NamedTuple):
+    """One batch of a pass over the data: its weight, static part and arrays."""
 
     weight: float
-    form: BatchForm
+    static: StaticBatch
     arrays: tuple[Array, ...]
 
 
-class Feed:
+class PreparedBatches:
     """The batches of a problem, in passes. A single batch is prepared once and kept.
 
     Raises:
@@ -55,24 +55,24 @@ class Feed:
 
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
-        self._places = Places()
+        self._placement = Placement()
         self.single = self._batches.single
-        self._kept = list(self._pieces()) if self.single else None
+        self._kept = list(self._prepared()) if self.single else None
 
-    def beside(self, places: Places) -> Feed:
-        """The same, with what nobody has placed on each of the devices of the parameters."""
-        feed = copy.copy(self)
-        feed._places = places
+    def placed(self, placement: Placement) -> PreparedBatches:
+        """The same batches, with uncommitted arrays on each of the devices of the parameters."""
+        found = copy.copy(self)
+        found._placement = placement
         if self._kept is not None:
-            feed._kept = [_placed(piece, places) for piece in self._kept]
-        return feed
+            found._kept = [_placed(batch, placement) for batch in self._kept]
+        return found
 
-    def __iter__(self) -> Iterator[Piece]:
-        return self._pieces() if self._kept is None else iter(self._kept)
+    def __iter__(self) -> Iterator[PreparedBatch]:
+        return self._prepared() if self._kept is None else iter(self._kept)
 
-    def total(self, f: Callable[[BatchForm, tuple[Array, ...]], Any]) -> Any:
+    def total(self, f: Callable[[StaticBatch, tuple[Array, ...]], Any]) -> Any:
         """``f`` (a pytree) of every batch, combined over one pass."""
-        return self.combine((weight, f(form, arrays)) for weight, form, arrays in self)
+        return self.combine((weight, f(static, arrays)) for weight, static, arrays in self)
 
     def combine(self, answers: Iterable[tuple[float, Any]]) -> Any:
         """Σ weight·answer, over Σ weight where the loss averages."""
@@ -90,29 +90,29 @@ class Feed:
         divisor = self._batches.normalise(sum(weight for weight, _ in answers))
         return [(weight / divisor, answer) for weight, answer in answers]
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _prepared(self) -> Iterator[PreparedBatch]:
         for batch in self._batches:
-            piece = Piece(self._batches.weigh(batch), *prepare(batch))
-            yield _placed(piece, self._places)
+            batch = PreparedBatch(self._batches.weigh(batch), *prepare(batch))
+            yield _placed(batch, self._placement)
 
 
-def _placed(piece: Piece, places: Places) -> Piece:
-    return piece._replace(arrays=tuple(map(places.settle, piece.arrays)))
+def _placed(batch: PreparedBatch, placement: Placement) -> PreparedBatch:
+    return batch._replace(arrays=tuple(map(placement.place, batch.arrays)))
 
 
-def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
-    """The static form and the arrays of one batch; NumPy memory is copied.
+def prepare(batch: Any) -> tuple[StaticBatch, tuple[Array, ...]]:
+    """The static part and the arrays of one batch; NumPy memory is copied.
 
     Raises:
-        DataError: it holds itself, or what JAX cannot compute with.
+        DataError: it contains itself, or something that JAX cannot compute with.
     """
     try:
         leaves, treedef = jax.tree_util.tree_flatten(_arguments(batch))
     except (RecursionError, SystemError, TypeError, ValueError) as e:
         raise DataError(
-            "a batch is no pytree that JAX can take apart",
+            "a batch is not a valid pytree",
             got=f"{type(batch).__name__}: {type(e).__name__}",
-            do="pass arrays, in tuples, lists and dicts which end somewhere",
+            do="pass arrays, in finitely nested tuples, lists and dicts",
         ) from e
     arrays = [_to_jax(x) for x in leaves if is_array(x)]
     try:
@@ -121,7 +121,7 @@ def prepare(batch: Any) -> tuple[BatchForm, tuple[Array, ...]]:
         raise DataError(
             e.what, got=e.got, do="let batches hold arrays of numbers, and hashable options"
         ) from e
-    return BatchForm(treedef, static, Outside.of(arrays)), tuple(map(relabel, arrays))
+    return StaticBatch(treedef, static, UserSharding.of(arrays)), tuple(map(with_auto_axes, arrays))
 
 
 def _arguments(batch: Any) -> tuple[Any, ...]:

@@ -1,11 +1,12 @@
-"""The compiled functions. They live here, not in problems, so that every measurement of the same
-loss reuses them: what decides the compilation is static and hashable (:class:`Form`, the batch's
-form), what changes from measurement to measurement is traced.
+"""Compiled losses, gradients and Hessian-vector products, shared by all problems of one loss.
+
+What decides the compilation is static and hashable (:class:`StaticLoss`, the batch's static part);
+what changes from measurement to measurement is traced.
 
 value, value_and_gradient    L; L and ∇L
-linearized                   L, ∇L and d ↦ ∇²L d, kept: the cheapest when many products follow
-forward                      L and ∇²L d by forward over reverse, recomputed
-reverse                      L and ∇²L d as ∇⟨∇L, d⟩: where forward mode is blocked
+linearized                   L, ∇L and d ↦ ∇²L d, kept: the cheapest for many products
+forward                      L and ∇²L d by forward over reverse mode, recomputed
+reverse                      L and ∇²L d as ∇⟨∇L, d⟩, for losses without forward mode
 
 Points and directions are tuples of arrays, in the order of the measured names.
 """
@@ -23,26 +24,26 @@ import jax.numpy as jnp
 
 from geodiag.blocks import Array
 from geodiag.errors import LossError
-from geodiag_jax.batches import BatchForm
-from geodiag_jax.loss_key import Loss
+from geodiag_jax.batches import StaticBatch
+from geodiag_jax.loss_key import LossKey
 from geodiag_jax.pytree import Tree
-from geodiag_jax.sharding import Outside, Places, call_outside
+from geodiag_jax.sharding import Placement, UserSharding, call_on_user_axes
 
 Arrays: TypeAlias = tuple[Array, ...]
 Compiled: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Form:
-    """What the compilation of a loss depends on, apart from shapes."""
+class StaticLoss:
+    """What the compilation of a loss depends on, apart from shapes: a static argument."""
 
-    loss: Loss
+    loss: LossKey
     tree: Tree
     dtype: Any  # of the measurement
-    places: Places
-    outside: Outside
+    placement: Placement
+    user_sharding: UserSharding
 
-    def evaluate(self, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
+    def evaluate(self, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
         """The loss in the measurement dtype.
 
         Raises:
@@ -56,11 +57,21 @@ class Form:
             check_call(self.loss.call, (params, *rest))
             return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
 
-        return call_outside(loss, ((*point, *fixed), self.outside), (arrays, batch.outside))
+        return call_on_user_axes(
+            loss, ((*point, *fixed), self.user_sharding), (arrays, batch.user_sharding)
+        )
+
+
+# The static parts of loss and batch; the point, the fixed arrays and the batch's arrays.
+Inputs: TypeAlias = tuple[StaticLoss, StaticBatch, Arrays, Arrays, Arrays]
 
 
 def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """A LossError where ``loss`` cannot be called with so many arguments."""
+    """Check that ``loss`` can be called with so many arguments.
+
+    Raises:
+        LossError: it cannot.
+    """
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):  # some builtins have none
@@ -77,7 +88,11 @@ def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
 
 
 def check_loss(loss: Any) -> Array:
-    """``loss`` if it is a JAX array of shape () and real floating dtype, else a LossError."""
+    """``loss``, if it is a JAX array of shape () and of a real floating dtype.
+
+    Raises:
+        LossError: it is not.
+    """
     if isinstance(loss, (tuple, list)):
         raise LossError(
             "the loss must be one scalar",
@@ -106,33 +121,30 @@ def check_loss(loss: Any) -> Array:
 
 
 def _derivative(
-    form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays
+    static: StaticLoss, batch: StaticBatch, fixed: Arrays, arrays: Arrays
 ) -> Callable[[Arrays], tuple[Array, Arrays]]:
-    loss_at = functools.partial(_loss_at, form, batch, fixed, arrays)
+    def loss_at(point: Arrays) -> Array:
+        return static.evaluate(batch, point, fixed, arrays)
 
     def derivative(point: Arrays) -> tuple[Array, Arrays]:
         loss, gradient = jax.value_and_grad(loss_at)(point)
-        return loss, form.places.hold(gradient)
+        return loss, static.placement.constrain(gradient)
 
     return derivative
 
 
-def _loss_at(form: Form, batch: BatchForm, fixed: Arrays, arrays: Arrays, point: Arrays) -> Array:
-    return form.evaluate(batch, point, fixed, arrays)
-
-
 def _forward(
-    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
 ) -> tuple[Array, Arrays]:
-    derivative = _derivative(form, batch, fixed, arrays)
+    derivative = _derivative(static, batch, fixed, arrays)
     (loss, _), (_, product) = jax.jvp(derivative, (point,), (d,))
     return loss, product
 
 
 def _reverse(
-    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
 ) -> tuple[Array, Arrays]:
-    derivative = _derivative(form, batch, fixed, arrays)
+    derivative = _derivative(static, batch, fixed, arrays)
 
     def slope(at: Arrays) -> tuple[Array, Array]:
         loss, gradient = derivative(at)
@@ -140,25 +152,21 @@ def _reverse(
         return functools.reduce(jnp.add, [jnp.sum(g * x) for g, x in pairs]), loss
 
     product, loss = jax.grad(slope, has_aux=True)(point)
-    return loss, form.places.hold(product)
+    return loss, static.placement.constrain(product)
 
 
 def _linearized(
-    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
 ) -> tuple[Array, Arrays, Any]:
-    derivative = _derivative(form, batch, fixed, arrays)
+    derivative = _derivative(static, batch, fixed, arrays)
     (loss, gradient), linear = jax.linearize(derivative, point)
     return loss, gradient, linear
 
 
-def _value(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
-    return form.evaluate(batch, point, fixed, arrays)
-
-
 def _value_and_gradient(
-    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
 ) -> tuple[Array, Arrays]:
-    return _derivative(form, batch, fixed, arrays)(point)
+    return _derivative(static, batch, fixed, arrays)(point)
 
 
 def _apply(linear: Any, d: Arrays) -> Arrays:
@@ -166,12 +174,17 @@ def _apply(linear: Any, d: Arrays) -> Arrays:
 
 
 def _many(f: Compiled) -> Compiled:
-    """A product for k directions stacked on a leading axis; the loss stays one."""
+    """A product for k directions stacked on a leading axis; the loss is returned once."""
 
     def batched(
-        form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays, ds: Arrays
+        static: StaticLoss,
+        batch: StaticBatch,
+        point: Arrays,
+        fixed: Arrays,
+        arrays: Arrays,
+        ds: Arrays,
     ) -> tuple[Array, Arrays]:
-        one = functools.partial(f, form, batch, point, fixed, arrays)
+        one = functools.partial(f, static, batch, point, fixed, arrays)
         answer: tuple[Array, Arrays] = jax.vmap(one, out_axes=(None, 0))(ds)
         return answer
 
@@ -179,7 +192,7 @@ def _many(f: Compiled) -> Compiled:
 
 
 _jit = functools.partial(jax.jit, static_argnums=(0, 1))
-value = _jit(_value)
+value = _jit(StaticLoss.evaluate)
 value_and_gradient = _jit(_value_and_gradient)
 linearized = _jit(_linearized)
 forward = _jit(_forward)
@@ -191,10 +204,10 @@ apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
 
 
 def inline(
-    form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
 ) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
-    """∇L and d ↦ ∇²L d in the trace at hand, which the loss may close over."""
-    here = (form, batch, point, fixed, arrays)
+    """∇L and d ↦ ∇²L d within the current trace, over which the loss may close."""
+    here = (static, batch, point, fixed, arrays)
     try:
         _, gradient, linear = _linearized(*here)
         product = functools.partial(_apply, linear)
@@ -204,19 +217,22 @@ def inline(
     return gradient, product
 
 
-def kept_bytes(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> int:
-    """The bytes that a kept linearization takes, known before it is computed."""
+def kept_bytes(*inputs: Any) -> int:
+    """The bytes that a kept linearization takes, from its shapes alone."""
     eval_shape: Compiled = linearized.eval_shape
-    linear = eval_shape(form, batch, point, fixed, arrays)[2]
+    linear = eval_shape(*inputs)[2]
     return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(linear))
 
 
 @functools.lru_cache(maxsize=1024)
-def forward_works(form: Form) -> list[bool]:
-    """[], or whether forward mode works, as found so far; JAX does not remember what failed."""
+def forward_works(static: StaticLoss) -> list[bool]:
+    """[whether forward mode works], or [] where that is not known yet; to be written to.
+
+    JAX does not remember what failed.
+    """
     return []
 
 
-def blocked(form: Form) -> bool:
+def forward_blocked(static: StaticLoss) -> bool:
     """Whether forward mode is known not to work."""
-    return forward_works(form) == [False]
+    return forward_works(static) == [False]

@@ -1,8 +1,8 @@
-"""The identity of a loss callable: when may its compiled functions be used again?
+"""The key of a loss callable: which of its compiled functions may be reused.
 
 Compiled functions outlive a measurement, and arrays that a loss closes over are constants in them.
 So the key holds, besides the callable, the arrays that it reads from its closure, its module's
-globals or its object: rebinding one of them compiles anew instead of measuring the old data.
+globals or its object: rebinding one of them recompiles instead of measuring the old data.
 Arrays further away (inside another function, written to in place) cannot be seen, as with
 ``jax.jit``; pass those through ``data=``.
 """
@@ -19,8 +19,8 @@ from geodiag.errors import ParameterError
 from geodiag_jax.pytree import is_array, leaves_of
 
 
-class Loss:
-    """A loss callable, compared by identity, together with the arrays that it captures."""
+class LossKey:
+    """A loss callable, compared by its identity and that of the arrays that it captures."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
@@ -28,7 +28,7 @@ class Loss:
         self._hash = hash(tuple(map(id, self._parts)))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Loss) or len(self._parts) != len(other._parts):
+        if not isinstance(other, LossKey) or len(self._parts) != len(other._parts):
             return False
         return all(a is b for a, b in zip(self._parts, other._parts, strict=True))
 
@@ -44,7 +44,7 @@ def _identity(call: Any) -> tuple[Any, ...]:
 
 
 def captured(call: Any) -> list[Any]:
-    """The arrays that a function, bound method or partial reads besides its arguments."""
+    """The arrays that a function, bound method or partial reads apart from its arguments."""
     if isinstance(call, functools.partial):
         return captured(call.func)
     if isinstance(call, types.MethodType):
@@ -75,5 +75,5 @@ def _arrays(values: list[Any]) -> Iterator[Any]:
         if is_array(value):
             yield value
         elif type(value) in (tuple, list, dict):
-            with suppress(ParameterError):  # one that holds itself: no loss computes with it
+            with suppress(ParameterError):  # one that contains itself: no loss computes with it
                 yield from filter(is_array, leaves_of(value))

@@ -1,8 +1,8 @@
-"""A JAX problem at one point.
+"""A JAX problem frozen at one point: loss, gradient and Hessian-vector products.
 
-The engine decides how a Hessian-vector product is made; ``auto`` may change it, and says so in
-``notes``. Over several batches each question is one pass over the data, and a pass that does not
-find the frozen loss again means that the data changed.
+The engine decides how a Hessian-vector product is computed; ``auto`` may change it, and says so in
+``notes``. Over several batches each call is one pass over the data. A pass whose loss differs from
+the frozen one means that the data changed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, epsilon, norm2
-from geodiag.errors import DataError, EngineError, GeodiagError
+from geodiag.errors import EngineError, GeodiagError, first_line
 from geodiag.oracles import Differences, Oracle, jittered_hvp
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
-from geodiag_jax.batches import BatchForm, Feed
-from geodiag_jax.derivatives import Arrays, Form
-from geodiag_jax.precision import SINGLE, coarsest, fine
-from geodiag_jax.pytree import Layout, as_blocks
-from geodiag_jax.sharding import refusals_explained, relabel
+from geodiag_jax.batches import PreparedBatches, StaticBatch
+from geodiag_jax.derivatives import Arrays, StaticLoss
+from geodiag_jax.precision import (
+    SINGLE,
+    check_same_loss,
+    curvature,
+    precision_of,
+    require_float32,
+)
+from geodiag_jax.pytree import Parameters, as_blocks
+from geodiag_jax.sharding import jax_errors_explained, with_auto_axes
 
 S = TypeVar("S")
 
@@ -37,7 +42,7 @@ _PRODUCTS = {
 }
 # What JAX raises where a derivative does not exist in some mode.
 _UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
-# Kept linearizations that a program is compiled for: the compilation grows with their number.
+# A program is compiled for up to so many kept linearizations: the compilation grows with them.
 UNROLLED = 8
 _FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
@@ -46,16 +51,21 @@ class JaxOracle(Oracle):
     """Loss, gradient and Hessian-vector products of a JAX loss at a frozen point."""
 
     def __init__(
-        self, form: Form, layout: Layout, feed: Feed, engine: str, memory: int | None
+        self,
+        static: StaticLoss,
+        parameters: Parameters,
+        batches: PreparedBatches,
+        engine: str,
+        memory: int | None,
     ) -> None:
-        self.space, self._layout = layout.space, layout
-        self._form, self._feed, self._memory = form, feed, memory
-        self._point, self._fixed = layout.point, layout.fixed
-        self._kind = form.dtype, layout.places
+        self.space, self._parameters = parameters.space, parameters
+        self._static, self._batches, self._memory = static, batches, memory
+        self._point, self._fixed = parameters.point, parameters.fixed
+        self._kind = static.dtype, parameters.placement
         self._auto = engine == "auto"
         self._engine = engine
         if self._auto:
-            self._engine = "linearize" if feed.single else "recompute"
+            self._engine = "linearize" if batches.single else "recompute"
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
         self._scales: tuple[float, float] | None = None  # ‖∇L‖ and ‖w‖, once asked for
@@ -69,12 +79,12 @@ class JaxOracle(Oracle):
         return tuple(self._notes)
 
     @cached_property
-    @refusals_explained()
+    @jax_errors_explained()
     def precision(self) -> float:
-        _, batch, arrays = next(iter(self._feed))
-        return coarsest(self._form, batch, self._point, self._fixed, arrays)
+        _, batch, arrays = next(iter(self._batches))
+        return precision_of(*self._inputs(batch, arrays))
 
-    @refusals_explained()
+    @jax_errors_explained()
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
             return self._central().independent_hvp(self.gradient_at, d)
@@ -85,57 +95,57 @@ class JaxOracle(Oracle):
         return jittered_hvp(self.point(), noise, eps, d, self._elsewhere)
 
     def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
-        """A product at other parameters; for one, no linearization is kept."""
+        """A product at other parameters; a single one, so no linearization is kept."""
         engine = "recompute" if self._engine == "linearize" else self._engine
-        layout = self._layout.moved(params)
-        return JaxOracle(self._form, layout, self._feed, engine, None).hvp(d)
+        parameters = self._parameters.moved(params)
+        return JaxOracle(self._static, parameters, self._batches, engine, None).hvp(d)
 
     def _central(self) -> Differences:
         if self._differences is None:
-            self._differences = Differences(self.point(), fine(self.precision))
+            self._differences = Differences(self.point(), require_float32(self.precision))
         return self._differences
 
     def point(self) -> Blocks:
         return as_blocks(self.names, self._point)
 
-    @refusals_explained()
+    @jax_errors_explained()
     def loss(self) -> Array:
         return self._freeze()[0]
 
-    @refusals_explained()
+    @jax_errors_explained()
     def gradient(self) -> Blocks:
         return as_blocks(self.names, self._freeze()[1])
 
-    @refusals_explained()
+    @jax_errors_explained()
     def loss_at(self, params: Blocks) -> Array:
         point = self._arrays(params)
-        loss: Array = self._feed.total(
-            lambda batch, arrays: derivatives.value(self._form, batch, point, self._fixed, arrays)
+        loss: Array = self._batches.total(
+            lambda batch, arrays: derivatives.value(self._static, batch, point, self._fixed, arrays)
         )
         return loss
 
-    @refusals_explained()
+    @jax_errors_explained()
     def gradient_at(self, params: Blocks) -> Blocks:
         return as_blocks(self.names, self._value_and_gradient(self._arrays(params))[1])
 
-    @refusals_explained()
+    @jax_errors_explained()
     def hvp(self, d: Blocks) -> Blocks:
         if self._engine == "finite-difference":
             return self._central().hvp(self.gradient_at, d)
         return as_blocks(self.names, self._product(self._arrays(d), many=False))
 
-    @refusals_explained()
+    @jax_errors_explained()
     def hvps(self, ds: Blocks) -> Blocks:
         if self._engine == "finite-difference":
             return super().hvps(ds)
         return as_blocks(self.names, self._product(self._arrays(ds), many=True))
 
-    @refusals_explained()
+    @jax_errors_explained()
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
-        """The program compiled, once for equal ones, where the loss is held in memory.
+        """The program, compiled once for equal keys where the data are one batch, or kept.
 
-        One that cannot be traced (it calls ``float`` on an array) runs as it is, and after twice in
-        a row it is not tried again; once may have been an accident.
+        A program that cannot be traced (it calls ``float`` on an array) runs uncompiled, and after
+        two failures in a row tracing is not tried again.
         """
         sources = (self._fresh, self._held) if getattr(program, "alone", False) else (self._held,)
         tried = []
@@ -147,7 +157,7 @@ class JaxOracle(Oracle):
             refusals = programs.refusals(job)
             if len(refusals) >= programs.REFUSED:
                 continue
-            with suppress(Exception):  # what is not of the tracing is raised by the run as it is
+            with suppress(Exception):  # errors that are not of tracing are raised uncompiled too
                 answer: S = programs.run(job, found[1], arguments)
                 refusals.clear()
                 return answer
@@ -158,12 +168,12 @@ class JaxOracle(Oracle):
         return answer
 
     def _fresh(self) -> tuple[programs.Source, Any] | None:
-        """The source of a program that linearizes for itself, where nothing has been asked yet."""
+        """The source of a program that linearizes within itself, where nothing is computed yet."""
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
-        if not unasked or not self._feed.single or (self._auto and derivatives.blocked(self._form)):
+        if not unasked or not self._batches.single or self._forward_blocked():
             return None
-        ((_, batch, arrays),) = self._feed
-        return programs.Fresh(self._form, batch), (self._point, self._fixed, arrays)
+        ((_, batch, arrays),) = self._batches
+        return programs.Fresh(self._static, batch), (self._point, self._fixed, arrays)
 
     def _held(self) -> tuple[programs.Source, Any] | None:
         """The source of a program from what this oracle keeps, and its operands.
@@ -174,26 +184,30 @@ class JaxOracle(Oracle):
             return None
         frozen = self._freeze()
         if self._kept is not None and len(self._kept) <= UNROLLED:
-            return programs.Kept(), (frozen, self._feed.shares(self._kept))
-        if self._kept is None and self._feed.single:
-            ((_, batch, arrays),) = self._feed
-            forward = self._engine == "recompute" and not (
-                self._auto and derivatives.blocked(self._form)
-            )
+            return programs.Kept(), (frozen, self._batches.shares(self._kept))
+        if self._kept is None and self._batches.single:
+            ((_, batch, arrays),) = self._batches
+            forward = self._engine == "recompute" and not self._forward_blocked()
             where = (self._point, self._fixed, arrays)
-            return programs.Recomputed(self._form, batch, forward), (frozen, where)
+            return programs.Recomputed(self._static, batch, forward), (frozen, where)
         return None
 
-    def _arrays(self, blocks: Blocks) -> Arrays:
-        """Blocks as the compiled functions take them."""
-        dtype = self._form.dtype
-        return tuple(
-            relabel(x) if isinstance(x, jax.Array) and x.dtype == dtype else self._moved(name, x)
-            for name, x in ((name, blocks[name]) for name in self.names)
-        )
+    def _inputs(self, batch: StaticBatch, arrays: Arrays) -> derivatives.Inputs:
+        """What the compiled functions of a batch take."""
+        return self._static, batch, self._point, self._fixed, arrays
 
-    def _moved(self, name: str, x: Any) -> Array:
-        """One tensor, or a stack of such, as an array of ours."""
+    def _forward_blocked(self) -> bool:
+        """Whether reverse mode must replace forward mode, and may."""
+        return self._auto and derivatives.forward_blocked(self._static)
+
+    def _arrays(self, blocks: Blocks) -> Arrays:
+        """Blocks as arguments of the compiled functions."""
+        return tuple(self._array(name, blocks[name]) for name in self.names)
+
+    def _array(self, name: str, x: Any) -> Array:
+        """One tensor, or a stack of such, in the measurement dtype where the parameter is."""
+        if isinstance(x, jax.Array) and x.dtype == self._static.dtype:
+            return with_auto_axes(x)
         one = x.shape == self.space.shapes[name]
         return self.space.place(name, x) if one else self.space.asarray(x)
 
@@ -206,34 +220,34 @@ class JaxOracle(Oracle):
         return self._frozen
 
     def _value_and_gradient(self, point: Arrays) -> tuple[Array, Arrays]:
-        answer: tuple[Array, Arrays] = self._feed.total(
+        answer: tuple[Array, Arrays] = self._batches.total(
             lambda batch, arrays: derivatives.value_and_gradient(
-                self._form, batch, point, self._fixed, arrays
+                self._static, batch, point, self._fixed, arrays
             )
         )
         return answer
 
     def _linearize(self) -> tuple[Array, Arrays] | None:
         """Keep the linearization of every batch; None, and another engine, where that fails."""
-        room = math.inf if self._memory is None else float(self._memory)
+        left = math.inf if self._memory is None else float(self._memory)
         kept: list[tuple[float, Any]] = []
         answers: list[tuple[float, tuple[Array, Arrays]]] = []
-        for weight, batch, arrays in self._feed:
-            question = (self._form, batch, self._point, self._fixed, arrays)
-            if self._auto and derivatives.blocked(self._form):
+        for weight, batch, arrays in self._batches:
+            inputs = self._inputs(batch, arrays)
+            if self._forward_blocked():
                 self._use_reverse()
                 return None
             try:
                 if self._memory is not None:
-                    room -= derivatives.kept_bytes(*question)
-                if room < 0:
+                    left -= derivatives.kept_bytes(*inputs)
+                if left < 0:
                     self._engine = "recompute"
                     self._note(
                         f"a kept linearization takes more than memory={self._memory} bytes; "
                         "every Hessian-vector product is recomputed"
                     )
                     return None
-                loss, gradient, linear = derivatives.linearized(*question)
+                loss, gradient, linear = derivatives.linearized(*inputs)
                 self._try_forward(linear)
             except _UNDERIVABLE as e:
                 if self._auto and "context mesh" in str(e).lower():
@@ -244,104 +258,80 @@ class JaxOracle(Oracle):
                 return None
             kept.append((weight, linear))
             answers.append((weight, (loss, gradient)))
-        frozen: tuple[Array, Arrays] = self._feed.combine(answers)
+        frozen: tuple[Array, Arrays] = self._batches.combine(answers)
         self._kept = kept
         return frozen
 
     def _try_forward(self, linear: Any) -> None:
-        """Once per loss: a ``custom_vjp`` in a linearization raises only when it is lowered."""
-        known = derivatives.forward_works(self._form)
+        """Lower it once per loss: only then a ``custom_vjp`` in a linearization raises."""
+        known = derivatives.forward_works(self._static)
         if known != [True]:
             derivatives.apply.lower(linear, self._point)
             known[:] = [True]
 
     def _product(self, d: Arrays, many: bool) -> Arrays:
-        """∇²L d by the engine; the first question settles which one it is."""
+        """∇²L d by the engine, which the first call may change."""
         frozen, _ = self._freeze()
         product: Arrays
         if self._kept is not None:
             apply = derivatives.apply_many if many else derivatives.apply
-            product = self._feed.combine((w, apply(linear, d)) for w, linear in self._kept)
+            product = self._batches.combine((w, apply(linear, d)) for w, linear in self._kept)
             return product
-        loss, product = self._feed.total(
+        loss, product = self._batches.total(
             lambda batch, arrays: self._recomputed(batch, arrays, d, many)
         )
-        if not self._feed.single and not isinstance(loss, jax.core.Tracer):
-            self._check_unchanged(float(frozen), float(loss), _curvature(d, product))
+        if not self._batches.single and not isinstance(loss, jax.core.Tracer):
+            self._check_unchanged(float(frozen), float(loss), d, product)
         return product
 
-    def _recomputed(self, batch: BatchForm, arrays: Arrays, d: Arrays, many: bool) -> Any:
+    def _recomputed(self, batch: StaticBatch, arrays: Arrays, d: Arrays, many: bool) -> Any:
         """(loss, product) of one batch."""
-        question = (self._form, batch, self._point, self._fixed, arrays, d)
-        if self._auto and self._engine == "recompute" and derivatives.blocked(self._form):
+        inputs = (*self._inputs(batch, arrays), d)
+        if self._engine == "recompute" and self._forward_blocked():
             self._use_reverse()
         if self._engine == "recompute":
             try:
-                return _PRODUCTS["recompute"][many](*question)
+                return _PRODUCTS["recompute"][many](*inputs)
             except _UNDERIVABLE as e:
                 self._fall_back(e)
         try:
-            return _PRODUCTS["reverse"][many](*question)
+            return _PRODUCTS["reverse"][many](*inputs)
         except _UNDERIVABLE as e:
             if isinstance(e, GeodiagError):
                 raise
             raise EngineError(
                 "JAX cannot differentiate the gradient of this loss",
-                got=f"{type(e).__name__}: {str(e).splitlines()[0]}",
+                got=f"{type(e).__name__}: {first_line(e)}",
                 do='pass engine="finite-difference"',
             ) from e
 
     def _fall_back(self, error: Exception) -> None:
-        """Go on in reverse mode if forward mode was the trouble; else raise ``error`` again."""
+        """Switch to reverse mode if forward mode has failed; else raise ``error`` again."""
         text = str(error).lower()
         if isinstance(error, GeodiagError) or not any(mark in text for mark in _FORWARD_MARKS):
             raise error
         if not self._auto:
             raise EngineError(
                 f"forward-mode differentiation, which engine={self._engine!r} needs, is blocked",
-                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                got=f"{type(error).__name__}: {first_line(error)}",
                 do='pass engine="auto" or engine="reverse"',
             ) from error
         self._use_reverse()
 
     def _use_reverse(self) -> None:
-        derivatives.forward_works(self._form)[:] = [False]
+        derivatives.forward_works(self._static)[:] = [False]
         self._engine = "reverse"
         self._note(
             "forward-mode differentiation is blocked (by a custom_vjp); "
             "Hessian-vector products are reverse over reverse"
         )
 
-    def _check_unchanged(self, frozen: float, found: float, curvature: float) -> None:
-        """Raise if a pass met another loss than the frozen one.
-
-        Two compiled programs may round differently: by a relative 0.3·√ε of the loss (1e-4 in
-        float32, 4e-9 in float64) at most, or, where the loss nearly cancels or vanishes, by what a
-        change of the parameters by δ = 1000·ε‖w‖ does to it. Other batches differ by far more.
-        """
-        if not (math.isfinite(frozen) and math.isfinite(found)):
-            return
+    def _check_unchanged(self, frozen: float, found: float, d: Arrays, product: Arrays) -> None:
+        """Raise if the loss of a pass differs from the frozen one."""
         if self._scales is None:
             self._scales = float(norm2(self.gradient())), float(norm2(self.point()))
-        slope, length = self._scales
-        eps = epsilon(self.point())
-        delta = 1e3 * eps * length
-        allowed = 0.3 * math.sqrt(eps) * abs(frozen) + delta * slope + delta**2 * curvature
-        if abs(found - frozen) > allowed:
-            raise DataError(
-                "the data changed between passes: the loss at the same parameters is another one",
-                got=f"{frozen!r}, then {found!r}",
-                do="pass a list of batches, or a loader with a fixed order, no random "
-                "augmentation and no dropped examples",
-            )
+        check_same_loss(frozen, found, *self._scales, curvature(d, product), epsilon(self.point()))
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
             self._notes.append(text)
-
-
-def _curvature(d: Arrays, product: Arrays) -> float:
-    """|⟨d, Hd⟩|/‖d‖², and zero for d = 0."""
-    along = sum(float(jnp.vdot(x, y)) for x, y in zip(d, product, strict=True))
-    length2 = sum(float(jnp.vdot(x, x)) for x in d)
-    return abs(along) / length2 if length2 else 0.0

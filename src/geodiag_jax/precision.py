@@ -1,13 +1,15 @@
-"""In which precision a loss is computed: the coarsest between its parameters and its value.
+"""The precision of a loss, and what rounding may change in it.
+
+It is that of the coarsest dtype between the parameters and the value of the loss.
 
 The parameters' own dtypes do not tell: a flax module's ``dtype``, and casts inside of the loss,
-make it coarser. What a device does inside of one operation (TF32 in a matrix product) cannot be
-seen.
+make it coarser. What a device does within one operation (TF32 in a matrix product) is not seen.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,30 +17,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geodiag.errors import EngineError
-from geodiag_jax.batches import BatchForm
-from geodiag_jax.derivatives import Arrays, Form
+from geodiag.errors import DataError, EngineError
+from geodiag_jax.batches import StaticBatch
+from geodiag_jax.derivatives import Arrays, StaticLoss
 
 SINGLE = float(np.finfo(np.float32).eps)
 
 
-def coarsest(form: Form, batch: BatchForm, point: Arrays, fixed: Arrays, arrays: Arrays) -> float:
-    """The largest relative spacing of any array between the parameters and the loss.
+def precision_of(
+    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
+) -> float:
+    """The machine epsilon of the coarsest dtype between the parameters and the loss.
 
-    Traces the loss once for a form and shapes.
+    The loss is traced once for the same static parts and shapes.
     """
     shapes = jax.tree_util.tree_map(jax.api_util.shaped_abstractify, (point, fixed, arrays))
-    return _coarsest(form, batch, *shapes)
+    return _precision_of(static, batch, *shapes)
 
 
 @functools.lru_cache(maxsize=1024)
-def _coarsest(form: Form, batch: BatchForm, point: Any, fixed: Any, arrays: Any) -> float:
+def _precision_of(
+    static: StaticLoss, batch: StaticBatch, point: Any, fixed: Any, arrays: Any
+) -> float:
     def loss(point: Arrays, fixed: Arrays, arrays: Arrays) -> Any:
-        return form.evaluate(batch, point, fixed, arrays)
+        return static.evaluate(batch, point, fixed, arrays)
 
     jaxpr = jax.make_jaxpr(loss)(point, fixed, arrays).jaxpr
     found = _dtypes(jaxpr, set(jaxpr.invars[: len(point)]))
-    return max(_eps(dtype) for dtype in {form.dtype, *found})
+    return max(_eps(dtype) for dtype in {static.dtype, *found})
 
 
 def _eps(dtype: Any) -> float:
@@ -71,11 +77,11 @@ def _inner(values: list[Any]) -> Iterator[Any]:
             yield value
 
 
-def fine(eps: float) -> float:
-    """``eps``, where finite differences of gradients that are rounded to it are of use.
+def require_float32(eps: float) -> float:
+    """``eps``, where it is fine enough for finite differences of gradients.
 
     Raises:
-        EngineError: it is more than single precision's.
+        EngineError: it is larger than that of float32.
     """
     if eps > SINGLE:
         raise EngineError(
@@ -84,3 +90,41 @@ def fine(eps: float) -> float:
             do="convert the parameters to float32, or leave out the casts in the loss",
         )
     return eps
+
+
+def check_same_loss(
+    frozen: float, found: float, slope: float, length: float, curved: float, eps: float
+) -> None:
+    """Compare the losses of two passes at the same parameters.
+
+    Two compiled programs may round differently: by a relative 0.3·√ε of the loss (1e-4 in float32,
+    4e-9 in float64) at most, or, where the loss nearly cancels or vanishes, by as much as a change
+    of the parameters by δ = 1000·ε‖w‖ changes it. Other batches change it by far more.
+
+    Args:
+        frozen: the loss of the first pass.
+        found: that of a later one.
+        slope: ‖∇L‖.
+        length: ‖w‖.
+        curved: |⟨d, ∇²L d⟩|/‖d‖² in some direction.
+        eps: the machine epsilon ε of the measurement.
+
+    Raises:
+        DataError: the losses differ by more than that.
+    """
+    delta = 1e3 * eps * length
+    allowed = 0.3 * math.sqrt(eps) * abs(frozen) + delta * slope + delta**2 * curved
+    if math.isfinite(frozen) and math.isfinite(found) and abs(found - frozen) > allowed:
+        raise DataError(
+            "the data changed between passes: the loss at the same parameters differs",
+            got=f"{frozen!r}, then {found!r}",
+            do="pass a list of batches, or a loader with a fixed order, no random "
+            "augmentation and no dropped examples",
+        )
+
+
+def curvature(d: Arrays, product: Arrays) -> float:
+    """|⟨d, Hd⟩|/‖d‖², and zero for d = 0."""
+    along = sum(float(jnp.vdot(x, y)) for x, y in zip(d, product, strict=True))
+    length2 = sum(float(jnp.vdot(x, x)) for x in d)
+    return abs(along) / length2 if length2 else 0.0

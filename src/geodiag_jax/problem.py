@@ -10,12 +10,12 @@ from geodiag.core.spaces import Space
 from geodiag.core.validation import is_number
 from geodiag.errors import ArgumentError, shown
 from geodiag.oracles import Problem
-from geodiag_jax.batches import Feed
-from geodiag_jax.derivatives import Form
-from geodiag_jax.loss_key import Loss
+from geodiag_jax.batches import PreparedBatches
+from geodiag_jax.derivatives import StaticLoss
+from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
 from geodiag_jax.pytree import read
-from geodiag_jax.sharding import Places
+from geodiag_jax.sharding import Placement
 
 
 class JaxProblem(Problem):
@@ -43,7 +43,7 @@ class JaxProblem(Problem):
         engine: str = "auto",
         memory: int | None = None,
     ) -> None:
-        """Take the loss, the data and the parameters apart; nothing is computed yet.
+        """Check the arguments; nothing is computed yet.
 
         Args:
             loss: called as ``loss(params, *batch)`` for a tuple batch, ``loss(params, batch)`` for
@@ -54,7 +54,7 @@ class JaxProblem(Problem):
             weight: of a batch in the mean over batches; default: its length.
             reduction: "mean" if the loss averages over a batch, "sum" if it adds.
             engine: how Hessian-vector products are computed. "linearize": forward over reverse,
-                its tape kept at each point. "recompute": forward over reverse, anew for every
+                kept at each point. "recompute": forward over reverse, repeated for every
                 product. "reverse": reverse over reverse. "finite-difference": central differences
                 of gradients. "auto": "linearize" for one batch, "recompute" for several,
                 "reverse" where forward mode is blocked (a ``custom_vjp``).
@@ -73,16 +73,16 @@ class JaxProblem(Problem):
             )
         if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
             raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
-        self._layout = read(params, where)
-        self._loss = Loss(loss)
-        self._feed = Feed(data, weight, reduction)
-        self._placed: tuple[Any, Feed] | None = None
+        self._parameters = read(params, where)
+        self._loss = LossKey(loss)
+        self._batches = PreparedBatches(data, weight, reduction)
+        self._placed: tuple[Any, PreparedBatches] | None = None
         self._engine, self._memory = engine, None if memory is None else int(memory)
 
     @property
     def space(self) -> Space:
         """Names, shapes and matrix views of the measured parameters."""
-        return self._layout.space
+        return self._parameters.space
 
     def at(self, params: Any = None) -> JaxOracle:
         """The oracle at ``params``: a pytree like the problem's, or blocks of the measured names.
@@ -92,13 +92,19 @@ class JaxProblem(Problem):
         Raises:
             ShapeError: another structure, or other names or shapes.
         """
-        layout = self._layout if params is None else self._layout.moved(params)
-        form = Form(self._loss, layout.tree, layout.dtype, layout.places, layout.outside)
-        feed = self._beside(layout.places)
-        return JaxOracle(form, layout, feed, self._engine, self._memory)
+        parameters = self._parameters if params is None else self._parameters.moved(params)
+        static = StaticLoss(
+            self._loss,
+            parameters.tree,
+            parameters.dtype,
+            parameters.placement,
+            parameters.user_sharding,
+        )
+        batches = self._data_for(parameters.placement)
+        return JaxOracle(static, parameters, batches, self._engine, self._memory)
 
-    def _beside(self, places: Places) -> Feed:
-        """The data next to parameters in these places; kept for the next point."""
-        if self._placed is None or self._placed[0] != places.common:
-            self._placed = places.common, self._feed.beside(places)
+    def _data_for(self, placement: Placement) -> PreparedBatches:
+        """The data on the devices of the parameters; kept for the next point."""
+        if self._placed is None or self._placed[0] != placement.common:
+            self._placed = placement.common, self._batches.placed(placement)
         return self._placed[1]

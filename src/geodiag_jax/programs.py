@@ -20,10 +20,10 @@ from geodiag.errors import EngineError
 from geodiag.oracles import Oracle
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives
-from geodiag_jax.batches import BatchForm
-from geodiag_jax.derivatives import Arrays, Form
+from geodiag_jax.batches import StaticBatch
+from geodiag_jax.derivatives import Arrays, StaticLoss
 from geodiag_jax.pytree import as_blocks
-from geodiag_jax.sharding import Places
+from geodiag_jax.sharding import Placement
 
 S = TypeVar("S")
 REFUSED = 2  # failures in a row to trace a program, after which it runs eagerly ever after
@@ -205,14 +205,14 @@ class Kept:
 class Recomputed:
     """Anew on one batch; operands: what is frozen, and the point, the fixed arrays, the batch's."""
 
-    form: Form
-    batch: BatchForm
+    static: StaticLoss
+    batch: StaticBatch
     forward: bool
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
         frozen, where = operands
         compute = derivatives.forward if self.forward else derivatives.reverse
-        return frozen, lambda d: compute(self.form, self.batch, *where, d)[1]
+        return frozen, lambda d: compute(self.static, self.batch, *where, d)[1]
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ class Fresh:
     One call of XLA fewer, where the oracle has not been asked anything yet.
     """
 
-    form: Form
-    batch: BatchForm
+    static: StaticLoss
+    batch: StaticBatch
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
-        loss, gradient, linear = derivatives.linearized(self.form, self.batch, *operands)
+        loss, gradient, linear = derivatives.linearized(self.static, self.batch, *operands)
         return (loss, gradient), functools.partial(derivatives.apply, linear)
 
 
@@ -243,14 +243,14 @@ class Job:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     views: tuple[tuple[str, MatrixView], ...]
     dtype: Any  # of the measurement
-    places: Places
+    placement: Placement
 
     @classmethod
     def of(
-        cls, program: Program[Any], source: Source, space: Space, dtype: Any, places: Places
+        cls, program: Program[Any], source: Source, space: Space, dtype: Any, placement: Placement
     ) -> Job:
         shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
-        return cls(_Held(program), source, shapes, views, dtype, places)
+        return cls(_Held(program), source, shapes, views, dtype, placement)
 
 
 def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
@@ -260,11 +260,11 @@ def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
-    space = job.places.space(dict(job.shapes), dict(job.views), job.dtype, traced=True)
+    space = job.placement.space(dict(job.shapes), dict(job.views), job.dtype, traced=True)
     frozen, product = job.source.open(operands)
     oracle = TracedOracle(space, product, frozen)
     answer = job.program.program(oracle, *in_order(oracle.names, arguments))
-    return job.places.hold_all(space.shapes, answer)
+    return job.placement.constrain_blocks(space.shapes, answer)
 
 
 @functools.lru_cache(maxsize=1024)

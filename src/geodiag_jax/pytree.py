@@ -1,4 +1,4 @@
-"""A parameter pytree taken apart: what is measured, what is held fixed, and how to rebuild it.
+"""A parameter pytree in parts: what is measured, what is held fixed, and how to rebuild it.
 
 measured   the floating arrays that ``where`` selects, as blocks named by their paths
 fixed      the other arrays: traced arguments of the compiled functions, never differentiated
@@ -20,7 +20,7 @@ from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ParameterError, ShapeError, shown
 from geodiag_jax import sharding
-from geodiag_jax.sharding import Outside, Places
+from geodiag_jax.sharding import Placement, UserSharding
 
 # The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
 ROOT = "x"
@@ -57,7 +57,7 @@ class Static:
 
 @dataclass(frozen=True)
 class Tree:
-    """Everything about a parameter pytree but its arrays; hashable."""
+    """A parameter pytree without its arrays; hashable, as a static argument."""
 
     treedef: Any
     measured: tuple[tuple[int, Any], ...]  # place among the leaves, and the leaf's own dtype
@@ -77,18 +77,18 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A pytree's :class:`Tree` with its arrays: the point and the fixed arrays."""
+class Parameters:
+    """The parts of a pytree: its :class:`Tree`, the measured arrays and the fixed ones."""
 
     tree: Tree
     space: Space
     dtype: Any  # of the measurement
     point: tuple[Array, ...]  # the measured arrays, in the measurement dtype
     fixed: tuple[Array, ...]
-    places: Places
-    outside: Outside  # of the point and the fixed arrays
+    placement: Placement
+    user_sharding: UserSharding  # of the point and the fixed arrays
 
-    def moved(self, params: Any) -> Layout:
+    def moved(self, params: Any) -> Parameters:
         """The same choice of parameters at another point: a whole pytree, or measured blocks.
 
         Raises:
@@ -115,8 +115,8 @@ class Layout:
         return _assemble(leaves, treedef, [place for place, _ in self.tree.measured], self.space)
 
 
-def read(params: Any, where: Where) -> Layout:
-    """Take a pytree apart.
+def read(params: Any, where: Where) -> Parameters:
+    """The parts of a pytree.
 
     Raises:
         ParameterError: nothing to measure, a name that occurs twice, a selected array that is not
@@ -124,24 +124,24 @@ def read(params: Any, where: Where) -> Layout:
     """
     paths, treedef = flatten(params)
     leaves = [leaf for _, leaf in paths]
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for place, (path, leaf) in enumerate(paths):
         if is_array(leaf) and not _is_key(leaf):
             name = name_of(path)
-            if name in places:
+            if name in indices:
                 raise ParameterError(
                     "two parameters have the same name once their paths are joined by dots",
                     got=shown(name),
                     do="rename a key that contains a dot",
                 )
-            places[name] = place
-    if not places:
+            indices[name] = place
+    if not indices:
         raise ParameterError(
             "there is no parameter to measure",
             got=f"params= of {len(leaves)} leaves, none of them a JAX or NumPy array",
             do="pass the parameters as a pytree of floating-point arrays",
         )
-    chosen = select({name: leaves[place] for name, place in places.items()}, where)
+    chosen = select({name: leaves[place] for name, place in indices.items()}, where)
     for name, x in chosen.items():
         if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 8:
             raise ParameterError(
@@ -152,26 +152,26 @@ def read(params: Any, where: Where) -> Layout:
             )
     shapes = {name: tuple(x.shape) for name, x in chosen.items()}
     views = {
-        name: view_of(paths[places[name]][0], len(shape))
+        name: view_of(paths[indices[name]][0], len(shape))
         for name, shape in shapes.items()
         if len(shape) >= 2
     }
-    return _assemble(leaves, treedef, [places[name] for name in chosen], Space(shapes, views))
+    return _assemble(leaves, treedef, [indices[name] for name in chosen], Space(shapes, views))
 
 
 def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
     """The leaves of a pytree with their paths, and its structure.
 
     Raises:
-        ParameterError: it is none: it holds itself, say, or keys that cannot be sorted.
+        ParameterError: it is not valid: it contains itself, say, or keys that cannot be sorted.
     """
     try:
         return jax.tree_util.tree_flatten_with_path(tree)
     except (RecursionError, SystemError, TypeError, ValueError) as e:
         raise ParameterError(
-            "this is no pytree that JAX can take apart",
+            "params= is not a valid pytree",
             got=f"{type(tree).__name__}: {type(e).__name__}",
-            do="pass dicts with texts for keys, lists and tuples of arrays, which end somewhere",
+            do="pass finitely nested dicts with strings for keys, lists and tuples of arrays",
         ) from e
 
 
@@ -179,7 +179,7 @@ def leaves_of(tree: Any) -> list[Any]:
     """The leaves of a pytree.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is not a valid one.
     """
     return [leaf for _, leaf in flatten(tree)[0]]
 
@@ -216,7 +216,7 @@ def is_blocks(params: Any, space: Space) -> bool:
 
 
 def own(name: str, x: Any, space: Space) -> Array:
-    """``x`` as a JAX array that nobody else can write to (NumPy memory is copied)."""
+    """``x`` as a JAX array; NumPy memory is copied, since it can be written to."""
     return space.place(name, x if isinstance(x, jax.Array) else np.array(x))
 
 
@@ -226,32 +226,32 @@ def measurement_dtype(arrays: Sequence[Any]) -> Any:
     return jnp.dtype(jnp.float64 if np.dtype(np.float64) in widest else jnp.float32)
 
 
-def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space) -> Layout:
+def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space) -> Parameters:
     chosen = [leaves[place] for place in measured]
     others = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
     fixed = [leaves[i] for i in others]
-    places, dtype = sharding.find(chosen, fixed), measurement_dtype(chosen)
+    placement, dtype = sharding.find(chosen, fixed), measurement_dtype(chosen)
     tree = Tree(
         treedef,
         tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),
         tuple(others),
         tuple((i, Static(x, "a leaf of params=")) for i, x in enumerate(leaves) if not is_array(x)),
     )
-    return Layout(
+    return Parameters(
         tree,
-        places.space(space.shapes, space.matrix_view, dtype),
+        placement.space(space.shapes, space.matrix_view, dtype),
         dtype,
-        tuple(_as_given(x, dtype, places) for x in chosen),
-        tuple(_as_given(x, None, places) for x in fixed),
-        places,
-        Outside.of([*chosen, *fixed]),
+        tuple(_as_given(x, dtype, placement) for x in chosen),
+        tuple(_as_given(x, None, placement) for x in fixed),
+        placement,
+        UserSharding.of([*chosen, *fixed]),
     )
 
 
-def _as_given(x: Any, dtype: Any, places: Places) -> Array:
-    """A JAX array where it already lives (sharded ones stay sharded); NumPy memory is copied."""
+def _as_given(x: Any, dtype: Any, placement: Placement) -> Array:
+    """A JAX array on its own devices (sharded ones stay sharded); NumPy memory is copied."""
     array = x if isinstance(x, jax.Array) else jnp.asarray(np.array(x), dtype=dtype)
-    array = places.settle(array)
+    array = placement.place(array)
     return array if dtype is None else array.astype(dtype)
 
 

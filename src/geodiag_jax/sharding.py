@@ -1,9 +1,9 @@
-"""Where arrays live: on one device, or in pieces over a mesh of them.
+"""Placement of arrays: on one device, or sharded over a mesh.
 
-Nothing is moved that the user has placed. What geodiag makes itself (random starts, batches from
-host memory) goes where the parameters are, and answers keep the parameters' shardings. The axes of
-a mesh are Auto within geodiag, whatever they are outside: solvers in terms of NumPy's functions
-cannot say how each result is to be sharded. A loss made for Explicit axes is called with them.
+Committed arrays stay where the user has put them. Arrays of geodiag's own (random starts, batches
+from host memory) go where the parameters are, and results keep the parameters' shardings. Within
+geodiag the axes of a mesh are Auto, whatever the user's are: solvers in terms of NumPy's functions
+cannot state how each result is sharded. A loss for Explicit axes is called with such.
 """
 
 from __future__ import annotations
@@ -20,28 +20,41 @@ from jax.sharding import Mesh, NamedSharding
 
 from geodiag.blocks import Array
 from geodiag.core.spaces import MatrixView, Space
-from geodiag.errors import ArgumentError, DataError, GeodiagError, LossError, ParameterError
+from geodiag.errors import (
+    ArgumentError,
+    DataError,
+    GeodiagError,
+    LossError,
+    ParameterError,
+    first_line,
+)
 
 PartitionSpec: Any = jax.sharding.PartitionSpec
 _constrain: Any = jax.lax.with_sharding_constraint
 _AXIS: Any = getattr(jax.sharding, "AxisType", None)  # not in older versions of JAX
-# What JAX says where the arrays of one call do not go together.
+# JAX's messages where the arrays of one call are placed incompatibly.
 _APART = ("incompatible devices", "mesh for all inputs", "incompatible shardings")
 _UNEVEN = ("divisible", "evenly divide", "divides evenly")
 _NO_KERNEL = "is not supported by dot_general"
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the parameters live; hashable, for compiled functions depend on it."""
+class Placement:
+    """Where the parameters are; hashable, since compiled functions depend on it.
 
-    common: Any = None  # of what belongs to no parameter: a device, a sharding, or JAX's default
-    own: tuple[Any, ...] = ()  # each measured array's sharding, if there are several devices
-    traced: bool = False  # over a mesh, in the user's trace: the compiler alone knows how
+    Attributes:
+        common: a device or sharding for arrays that belong to no parameter; None: JAX's default.
+        own: each measured array's sharding, if there are several devices.
+        traced: whether they are sharded in the user's trace, where only the compiler knows how.
+    """
+
+    common: Any = None
+    own: tuple[Any, ...] = ()
+    traced: bool = False
 
     @property
     def split(self) -> bool:
-        """Whether a measured array is in pieces, or may be."""
+        """Whether a measured array is sharded, or may be."""
         return self.traced or any(not each.is_fully_replicated for each in self.own)
 
     def space(
@@ -51,23 +64,23 @@ class Places:
         dtype: Any,
         traced: bool = False,
     ) -> Space:
-        """The space of the measured arrays, which puts arrays where these live.
+        """The space of the measured arrays, which puts arrays where these are.
 
-        ``traced``: within a trace, where placing is the compiler's.
+        ``traced``: within a trace, where the compiler places them.
         """
         if traced:
             return Space(shapes, views, in_dtype(dtype), split=self.split)
         places = dict(zip(shapes, (in_dtype(dtype, each) for each in self.own), strict=False))
         return Space(shapes, views, in_dtype(dtype, self.common), places, self.split)
 
-    def hold(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        """Measured arrays in a trace, kept to their shardings."""
+    def constrain(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """Measured arrays in a trace, constrained to their shardings."""
         if not self.split or not self.own:
             return tuple(arrays)
         held = zip(arrays, self.own, strict=True)
         return tuple(_constrain(x, each) for x, each in held)
 
-    def hold_all(self, shapes: Mapping[str, tuple[int, ...]], tree: Any) -> Any:
+    def constrain_blocks(self, shapes: Mapping[str, tuple[int, ...]], tree: Any) -> Any:
         """The same for blocks, and for stacks of blocks, within ``tree``."""
         if not self.split or not self.own:
             return tree
@@ -89,27 +102,33 @@ class Places:
 
         return jax.tree_util.tree_map(keep, tree, is_leaf=is_blocks)
 
-    def settle(self, x: Array) -> Array:
-        """An array that nobody has placed, on each of several devices; others stay, over Auto axes.
+    def place(self, x: Array) -> Array:
+        """An uncommitted array on each of several devices; a committed one with Auto axes.
 
-        Otherwise every call would send it there anew.
+        Without that, every call would send it to the devices.
         """
         if is_committed(x):
-            return relabel(x)
+            return with_auto_axes(x)
         loose = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
         return jax.device_put(x, self.common) if self.own and loose else x
 
 
 @dataclass(frozen=True)
-class Outside:
-    """How arrays are sharded as the user sees them; hashable."""
+class UserSharding:
+    """How the user has sharded some arrays; hashable.
 
-    specs: tuple[Any, ...]  # PartitionSpecs
-    mesh: Any = None  # abstract, of Auto axes; None where those outside are Auto as well
-    axes: tuple[str, ...] = ()  # which of them are Explicit outside
+    Attributes:
+        specs: the PartitionSpec of each.
+        mesh: abstract, with Auto axes; None where the user's axes are Auto too.
+        axes: which of the user's axes are Explicit.
+    """
+
+    specs: tuple[Any, ...]
+    mesh: Any = None
+    axes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, arrays: Sequence[Any]) -> Outside:
+    def of(cls, arrays: Sequence[Any]) -> UserSharding:
         specs = tuple(
             x.sharding.spec
             if is_committed(x) and isinstance(x.sharding, NamedSharding)
@@ -125,10 +144,10 @@ class Outside:
         return cls(specs, auto(found[0]).mesh.abstract_mesh, axes)
 
 
-def call_outside(
-    f: Callable[[tuple[Array, ...]], Array], *groups: tuple[tuple[Array, ...], Outside]
+def call_on_user_axes(
+    f: Callable[[tuple[Array, ...]], Array], *groups: tuple[tuple[Array, ...], UserSharding]
 ) -> Array:
-    """``f`` of all the arrays together, over Explicit axes if those outside are."""
+    """``f`` of all the arrays together, over Explicit axes where the user's are."""
     arrays = tuple(x for group, _ in groups for x in group)
     explicit = next((outside for _, outside in groups if outside.axes), None)
     if explicit is None:
@@ -141,8 +160,8 @@ def call_outside(
         return called(arrays)
 
 
-def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Places:
-    """Where arrays live that are measured and held fixed together.
+def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Placement:
+    """The placement of arrays that are measured and held fixed together.
 
     Raises:
         ParameterError: they are committed to different devices, or traced over Explicit axes.
@@ -157,7 +176,7 @@ def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Places:
             "measure outside of jit, with geodiag.sharpness",
         )
     if traced:
-        return Places(traced=True)
+        return Placement(traced=True)
     committed = [x for x in (*measured, *fixed) if is_committed(x)]
     sets = {frozenset(x.devices()) for x in committed}
     if len(sets) > 1:
@@ -170,14 +189,14 @@ def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Places:
         )
     (devices,) = sets or {frozenset()}
     if len(devices) <= 1:
-        return Places(next(iter(devices), None))
+        return Placement(next(iter(devices), None))
     everywhere = _everywhere(committed)
     own = (auto(x.sharding) if is_committed(x) else everywhere for x in measured)
-    return Places(everywhere, tuple(own))
+    return Placement(everywhere, tuple(own))
 
 
 def _everywhere(arrays: Sequence[Array]) -> NamedSharding:
-    """Whole on each of the devices of these arrays."""
+    """Replicated on all devices of these arrays."""
     shardings = [auto(x.sharding) for x in arrays]
     meshes = [each.mesh for each in shardings if isinstance(each, NamedSharding)]
     devices = sorted(arrays[0].devices(), key=lambda device: int(device.id))
@@ -212,7 +231,7 @@ def check_context() -> None:
 
 
 def is_committed(x: Any) -> bool:
-    """Whether a leaf is a JAX array that somebody has put where it is."""
+    """Whether a leaf is a JAX array that is committed to its devices."""
     return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
 
 
@@ -236,8 +255,8 @@ def is_explicit(sharding: Any) -> bool:
     return _AXIS.Explicit in sharding.mesh.axis_types
 
 
-def relabel(x: Array) -> Array:
-    """A committed array over Auto axes; its memory is shared, not copied."""
+def with_auto_axes(x: Array) -> Array:
+    """The array, with Auto axes where it is committed; its memory is shared, not copied."""
     if is_committed(x) and is_explicit(x.sharding):
         return jax.device_put(x, auto(x.sharding))
     return x
@@ -259,11 +278,11 @@ def in_dtype(dtype: Any, place: Any = None) -> Callable[[Any], Array]:
 
 
 @contextmanager
-def refusals_explained() -> Iterator[None]:
-    """JAX's refusal of arrays that do not go together, or of a dtype, as a geodiag error.
+def jax_errors_explained() -> Iterator[None]:
+    """Inside, JAX's errors about placements and dtypes are raised as geodiag's.
 
     Raises:
-        DataError: they do not go together.
+        DataError: arrays are placed incompatibly.
         LossError: the device cannot compute in this dtype.
     """
     try:
@@ -274,7 +293,7 @@ def refusals_explained() -> Iterator[None]:
         said = str(e)
         if any(mark in said.lower() for mark in _APART):
             raise DataError(
-                "the arrays of this loss are placed in ways that do not go together",
+                "the arrays of this loss are placed incompatibly",
                 got=said[:400],
                 do="put parameters and batch on one mesh, e.g. jax.device_put(batch, "
                 "NamedSharding(mesh, PartitionSpec('data'))), with PartitionSpec() for a copy on "
@@ -289,7 +308,7 @@ def refusals_explained() -> Iterator[None]:
         if _NO_KERNEL in said:
             raise LossError(
                 "the loss does not run in this precision on this device",
-                got=said.partition("\n")[0],
+                got=first_line(e),
                 do="measure it in float32 or bfloat16",
             ) from e
         raise

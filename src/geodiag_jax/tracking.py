@@ -26,8 +26,8 @@ from geodiag.solvers.ravel import LIMIT
 from geodiag.solvers.warm_start import Track
 from geodiag_jax import derivatives
 from geodiag_jax.batches import prepare
-from geodiag_jax.derivatives import Form
-from geodiag_jax.loss_key import Loss
+from geodiag_jax.derivatives import StaticLoss
+from geodiag_jax.loss_key import LossKey
 from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
 
@@ -110,18 +110,18 @@ def tracker(
     """
     if isinstance(check, bool) or not isinstance(check, int) or check < 1:
         raise ArgumentError("check= must be a positive integer", got=shown(check))
-    asked, held = as_norm(norm), Loss(loss)
+    asked, held = as_norm(norm), LossKey(loss)
 
     def init(params: Any) -> TrackerState:
         layout = read(params, where)
         zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
         # Where the answers will be: elsewhere, the second measurement would compile anew.
-        return TrackerState(zeros, layout.places.settle(jnp.zeros((), jnp.int32)))
+        return TrackerState(zeros, layout.placement.place(jnp.zeros((), jnp.int32)))
 
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
         layout, (form, arrays) = read(params, where), prepare(batch)
         slope, product = derivatives.inline(
-            Form(held, layout.tree, layout.dtype, layout.places, layout.outside),
+            StaticLoss(held, layout.tree, layout.dtype, layout.placement, layout.user_sharding),
             form,
             layout.point,
             layout.fixed,
