@@ -1,16 +1,20 @@
-"""What a measurement answers: the value, how good it is, and how it was reached."""
+"""The result of a measurement: the value, how accurate it is, and how it was reached."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, is_array, to_numpy
+from geodiag.core.validation import is_mapping_of_names, is_whole
+from geodiag.errors import ArgumentError, shown
 
 
 class Bound(Enum):
-    """What the reported value is to the true sharpness; the value of a member explains it."""
+    """How the reported value relates to the true sharpness; each member's value explains it."""
 
     EXACT = (
         "the maximum itself: by enumeration, or as an eigenvalue to the stated residual, which is "
@@ -24,7 +28,7 @@ class Bound(Enum):
 
 
 class Status(Enum):
-    """How the estimate ended; the value of a member says what happened and what to do."""
+    """How the estimate ended; each member's value says what happened and what to do."""
 
     CONVERGED = "the estimator met its tolerance"
     ENUMERATED = "every face of the unit ball was examined"
@@ -52,32 +56,99 @@ class Status(Enum):
         return self is Status.NON_FINITE
 
 
-@dataclass(frozen=True)
-class SharpnessResult:
-    """Generalized sharpness S = max over ‖d‖ = 1 of ⟨d, ∇²L d⟩ (arXiv 2603.05002), with its proof.
+STATE = {"witness", "age", "norm"}  # the keys of a state
 
-    ``float(result)`` is the value. ``value`` is always ⟨d, Hd⟩ at ``direction``, from a fresh and
-    unmodified Hessian-vector product, so it never exceeds S (to rounding).
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Where a later measurement can start from: the parts of :attr:`SharpnessResult.state`.
+
+    Attributes:
+        witness: the direction by names of tensors; lists of numbers if it was read from JSON.
+        age: how many measurements ago the last cold search was.
+        norm: the norm of the witness, as it prints. In another norm it is only a direction.
     """
 
-    value: float  # loss units per squared unit of the norm
-    direction: Blocks  # the witness d: one array per tensor, ‖d‖ = 1
+    witness: Mapping[str, Any]
+    age: int
+    norm: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state of a result."""
+        return {"witness": dict(self.witness), "age": self.age, "norm": self.norm}
+
+    def to_json(self) -> dict[str, Any]:
+        """The same of lists and plain numbers."""
+        return self.to_dict() | {"witness": as_lists(self.witness), "age": int(self.age)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> WarmStart:
+        """Read :meth:`to_dict` or :meth:`to_json`; arrays are checked where they are used.
+
+        Raises:
+            ArgumentError: a part is missing, or of another type.
+        """
+        if not isinstance(state, Mapping) or set(state) != STATE:
+            raise ArgumentError("a state has a witness, an age and a norm", got=shown(state))
+        if not is_whole(state["age"]) or state["age"] < 0:
+            raise ArgumentError("the age in start= must be a count", got=shown(state["age"]))
+        if not isinstance(state["norm"], str) or not is_mapping_of_names(state["witness"]):
+            raise ArgumentError(
+                "a state must name its norm, and hold a dict of arrays", got=shown(dict(state))
+            )
+        return cls(state["witness"], int(state["age"]), state["norm"])
+
+
+def as_lists(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """Blocks as lists of numbers, for JSON."""
+    return {name: to_numpy(x).tolist() if is_array(x) else x for name, x in blocks.items()}
+
+
+@dataclass(frozen=True)
+class SharpnessResult:
+    """Generalized sharpness S = max over ‖d‖ = 1 of ⟨d, ∇²L d⟩ (arXiv 2603.05002).
+
+    ``float(result)`` is the value. It is always ⟨d, Hd⟩ at the witness d, the unit-norm
+    ``direction``, from a Hessian-vector product made for this purpose, so that up to rounding it
+    never exceeds S.
+
+    Attributes:
+        value: a lower bound of S, in units of the loss per squared unit of the norm.
+        direction: the witness: one array per tensor, ‖d‖ = 1.
+        bound: whether the value is S itself or a lower bound.
+        status: how the estimate ended.
+        norm: the norm, as it prints.
+        estimator: the estimator, as it prints.
+        num_hvps: all Hessian-vector products that were computed.
+        dual_norm: ‖∇L‖* in the same norm; normalized methods run at S/‖∇L‖* = 2/lr.
+        loss: L(w).
+        upper: a certified upper bound on S, or None.
+        residual: relative, for quadratic norms: ‖P⁻¹Hd − S·d‖_P / |S|.
+        spread: (best − worst) / |best| over starts, after equally many steps.
+        history: the value after each iteration of the best start; Frank–Wolfe: of each restart.
+        notes: what was done differently from what was asked, and why.
+        state: a :class:`WarmStart` as a dict, for ``start=`` of a later measurement.
+    """
+
+    value: float
+    direction: Blocks
     bound: Bound
     status: Status
-    norm: str  # the norm that was measured in, as it prints
+    norm: str
     estimator: str
-    num_hvps: int  # Hessian-vector products, every one counted
-    dual_norm: float  # ‖∇L‖* in the same norm: normalized methods run at S/‖∇L‖* = 2/lr
-    upper: float | None = None  # a certified upper bound on S
-    residual: float | None = None  # relative: ‖P⁻¹Hd − S·d‖_P / |S| for quadratic norms
-    spread: float | None = None  # (best − worst) / |best| over starts, after equally many steps
-    history: tuple[float, ...] = ()  # per iteration of the best start; Frank–Wolfe: per restart
-    notes: tuple[str, ...] = ()  # what was done otherwise than asked, and why
-    state: dict[str, Any] = field(default_factory=dict, repr=False)  # for start=
+    num_hvps: int
+    dual_norm: float
+    loss: float = math.nan
+    upper: float | None = None
+    residual: float | None = None
+    spread: float | None = None
+    history: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def gap(self) -> float | None:
-        """upper / value − 1: how far the truth can be above the value, or None."""
+        """upper / value − 1: by how much S can exceed the value, relative to it; or None."""
         if self.upper is None or self.value <= 0:
             return None
         return self.upper / self.value - 1.0

@@ -8,21 +8,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from geodiag.blocks import Array, Blocks, place, zeros_like
+from geodiag.blocks import zeros_like
 from geodiag.certificates.two_sided import bracket
 from geodiag.core.selection import Where
 from geodiag.core.validation import own_arithmetic, require_flag
-from geodiag.errors import ArgumentError, NonFiniteError, PluginError, shown
+from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
 from geodiag.estimators.roundoff import resolved
-from geodiag.estimators.starts import STATE
 from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, resolve_oracle
 from geodiag.results import Bound, SharpnessResult, Status
 
-RTOL = 1e-4  # what a value is to be resolved to, where no tolerance was asked for
+RTOL = 1e-4  # by default, the relative round-off above which a value gets a note
 
 
 def sharpness(
@@ -60,12 +59,12 @@ def sharpness(
             ``shapes``, and for ``engine``, ``memory`` and ``process_group``. Also an Oracle.
         norm: a registered name (``geodiag.available_norms()``) or a Norm object.
         estimator: "auto" (chosen by the norm's structure), a registered name or an object.
-        start: a direction to begin from: blocks, an earlier result, or its ``state``. With the two
-            latter the measurement is warm: it goes on from the last one with few products.
+        start: a direction to start from: blocks, an earlier result, or its ``state``. A result or
+            state makes the measurement warm: few products update its witness.
         rtol: relative tolerance: of the residual for quadratic norms (default 1e-4), of two
             successive improvements otherwise (default 1e-4; 1e-8 for given matrices).
-        max_hvps: budget of Hessian-vector products, the certifying one included. Where the loss is
-            computed in fewer than 32 bits, one more measures what that leaves of the value.
+        max_hvps: budget of Hessian-vector products, the certifying one included. If the loss is
+            computed in fewer than 32 bits, one more estimates the round-off of the value.
         certificate: also prove an upper bound, ``result.upper``, for norms that declare a quadratic
             envelope: ``max_hvps`` products in all, by default 250; see docs/certificates.md.
         seed: of the random starts, which are the same in every framework.
@@ -73,12 +72,24 @@ def sharpness(
         throw: whether a numerical failure raises, or is returned as the result's status.
 
     Returns:
-        SharpnessResult: the value, a witness direction of unit norm that attains it, and what kind
-        of value it is. ``float(result)`` is the value.
+        SharpnessResult: the value, its witness (a direction of unit norm that attains it), and
+        whether it is exact or a lower bound. ``float(result)`` is the value.
 
     Raises:
         NonFiniteError: NaN or infinity met (with ``throw=False``: status NON_FINITE).
         GeodiagError: another subclass for each kind of unusable argument.
+
+    Examples:
+        The largest eigenvalue, and the maximum over the cube of the vertices (±1, ±1):
+
+        >>> import numpy as np
+        >>> import geodiag
+        >>> H = np.array([[3.0, 1.0], [1.0, 2.0]])
+        >>> round(float(geodiag.sharpness(H)), 6)
+        3.618034
+        >>> result = geodiag.sharpness(H, "linf")
+        >>> result.value, result.bound.name, np.abs(result.direction["x"]).tolist()
+        (7.0, 'EXACT', [1.0, 1.0])
     """
     options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed, progress=progress)
     certificate, throw = require_flag(certificate, "certificate="), require_flag(throw, "throw=")
@@ -97,47 +108,53 @@ def sharpness(
         process_group=process_group,
     )
     try:
-        asked = as_norm(norm)
-        bound_norm = require_norm(asked.bind(oracle.space), "bind of the norm")
-        chosen = _resolve_estimator(estimator, bound_norm, oracle)
-        with own_arithmetic():
-            first, age = _known(start, oracle, bound_norm) or as_start(start, oracle, bound_norm)
-        counted = CountingOracle(oracle)
-        try:
-            with _decompositions_checked(), counted.surroundings(), own_arithmetic():
-                options = replace(options, age=age)
-                if certificate:
-                    result = bracket(chosen, counted, bound_norm, first, options)
-                else:
-                    result = chosen.estimate(counted, bound_norm, first, options)
-                result = resolved(oracle, result, options.rtol or RTOL)
-        except NonFiniteError as e:
-            if throw:
-                raise
-            result = _failed(counted, bound_norm, chosen, str(e))
-        name = repr(asked)  # as asked for, not as bound
-        return result if result.norm == name else replace(result, norm=name)
+        return measured(
+            oracle,
+            as_norm(norm),
+            options,
+            start=start,
+            estimator=estimator,
+            certificate=certificate,
+            throw=throw,
+        )
     finally:
         if made is not None:
             made.close()
 
 
-def _known(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks, int | None] | None:
-    """:func:`as_start` where there is nothing to convert or to check: an earlier witness."""
-    if not isinstance(start, SharpnessResult) or set(start.state) != STATE:
-        return None
-    point, witness = oracle.point(), start.direction
-    # An attained value that is neither NaN nor 0 is that of a finite direction that is not 0.
-    if not math.isfinite(start.value) or start.value == 0 or set(witness) != set(point):
-        return None
-    if any(_kind(witness[name]) != _kind(x) for name, x in point.items()):
-        return None
-    age = start.state["age"] if start.state["norm"] == repr(norm) else None
-    return {name: witness[name] for name in oracle.names}, age
+def measured(
+    oracle: Oracle,
+    asked: Norm,
+    options: Options,
+    *,
+    start: Any = None,
+    estimator: SharpnessEstimator | str = "auto",
+    certificate: bool = False,
+    throw: bool = False,
+) -> SharpnessResult:
+    """:func:`sharpness` of an oracle, with the options of an estimator: the search mode among them.
 
-
-def _kind(x: Array) -> tuple[Any, ...]:
-    return type(x), x.dtype, tuple(x.shape), place(x)
+    Raises:
+        GeodiagError: as there.
+    """
+    norm = require_norm(asked.bind(oracle.space), "bind of the norm")
+    chosen = _resolve_estimator(estimator, norm, oracle)
+    with own_arithmetic():
+        first, age = as_start(start, oracle, norm)
+    counted, options = CountingOracle(oracle), replace(options, age=age)
+    try:
+        with _decompositions_checked(), counted.surroundings(), own_arithmetic():
+            if certificate:
+                result = bracket(chosen, counted, norm, first, options)
+            else:
+                result = chosen.estimate(counted, norm, first, options)
+            result = resolved(oracle, result, options.rtol or RTOL)
+    except NonFiniteError as e:
+        if throw:
+            raise
+        result = _failed(counted, norm, chosen, str(e))
+    name = repr(asked)  # as asked for, not as bound
+    return result if result.norm == name else replace(result, norm=name)
 
 
 def _resolve_estimator(
@@ -153,17 +170,12 @@ def _resolve_estimator(
         )
     if estimator == "auto":
         return choose(norm, oracle.space)
-    found = registry.estimator(estimator)
-    if not isinstance(found, SharpnessEstimator):
-        raise PluginError(
-            f"the estimator {estimator!r} is not a SharpnessEstimator", got=type(found).__name__
-        )
-    return found
+    return registry.estimator(estimator)
 
 
 @contextmanager
 def _decompositions_checked() -> Iterator[None]:
-    """Report a decomposition that did not converge as what it comes from."""
+    """Report a decomposition that did not converge as numbers that are not finite."""
     try:
         yield
     except Exception as e:
@@ -188,5 +200,6 @@ def _failed(
         estimator=repr(estimator),
         num_hvps=oracle.num_hvps,
         dual_norm=math.nan,
+        loss=float(oracle.loss()),
         notes=(why,),
     )

@@ -95,7 +95,7 @@ BAD = {
         ShapeError,
     ),
     "a start with names of any type": (lambda: run(start={1: EYE, None: EYE}), ShapeError),
-    "a state with a witness that is none": (lambda: run(start=state(witness=len)), ShapeError),
+    "a state with a witness that is none": (lambda: run(start=state(witness=len)), ArgumentError),
     "a state with a ragged witness": (
         lambda: run(start=state(witness={"x": RAGGED})),
         ArgumentError,
@@ -225,7 +225,7 @@ BAD = {
     ),
     "a state with an account of NaN": (lambda: restored({"spent": math.nan}), ArgumentError),
     "a state with a step that is a text": (lambda: restored({"step": "1"}), ArgumentError),
-    "a state with counts that are none": (lambda: restored(check=0), ArgumentError),
+    "a state with counts that are none": (lambda: restored(cold_after=0), ArgumentError),
     "a state with a value that is a text": (lambda: restored(value="1"), ArgumentError),
     "a state with a direction that is a list": (lambda: restored(ahead=[1.0]), ArgumentError),
     "a path that is an array": (lambda: geodiag.read_records(np.ones(2)), ArgumentError),

@@ -19,7 +19,7 @@ PACE = Schedule(1).state_dict()
 
 
 def state_with(witness=None, ahead=None):
-    """That of a Follower, as it comes from JSON."""
+    """That of a SharpnessTracker, as it comes from JSON."""
     plain = {"x": [1.0, 2.0]}
     return {
         "last": {"witness": witness or plain, "age": 1, "norm": "L2()"},
@@ -27,9 +27,9 @@ def state_with(witness=None, ahead=None):
         "value": 1.0,
         "found": 1.0,
         "age": 1,
-        "check": 20,
+        "cold_after": 20,
         "since": 1,
-        "glance": 3,
+        "explore_after": 3,
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import geodiag.monitoring.sharpness_tracker
 from geodiag import Monitor
-from geodiag.estimators.ascent import CHECK_BUDGET
+from geodiag.estimators.ascent import RESTART_BUDGET
 from geodiag.monitoring.sharpness_tracker import RAREST
 from geodiag.oracles import CallablesProblem
 from tests.monitored import LR, note
@@ -58,15 +58,15 @@ def turned(H, angle):
 
 
 def searches(monkeypatch):
-    """Filled with a call for every measurement that is not a look."""
+    """Filled with a call for every measurement that is not a power step."""
     calls = []
-    measure = geodiag.monitoring.sharpness_tracker.sharpness
+    measure = geodiag.monitoring.sharpness_tracker.measured
 
     def counted(*arguments, **keywords):
         calls.append(keywords["start"])
         return measure(*arguments, **keywords)
 
-    monkeypatch.setattr(geodiag.monitoring.sharpness_tracker, "sharpness", counted)
+    monkeypatch.setattr(geodiag.monitoring.sharpness_tracker, "measured", counted)
     return calls
 
 
@@ -81,9 +81,9 @@ class TestQuadraticNorm:
             assert 0.9992 <= records[-1].sharpness / np.linalg.eigvalsh(run.H)[-1] <= 1 + 1e-8
             run.H = turned(run.H, 0.01)
         assert all(r.num_hvps <= 3 for r in records[3:])
-        assert sum(r.num_hvps == 2 for r in records) >= 10  # one look, one along the step
+        assert sum(r.num_hvps == 2 for r in records) >= 10  # one power step, one along the step
 
-    def test_a_hessian_that_jumps_is_searched_anew(self, monkeypatch):
+    def test_a_hessian_that_jumps_is_searched_again(self, monkeypatch):
         calls = searches(monkeypatch)
         run = Moving(positive(60, 0), norm="l2")
         for _ in range(4):
@@ -136,7 +136,7 @@ class TestLinf:
         assert len(calls) == before + 1
         assert record.sharpness >= 0.5 * N**2 * (1 - 1e-6)
 
-    def test_checks_that_find_nothing_new_become_rare(self, monkeypatch):
+    def test_searches_that_find_nothing_new_become_rare(self, monkeypatch):
         calls = searches(monkeypatch)
         run = Moving(positive(N, 0), norm="linf")
         at = []
@@ -144,10 +144,10 @@ class TestLinf:
             before = len(calls)
             run.observe()
             at += [step] * (len(calls) - before)
-        # Nothing drifts here: checks after 20, 40, 80; glances after 2, 3, 6, 12, and then each 20.
+        # Nothing drifts here: cold after 20, 40, 80; exploratory after 2, 3, 6, 12, then each 20.
         assert at == [0, 2, 5, 11, 20, 32, 52, 60, 80, 100, 120, 140]
 
-    def test_what_a_glance_finds_brings_the_next_one_near(self, monkeypatch):
+    def test_what_an_exploratory_search_finds_brings_the_next_one_near(self, monkeypatch):
         """Two maxima; while the one is followed the other grows past it."""
         a, b = np.ones(N), np.resize([1.0, -1.0], N)
         calls = searches(monkeypatch)
@@ -162,8 +162,8 @@ class TestLinf:
         assert values[:11] == pytest.approx([1.0] * 11)
         assert values[11:] == pytest.approx([2.0] * 7)
 
-    def test_the_first_search_takes_no_more_than_a_check(self):
-        assert Moving(positive(N, 0), norm="linf").observe().num_hvps <= CHECK_BUDGET + 1
+    def test_the_first_search_takes_no_more_than_a_restart(self):
+        assert Moving(positive(N, 0), norm="linf").observe().num_hvps <= RESTART_BUDGET + 1
 
 
 class TestTheStepItself:
@@ -209,7 +209,7 @@ def test_a_product_that_is_not_finite_is_noted(norm):
 
 
 @pytest.mark.parametrize("sign", [-1.0, 0.0])
-def test_where_nothing_is_positive_a_glance_is_not_due_every_second_time(sign):
+def test_where_nothing_is_positive_no_exploration_is_due_every_second_time(sign):
     run = Moving(sign * np.eye(N), norm="linf")
     due = []
     for _ in range(18):
@@ -226,7 +226,7 @@ def test_a_state_of_other_parameters_leaves_no_schedule():
     new.observe()
     fresh = Moving(positive(8, 0), norm="linf")
     fresh.observe()
-    for name in ("age", "check", "since", "glance"):
+    for name in ("age", "cold_after", "since", "explore_after"):
         assert (
             new.monitor.state_dict()["following"][name]
             == fresh.monitor.state_dict()["following"][name]

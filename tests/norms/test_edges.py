@@ -142,5 +142,5 @@ def test_the_driver_stays_on_the_device():
     population = iterate.begin(d, d)
     oracle = MatrixProblem(np.eye(2)).at()
     run = iterate.run(oracle, lambda p: p._replace(value=p.value + 1.0), population, 3, 1e-3)
-    assert run.history.device == run.population.calm.device == device
+    assert run.history.device == run.iterates.stalled.device == device
     np.testing.assert_allclose([float(v) for v in run.history], [2.0, 3.0, 4.0], rtol=1e-15)

@@ -15,9 +15,9 @@ import geodiag
 from geodiag import estimators, norms
 from geodiag.core.spaces import Space
 from geodiag.solvers import ravel
-from geodiag.solvers.iterate import best
+from geodiag.solvers.iterate import Iterates, best
 from geodiag.solvers.lanczos.host import Recurrence
-from geodiag.solvers.multistart import SPARE, Cold, Explore, Plan
+from geodiag.solvers.multistart import SPARE, MultiStart, Plan, Round
 from tests import truth
 from tests.quadratic import Quadratic
 
@@ -30,7 +30,7 @@ SPECTRA = {
 }
 # Long enough for every ascent to end at a maximum: which start led there goes by rounding, since
 # several lead to the same.
-PLAN = Plan(krylov=5, candidates=2, rehearsal=100, climb=400, rtol=1e-14, explored=True)
+PLAN = Plan(krylov=5, candidates=2, model_steps=100, climb=400, rtol=1e-14, rounds=True)
 
 
 def oracle_of(spectrum, xp=np, seed=0):
@@ -64,7 +64,7 @@ def blocks(oracle, rng, *lead):
 
 
 def programs(oracle, norm, known=None):
-    """The outcomes of Cold and of a round of Explore after it, with the products they spent."""
+    """The outcomes of MultiStart and of a Round after it, with the products they spent."""
     rng = np.random.default_rng(7)
     bound = norm.bind(oracle.space)
     gradient, noise = oracle.gradient(), blocks(oracle, rng)
@@ -72,8 +72,8 @@ def programs(oracle, norm, known=None):
     def normal(*shape):
         return oracle.space.asarray(rng.standard_normal(shape))
 
-    cold = oracle.run(Cold(bound, PLAN), known, gradient, noise, normal(9, 5))
-    explore = Explore(bound, replace(PLAN, race=3, climb=3))
+    cold = oracle.run(MultiStart(bound, PLAN), known, gradient, noise, normal(9, 5))
+    explore = Round(bound, replace(PLAN, race=3, climb=3))
     rows = 5 + SPARE
     after = oracle.run(
         explore, cold.best, cold.products, gradient, blocks(oracle, rng, 1), normal(9, rows)
@@ -172,8 +172,8 @@ def test_flat_and_back_is_the_same(xp, dtype):
 def test_the_best_come_first():
     values = np.array([1.0, 3.0, -2.0, 3.0, 2.0])
     ds = {"x": np.arange(5.0)[:, None]}
-    calm = np.zeros(5, dtype=np.int32)
-    p = best(estimators.driver.Population(ds, ds, values, calm, calm == 0), 3)
+    stalled = np.zeros(5, dtype=np.int32)
+    p = best(Iterates(ds, ds, values, stalled, stalled == 0), 3)
     np.testing.assert_array_equal(p.direction["x"][:, 0], [1.0, 3.0, 4.0])
     np.testing.assert_array_equal(p.value, [3.0, 3.0, 2.0])
 
@@ -195,17 +195,17 @@ OTHER = [
 @pytest.mark.parametrize("make", SAME)
 def test_equal_norms_make_equal_programs(make):
     space = oracle_of("positive").space
-    for program in (Cold, Explore):
+    for program in (MultiStart, Round):
         one, two = (program(make().bind(space), PLAN).key for _ in range(2))
         assert one is not None
         assert one == two
         assert hash(one) == hash(two)
         assert one != program(make().bind(space), replace(PLAN, climb=10)).key
-    assert Cold(make().bind(space), PLAN).key != Explore(make().bind(space), PLAN).key
+    assert MultiStart(make().bind(space), PLAN).key != Round(make().bind(space), PLAN).key
 
 
 def test_other_norms_make_other_programs():
-    keys = {Cold(norm, PLAN).key for norm in OTHER}
+    keys = {MultiStart(norm, PLAN).key for norm in OTHER}
     assert len(keys) == len(OTHER)
     assert Recurrence(norms.L2(), 8).key != Recurrence(norms.L2(), 2).key
     assert Recurrence(norms.L2(), 8).key == Recurrence(norms.L2(), 8).key
@@ -227,6 +227,6 @@ def test_a_norm_that_holds_arrays_has_no_key():
             return g
 
     for norm in (held, norms.Scaled(held, 2.0), Weighted()):
-        assert Cold(norm, PLAN).key is None
-        assert Explore(norm, PLAN).key is None
+        assert MultiStart(norm, PLAN).key is None
+        assert Round(norm, PLAN).key is None
     assert Recurrence(held, 8).key is None

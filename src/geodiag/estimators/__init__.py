@@ -8,11 +8,12 @@ FrankWolfe   any norm: the paper's own procedure, to compare with
 """
 
 from geodiag.estimators.ascent import Ascent
-from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.blockwise import Blockwise, choose
+from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
+from geodiag.estimators.blockwise import Blockwise
 from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.frank_wolfe import FrankWolfe
 from geodiag.estimators.lanczos import Lanczos
+from geodiag.estimators.select import choose
 from geodiag.estimators.starts import as_start
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Lanczos",
     "Measurement",
     "Options",
+    "SearchMode",
     "SharpnessEstimator",
     "as_start",
     "choose",

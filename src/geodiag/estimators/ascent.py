@@ -1,7 +1,7 @@
-"""Ascent: line-search ascent, cold from a portfolio of starts or warm from the last witness.
+"""Ascent: line-search ascent, cold from many starts or warm from the last witness.
 
-The search itself is in :mod:`geodiag.solvers.multistart`; this is what decides how the products
-are spent, and what the answer may claim.
+This file decides how the products are spent, and what may be said of the answer. The searches are
+in :mod:`geodiag.solvers.multistart` and :mod:`geodiag.solvers.warm_start`.
 """
 
 from __future__ import annotations
@@ -22,50 +22,49 @@ from geodiag.blocks import (
 from geodiag.core.batched import one, only
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NonFiniteError, shown
-from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
 from geodiag.estimators.diagonal_start import PROBES, moves_single_entries, steep_entries
 from geodiag.estimators.sphere_search import on_the_sphere
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status
 from geodiag.solvers import iterate
-from geodiag.solvers.iterate import Population
-from geodiag.solvers.multistart import Cold, Explore, Outcome, Plan
+from geodiag.solvers.iterate import Iterates
+from geodiag.solvers.multistart import MultiStart, Outcome, Plan, Round
 from geodiag.solvers.nystrom import Products
-from geodiag.solvers.warm_start import Track
+from geodiag.solvers.warm_start import Refresh
 
-RTOL = 1e-4
-FREE_RTOL = 1e-8
-BUDGET = 60
-HUGE_BUDGET = 14
-FREE_STARTS = 40
-FREE_STEPS = 1000
-KRYLOV = 8
-FEW, FEW_KRYLOV = 24, 5  # below so many products a climb gains more by them than the surrogate
-REHEARSAL = 3  # steps on a surrogate, where an LMO is a decomposition
-CLIMB = 12  # of the best cold start, before others are looked for
-EXPLORE = 3  # steps of a round's starts, and of the best after it
-STEPS = 64  # a climb's length is compiled in multiples of this
-TRACK_RTOL = 0.01  # a warm measurement's second step is taken if the first gained so much
-GLANCE = 5  # every so many of them, a start from a small surrogate is tried too
-CHECK = 20  # measurements from one cold check to the next ...
-CHECK_BUDGET = 20  # ... and its products
-PATIENCE = 5  # rounds that gain less than rtol=, if one was asked for
-HUGE = 2**24  # entries: beyond it one start, fewer products by default, and few vectors kept
-LARGE = 2**22  # beyond it few starts are rehearsed, and no products kept for later rounds
+RTOL, FREE_RTOL = 1e-4, 1e-8  # the second where products are free (a given matrix)
+# Products: of a cold search; of one in many parameters; of a cold restart, which has the last
+# witness among its starts.
+COLD_BUDGET, LARGE_COLD_BUDGET, RESTART_BUDGET = 60, 14, 20
+SINGLE_START = 2**24  # parameters: beyond it there is one start, and few vectors are kept
+FEW_STARTS = 2**22  # beyond it few starts are tried on the model, and there are no rounds
+FREE_STARTS, FREE_STEPS = 40, 1000
+KRYLOV = 8  # Lanczos steps for the Nyström approximation ...
+SMALL_BUDGET, SMALL_KRYLOV = 24, 5  # ... and with fewer products, which a climb needs more
+MODEL_STEPS = 3  # on the approximation, if an LMO is a matrix decomposition
+CLIMB = 12  # steps of the best cold start, before other starts are tried
+ROUND_STEPS = 3  # of a round's starts, and of the best after it
+ROUNDS_PATIENCE = 5  # rounds in a row that gain less than rtol=, if one was given
+COMPILED_STEPS = 64  # a climb's length is compiled in multiples of this
+REFRESH_RTOL = 0.01  # a refresh computes a third product if the second gained this much
 
 
 class Ascent(SharpnessEstimator):
     """Monotone ascent to a local maximum; the value is a lower bound.
 
-    Cold, a short Lanczos run finds promising starts, of which the best climbs; what is left of the
-    budget (60 products, or ``max_hvps``) goes to rounds of new starts. ``starts``: so many starts
-    instead, the gradient's and random ones. Warm, from an earlier result: two or three products,
-    every fifth time up to ten, some for a start found anew, and every 20th a cold check of 20.
+    Cold, a short Lanczos run proposes starts, of which the best climbs; the rest of the budget (60
+    products, or ``max_hvps``) goes to rounds of new starts. Warm, from an earlier result, the
+    :class:`~geodiag.estimators.base.SearchMode` decides: a refresh takes two or three products, an
+    exploratory search up to ten, a cold restart 20.
 
     Memory, in parameter-sized vectors (docs/memory.md): up to 300; 70 from 4 million parameters on,
-    where fewer starts are tried; 17 from 16 million on, where the gradient's start climbs alone,
+    where fewer starts are tried; 17 from 16 million on, where only the gradient's start climbs,
     with 14 products by default.
+
+    Args:
+        starts: the number of starts, the gradient's and random ones, instead of the proposed ones.
     """
 
     def __init__(self, starts: int | None = None) -> None:
@@ -81,37 +80,37 @@ class Ascent(SharpnessEstimator):
         options: Options = Options(),
     ) -> SharpnessResult:
         m = Measurement(oracle, norm, self, options)
-        age = options.age
-        if start is None or age is None or m.unlimited:
-            found = self._cold(m, start, budget_from_here(m))
-            return found.finish(m)
+        if start is None or options.age is None or m.unlimited:
+            return self._cold(m, start, budget_from_here(m)).finish(m)
+        age, mode = options.next_age, options.search_mode
         if options.max_hvps is not None:
-            return self.climb(m, [m.unit(start)], options.max_hvps).finish(m, age=age + 1)
-        if age + 1 < CHECK:
-            found = self._track(m, start) if (age + 1) % GLANCE else self._glance(m, start)
-            return found.finish(m, age=age + 1, fresh=True)
-        return self._cold(m, start, CHECK_BUDGET).finish(m)
+            return self.climb(m, [m.unit(start)], options.max_hvps).finish(m, age=age)
+        if mode is SearchMode.COLD:
+            return self._cold(m, start, RESTART_BUDGET).finish(m)
+        found = self._refresh(m, start) if mode is SearchMode.REFRESH else self._explore(m, start)
+        return found.finish(m, age=age, fresh=True)
 
-    def _track(self, m: Measurement, start: Blocks) -> Found:
+    def _refresh(self, m: Measurement, start: Blocks) -> Found:
         """A step or two from the last witness."""
-        rehearsal = 0 if m.oracle.space.size > HUGE else REHEARSAL
-        outcome = m.oracle.run(Track(m.norm, TRACK_RTOL, rehearsal), one(m.unit(start)))
-        return _settle(m, outcome, CHECK_BUDGET, start)
+        model_steps = 0 if m.oracle.space.size > SINGLE_START else MODEL_STEPS
+        program = Refresh(m.norm, REFRESH_RTOL, model_steps)
+        outcome = m.oracle.run(program, one(m.unit(start)))
+        return _settle(m, outcome, RESTART_BUDGET, start)
 
-    def _glance(self, m: Measurement, start: Blocks) -> Found:
-        """The last witness against the best start of a small surrogate made anew."""
+    def _explore(self, m: Measurement, start: Blocks) -> Found:
+        """The last witness against the best start of a small Nyström approximation."""
         size = m.oracle.space.size
-        mixtures, rehearsal, krylov = (2, REHEARSAL, 5) if size <= HUGE else (0, 0, 3)
+        mixtures, model_steps, krylov = (2, MODEL_STEPS, 5) if size <= SINGLE_START else (0, 0, 3)
         krylov = min(krylov, size)
-        plan = Plan(krylov, 1, rehearsal, race=0, climb=2, calm=1)
+        plan = Plan(krylov, 1, model_steps, race=0, climb=2, patience=1)
         outcome = m.oracle.run(
-            Cold(m.norm, plan),
+            MultiStart(m.norm, plan),
             one(m.unit(start)),
             m.gradient,
             m.oracle.space.random(m.rng),
             _normal(m, mixtures, krylov),
         )
-        return _settle(m, outcome, CHECK_BUDGET, start)
+        return _settle(m, outcome, RESTART_BUDGET, start)
 
     def climb(self, m: Measurement, starts: list[Blocks], budget: int) -> Found:
         """The best that ``starts`` reach within the budget, by successive halving."""
@@ -124,64 +123,68 @@ class Ascent(SharpnessEstimator):
                 r for r in (3, 2, 1, 0) if _spent(len(starts), r) <= m.left(budget) or not r
             )
             plan = Plan(race=race, rtol=rtol, climb=0)
-        room = max(0, m.left(budget) - plan.spent(len(starts)))
+        climb = max(0, m.left(budget) - plan.spent(len(starts)))
         if not m.unlimited:  # one program for many budgets
-            plan = replace(plan, climb=-(-room // STEPS) * STEPS)
-        steps = m.oracle.space.asarray(np.asarray(min(room, plan.climb)))
-        outcome = m.oracle.run(Cold(m.norm, plan), stack(starts), m.gradient, None, None, steps)
+            plan = replace(plan, climb=-(-climb // COMPILED_STEPS) * COMPILED_STEPS)
+        most = m.oracle.space.asarray(np.asarray(min(climb, plan.climb)))
+        program = MultiStart(m.norm, plan)
+        outcome = m.oracle.run(program, stack(starts), m.gradient, None, None, most)
         return _settle(m, outcome, budget)
 
     def _cold(self, m: Measurement, start: Blocks | None, budget: int) -> Found:
         known = [] if start is None else [m.unit(start)]
         count = FREE_STARTS if m.unlimited else self.starts
         ample = m.left(budget) > PROBES + 2
-        if count is None and (m.left(budget) < KRYLOV or m.oracle.space.size > HUGE):
+        if count is None and (m.left(budget) < KRYLOV or m.oracle.space.size > SINGLE_START):
             count = 1
         if ample and len(known) < (count or FREE_STARTS) and moves_single_entries(m):
             known.append(steep_entries(m))
         if count is None:
-            return self._portfolio(m, known, budget)
+            return self._from_proposed_starts(m, known, budget)
         if len(known) < count and float(dot(m.gradient, m.steepest)) > 0:
             known.append(m.unit(m.steepest))
         known += [m.random() for _ in range(count - len(known))]
         return self.climb(m, known[:count], budget)
 
-    def _portfolio(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
+    def _from_proposed_starts(self, m: Measurement, known: list[Blocks], budget: int) -> Found:
         size, rtol = m.oracle.space.size, _rtol(m)
-        large = size > LARGE
-        mixtures, rehearsal = (2, REHEARSAL) if m.norm.decomposes or large else (14, 8)
+        large = size > FEW_STARTS
+        mixtures, model_steps = (2, MODEL_STEPS) if m.norm.decomposes or large else (14, 8)
         left = m.left(budget)
-        candidates, krylov = 2, min(KRYLOV if left >= FEW else FEW_KRYLOV, left // 3, size)
-        plan = Plan(krylov, candidates, rehearsal, rtol=rtol, climb=0, explored=not large)
+        candidates, krylov = (
+            2,
+            min(KRYLOV if left >= SMALL_BUDGET else SMALL_KRYLOV, left // 3, size),
+        )
+        plan = Plan(krylov, candidates, model_steps, rtol=rtol, climb=0, rounds=not large)
         if plan.spent(len(known)) > m.left(budget):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))
         plan = replace(plan, climb=min(CLIMB, climb))
         outcome = m.oracle.run(
-            Cold(m.norm, plan),
+            MultiStart(m.norm, plan),
             stack(known) if known else None,
             m.gradient,
             m.oracle.space.random(m.rng),
             _normal(m, mixtures, krylov),
         )
         found = _settle(m, outcome, budget)
-        round_cost = (1 + candidates) * (1 + EXPLORE) + EXPLORE
-        quiet, patience = 0, PATIENCE if m.options.rtol else math.inf
-        while found.products is not None and m.left(budget) > round_cost and quiet < patience:
-            before, found = found, self._explore(m, found, plan, mixtures)
-            quiet = 0 if found.value > before.value * (1 + rtol) else quiet + 1
+        round_cost = (1 + candidates) * (1 + ROUND_STEPS) + ROUND_STEPS
+        stalled, patience = 0, ROUNDS_PATIENCE if m.options.rtol else math.inf
+        while found.products is not None and m.left(budget) > round_cost and stalled < patience:
+            before, found = found, self._round(m, found, plan, mixtures)
+            stalled = 0 if found.value > before.value * (1 + rtol) else stalled + 1
         if not found.converged and m.left(budget) > 1:
             found = replace(
                 self.climb(m, unstack(found.best.direction), budget), spread=found.spread
             )
         return found
 
-    def _explore(self, m: Measurement, found: Found, cold: Plan, mixtures: int) -> Found:
-        """One round more: a random start and two proposals, against what was found."""
+    def _round(self, m: Measurement, found: Found, cold: Plan, mixtures: int) -> Found:
+        """A random start and two proposed ones, against what was found."""
         products = found.products
         assert products is not None
         outcome = m.oracle.run(
-            Explore(m.norm, replace(cold, race=EXPLORE, climb=EXPLORE)),
+            Round(m.norm, replace(cold, race=ROUND_STEPS, climb=ROUND_STEPS)),
             found.best,
             products,
             m.gradient,
@@ -202,7 +205,7 @@ class Ascent(SharpnessEstimator):
 class Found:
     """What a search has found, on the host."""
 
-    best: Population
+    best: Iterates
     value: float
     converged: bool
     spread: float | None
@@ -212,8 +215,10 @@ class Found:
     def finish(
         self, m: Measurement, age: int = 0, fresh: bool = False, notes: tuple[str, ...] = ()
     ) -> SharpnessResult:
-        """The result, certified by one product more; with ``fresh`` only where the last was not at
-        the witness itself."""
+        """The result, certified by one more product.
+
+        With ``fresh`` the last product is enough, if it was at the witness itself.
+        """
         image = only(self.best.image) if fresh and bool(self.best.fresh[0]) else None
         return m.finish(
             only(self.best.direction),
@@ -227,10 +232,12 @@ class Found:
 
 
 def budget_from_here(m: Measurement) -> int:
-    """How many products the measurement may have taken when an ascent from here is over."""
+    """The total of products that the measurement may reach with an ascent from here."""
     if m.options.max_hvps or m.unlimited:
         return m.options.max_hvps or 10**9
-    return m.oracle.num_hvps + (HUGE_BUDGET if m.oracle.space.size > HUGE else BUDGET)
+    return m.oracle.num_hvps + (
+        LARGE_COLD_BUDGET if m.oracle.space.size > SINGLE_START else COLD_BUDGET
+    )
 
 
 def _rtol(m: Measurement) -> float:
@@ -248,8 +255,9 @@ def _normal(m: Measurement, *shape: int) -> Array:
 def _settle(
     m: Measurement, outcome: Outcome, budget: int = 0, start: Blocks | None = None
 ) -> Found:
-    """An outcome on the host; where it ends at no positive value, the search on the sphere, from
-    ``start`` if it ended at the origin.
+    """An outcome on the host. If its value is not positive, the search goes on on the sphere.
+
+    ``start`` is where from, if the ascent ended at the origin.
 
     Raises:
         NonFiniteError: a product was not finite.
@@ -262,7 +270,7 @@ def _settle(
             got="NaN or infinity",
             do="check the parameters and the data; the training may have diverged",
         )
-    # Inside the ball rounding may turn a negative value; and its origin is no witness.
+    # Inside the ball rounding may change the sign of a value; and the origin is no witness.
     if value <= 0 or not bool(best.fresh[0]):
         direction = only(best.direction)
         length = float(m.norm.value(direction))
@@ -270,7 +278,7 @@ def _settle(
             value = min(value, float(dot(direction, only(best.image))) / length**2)
         else:
             other = one(m.random() if start is None else m.unit(start))
-            value, best = 0.0, best._replace(direction=other, fresh=best.calm < 0)
+            value, best = 0.0, best._replace(direction=other, fresh=best.stalled < 0)
     if value <= 0 and m.left(budget) > 1:
         best = on_the_sphere(m, best, budget, _rtol(m))
         value = float(best.value[0])
@@ -280,7 +288,7 @@ def _settle(
     return Found(
         best=best,
         value=value,
-        converged=bool(best.calm[0] >= iterate.CALM),
+        converged=bool(best.stalled[0] >= iterate.PATIENCE),
         spread=(top - float(values.min())) / abs(top) if values.size > 1 and top else None,
         history=history,
         products=outcome.products,

@@ -1,6 +1,6 @@
-"""The contract of an estimator, and the bookkeeping that every one shares.
+"""The contract of an estimator, and what all of them share.
 
-An estimator chooses directions; a :class:`Measurement` counts its questions to the oracle, guards
+An estimator chooses directions. A :class:`Measurement` counts the products, knows what is left of
 the budget, and certifies the answer by a fresh Hessian-vector product at the final direction.
 """
 
@@ -11,6 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from geodiag.blocks import (
     Blocks,
     all_finite,
     array_namespace,
+    map_blocks,
     scale,
     to_numpy,
 )
@@ -28,24 +30,50 @@ from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterEr
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart
 from geodiag.solvers.rayleigh import Close, Open, Opening
 
 UNLIMITED = 2**30
+# A run of warm measurements, each from the last: how often one is exploratory, and one cold.
+EXPLORE_EVERY, COLD_EVERY = 5, 20
 Progress = Callable[[dict[str, Any]], None] | bool
+
+
+class SearchMode(Enum):
+    """How a search uses the witness of an earlier measurement; each member's value explains it."""
+
+    REFRESH = "update the witness by a few products"
+    EXPLORATORY = "compare the witness with one new start"
+    COLD = "search from many starts, of which the witness is one"
+
+    @classmethod
+    def at_age(cls, age: int | None) -> SearchMode:
+        """The mode by default, where the last cold search was ``age`` measurements ago."""
+        if age is None or age + 1 >= COLD_EVERY:
+            return cls.COLD
+        return cls.REFRESH if (age + 1) % EXPLORE_EVERY else cls.EXPLORATORY
 
 
 @dataclass(frozen=True)
 class Options:
-    """How far to go. ``None`` means the estimator's own default."""
+    """How far to go. ``None`` means the estimator's own default.
+
+    Attributes:
+        rtol: the relative tolerance: of the residual in quadratic norms, else of the improvements.
+        max_hvps: the budget of Hessian-vector products, the certifying one included.
+        seed: of the random starts.
+        progress: see :func:`geodiag.sharpness`.
+        age: if ``start`` is the witness of an earlier measurement, how many measurements ago the
+            last cold search was; None if it is only a direction.
+        mode: how to use that witness; by default its age decides.
+    """
 
     rtol: float | None = None
     max_hvps: int | None = None
     seed: int = 0
     progress: Progress = False
-    # With start=: how many measurements ago it was last checked against a cold search; None: it is
-    # a direction to begin from, and not the witness of an earlier measurement.
     age: int | None = None
+    mode: SearchMode | None = None
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
@@ -56,7 +84,7 @@ class Options:
             raise ArgumentError(
                 "max_hvps= must be an integer of at least 2",
                 got=shown(self.max_hvps),
-                do="one product asks, one certifies the answer",
+                do="one product searches, one certifies the answer",
             )
         if not callable(self.progress) or isinstance(self.progress, type):
             require_flag(self.progress, "progress=")
@@ -66,9 +94,19 @@ class Options:
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "rtol", None if self.rtol is None else float(self.rtol))
 
+    @property
+    def search_mode(self) -> SearchMode:
+        """The mode that was asked for, or the one by age."""
+        return self.mode or SearchMode.at_age(self.age)
+
+    @property
+    def next_age(self) -> int:
+        """The age of a witness that is found without a cold search."""
+        return 0 if self.age is None else self.age + 1
+
 
 class SharpnessEstimator(ABC):
-    """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. Stateless: everything else is an argument."""
+    """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. It keeps no state between measurements."""
 
     @abstractmethod
     def estimate(
@@ -80,11 +118,15 @@ class SharpnessEstimator(ABC):
     ) -> SharpnessResult:
         """Measure ``oracle`` in ``norm`` (already bound to ``oracle.space``).
 
-        ``start``: a direction to begin from, e.g. the last witness.
+        Args:
+            oracle: the problem at one point.
+            norm: the norm, bound to that space.
+            start: a direction to start from, e.g. the last witness.
+            options: tolerance, budget, seed, and how to use ``start``.
 
         Raises:
             NonFiniteError: the loss, the gradient or a product is NaN or infinite.
-            NormError: the norm breaks its contract, or is of a kind the estimator cannot treat.
+            NormError: the norm breaks its contract, or the estimator does not support it.
         """
 
     def __repr__(self) -> str:
@@ -92,7 +134,18 @@ class SharpnessEstimator(ABC):
 
 
 class Measurement:
-    """One estimate in progress: counts, checks and certifies."""
+    """One estimate in progress: it counts, checks and certifies.
+
+    Attributes:
+        oracle: the oracle, with its products counted.
+        norm: the norm.
+        estimator: the estimator, as it prints.
+        options: how far to go.
+        rng: the generator of random starts.
+        loss: L(w).
+        gradient: ∇L(w).
+        steepest: lmo(∇L).
+    """
 
     def __init__(
         self, oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, options: Options
@@ -104,8 +157,10 @@ class Measurement:
         self.oracle = CountingOracle(oracle)
         self.norm, self.estimator, self.options = norm, repr(estimator), options
         self.rng = np.random.default_rng(options.seed)
-        _check_finite("loss", {"loss": oracle.loss()})
-        self.gradient = oracle.gradient()
+        loss = oracle.loss()
+        self.loss, self.gradient = float(loss), oracle.gradient()
+        if not math.isfinite(self.loss):
+            _check_finite("loss", {"loss": loss})
         opening = self.oracle.run(Open(norm), self.gradient)
         if not bool(opening.finite):
             _check_finite("gradient", self.gradient)
@@ -142,11 +197,11 @@ class Measurement:
         return self.oracle.free_hvps and self.options.max_hvps is None
 
     def left(self, budget: int) -> int:
-        """Products that may still be spent, with one kept back to certify the answer."""
+        """Products that may still be spent, less the one that certifies the answer."""
         return budget - self.oracle.num_hvps - 1
 
     def report(self, value: float) -> None:
-        """Tell the user's ``progress`` how far the estimate is."""
+        """Call the user's ``progress``."""
         progress = self.options.progress
         if not progress:
             return
@@ -169,9 +224,20 @@ class Measurement:
         notes: tuple[str, ...] = (),
         age: int = 0,
     ) -> SharpnessResult:
-        """Certify ``direction`` by a fresh product and pack the result.
+        """Certify ``direction`` by a fresh product and return the result.
 
-        ``image``: the oracle's own product at ``direction``, where it was the last one asked for.
+        Args:
+            direction: of any length.
+            status: how the search ended.
+            exact: whether the value is S itself.
+            image: the product at ``direction``, if it was computed there and not combined.
+            history: values on the way.
+            spread: over starts.
+            notes: what was done differently from what was asked.
+            age: measurements since the last cold search.
+
+        Raises:
+            NonFiniteError: the product or the value is NaN or infinite.
         """
         closing = self.oracle.run(Close(self.norm), direction, image, self.gradient, self.steepest)
         _check_finite("Hessian-vector product", closing.image, closing.finite)
@@ -195,15 +261,12 @@ class Measurement:
             estimator=self.estimator,
             num_hvps=self.oracle.num_hvps,
             dual_norm=float(closing.dual_norm),
+            loss=self.loss,
             residual=residual,
             spread=spread,
             history=history,
             notes=self.oracle.notes + notes,
-            state={
-                "witness": {name: to_numpy(x) for name, x in direction.items()},
-                "age": age,
-                "norm": repr(self.norm),
-            },
+            state=WarmStart(map_blocks(to_numpy, direction), age, repr(self.norm)).to_dict(),
         )
 
 

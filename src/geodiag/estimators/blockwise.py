@@ -1,8 +1,9 @@
-"""Blockwise, for sums of norms, and the choice of an estimator by the norm's structure.
+"""Blockwise, for sums of norms: part by part, then jointly.
 
-The unit ball of a sum of norms is the hull of the parts' balls. Where H ⪰ 0 the maximum lies at an
-extreme point, which moves one part alone, so S is the largest of the parts' own sharpnesses. Where
-H is indefinite, mixed directions can be larger: the parts' maximisers then start a joint ascent.
+The unit ball of a sum of norms is the convex hull of the parts' balls. If H ⪰ 0 the maximum is at
+an extreme point, which is zero in all parts but one, so S is the largest of the parts' own
+sharpnesses. If H is indefinite mixed directions can be better: a joint ascent starts from the
+parts' maximisers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.estimators.enumerate import LIMIT, Enumerate
+from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.joint import SumJoint
@@ -23,21 +24,22 @@ from geodiag.oracles.wrappers import DelegatingOracle
 from geodiag.results import SharpnessResult, Status
 
 
-def choose(norm: Norm, space: Space) -> SharpnessEstimator:
-    """The estimator for a bound norm, by what it is, never by its name."""
+def choose_single(norm: Norm, space: Space) -> SharpnessEstimator:
+    """The estimator for a bound norm that is not maximised part by part."""
     if isinstance(norm, QuadraticNorm):
         return Lanczos()
-    if space.size <= LIMIT and norm.faces(space) is not None:
-        return Enumerate()
-    if isinstance(norm, SumJoint):
-        return Blockwise()
-    return Ascent()
+    return Enumerate() if Enumerate.takes(norm, space) else Ascent()
+
+
+def is_blockwise(norm: Norm, space: Space) -> bool:
+    """Whether a bound norm is maximised part by part."""
+    return isinstance(norm, SumJoint) and not Enumerate.takes(norm, space)
 
 
 class Blockwise(SharpnessEstimator):
     """The parts' own sharpnesses, then a joint ascent from the best of them; a lower bound.
 
-    It is S itself where H ⪰ 0 and every part was solved exactly, which is not checked.
+    It is S itself if H ⪰ 0 and every part was solved exactly, which is not checked.
     """
 
     # The joint ascent starts from this many parts.
@@ -67,7 +69,9 @@ class Blockwise(SharpnessEstimator):
                 break
             inner = _Restriction(part.names)(m.oracle)
             own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
-            result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
+            nested = is_blockwise(part.norm, inner.space)
+            estimator = self if nested else choose_single(part.norm, inner.space)
+            result = estimator.estimate(inner, part.norm, options=own)
             full = zeros_like(m.gradient) | scale(result.direction, part.radius)
             found.append((result.value * part.radius**2, full, result.status))
             notes |= dict.fromkeys(n for n in result.notes if n not in oracle.notes)

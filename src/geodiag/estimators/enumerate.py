@@ -7,16 +7,18 @@ do not do: for H = diag(1, −5) in ℓ∞ the maximum, 1, is at (±1, 0).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from geodiag.blocks import Blocks, stack, to_numpy, unflatten
+from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
-from geodiag.norms.base import Norm
+from geodiag.norms.base import Face, Norm
 from geodiag.oracles.base import Oracle
 from geodiag.results import Bound, SharpnessResult, Status
 
@@ -32,6 +34,11 @@ class Enumerate(SharpnessEstimator):
     Where ``max_hvps`` allows fewer, it hands over to Ascent and says so in the notes.
     """
 
+    @staticmethod
+    def takes(norm: Norm, space: Space) -> bool:
+        """Whether the norm lists its faces, and there are few enough parameters."""
+        return _faces(norm, space) is not None
+
     def estimate(
         self,
         oracle: Oracle,
@@ -40,7 +47,7 @@ class Enumerate(SharpnessEstimator):
         options: Options = Options(),
     ) -> SharpnessResult:
         n = oracle.space.size
-        faces = norm.faces(oracle.space) if n <= LIMIT else None
+        faces = _faces(norm, oracle.space)
         if faces is None:
             raise NormError(
                 f"Enumerate takes polyhedral norms of at most {LIMIT} parameters",
@@ -64,6 +71,10 @@ class Enumerate(SharpnessEstimator):
         direction = {name: oracle.space.place(name, x) for name, x in _blocks(m, where).items()}
         result = m.finish(direction, Status.ENUMERATED)
         return replace(result, bound=Bound.EXACT)
+
+
+def _faces(norm: Norm, space: Space) -> Iterator[Face] | None:
+    return norm.faces(space) if space.size <= LIMIT else None
 
 
 def _dense(m: Measurement) -> Vector:

@@ -17,11 +17,11 @@ import numpy as np
 from geodiag.blocks import Blocks, epsilon, to_numpy
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NormError, shown
-from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
+from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart
 from geodiag.solvers import ravel
 from geodiag.solvers.lanczos.fused import FLOOR, Declined, Numbers, Searched, Whole
 from geodiag.solvers.lanczos.host import Krylov
@@ -37,7 +37,6 @@ FREE_BASIS = 1024  # for given matrices: no restarts up to this size
 LEAST = 8
 LEAP = 2  # steps between looks at the residual ...
 LEAPING = 32  # ... in a basis of at most so many; then every step is orthogonalised in full
-CHECK = 20  # warm measurements from one cold check to the next
 # Of a relative spacing of fewer than 32 bits. The recurrence's own residual falls below what
 # products are rounded by, and the value gains by it: at two spacings some ended 5 % too low.
 COARSE, SINGLE = 0.5, float(np.finfo(np.float32).eps)
@@ -124,9 +123,9 @@ class Lanczos(SharpnessEstimator):
         size, free = oracle.space.size, oracle.free_hvps
         most = self.basis or min(BASIS, max(LEAST_BASIS, ROOM // max(1, size)))
         kept = size if free and size <= FREE_BASIS else min(most, size)
-        # An eigenvalue that has overtaken the tracked one shows at the next cold check.
-        young = options.age is not None and options.age + 1 < CHECK
-        tracked = start is not None and options.rtol is not None and young
+        # An eigenvalue that has overtaken the tracked one is found by the next cold search.
+        warm = options.age is not None and options.search_mode is not SearchMode.COLD
+        tracked = start is not None and options.rtol is not None and warm
         return Terms(
             rtol=options.rtol or (FREE_RTOL if free else RTOL),
             floor=_floor(oracle),
@@ -143,7 +142,7 @@ class Lanczos(SharpnessEstimator):
     ) -> SharpnessResult:
         n, view = found.numbers, ravel.Flat(oracle.space)
         residual = n.residual / abs(n.value) if n.value else math.inf if n.residual else 0.0
-        age = options.age + 1 if terms.tracked and options.age is not None else 0
+        age = options.next_age if terms.tracked else 0
         witness = view.full({ravel.NAME: to_numpy(found.answer.witness[ravel.NAME])})
         result = SharpnessResult(
             value=n.value,
@@ -154,10 +153,11 @@ class Lanczos(SharpnessEstimator):
             estimator=repr(self),
             num_hvps=int(found.answer.num_hvps),
             dual_norm=n.dual_norm,
+            loss=n.loss,
             residual=residual,
             history=found.history,
             notes=oracle.notes,
-            state={"witness": witness, "age": age, "norm": repr(norm)},
+            state=WarmStart(witness, age, repr(norm)).to_dict(),
         )
         if not n.done:
             return result
@@ -187,7 +187,7 @@ class _Found:
     def complete(self) -> bool:
         """Whether it ended, and met nothing that must be raised."""
         n = self.numbers
-        sound = n.loss and n.gradient and n.sound and 0 <= n.length < math.inf
+        sound = n.gradient and n.sound and 0 <= n.length < math.inf and math.isfinite(n.loss)
         finite = n.finite and math.isfinite(n.value) and bool(np.all(np.isfinite(self.tridiagonal)))
         return bool(n.certified and sound and finite)
 
@@ -239,7 +239,7 @@ def _iterated(
         )
         # A small residual certifies an eigenvalue; that none is larger takes a few steps.
         done = krylov.invariant or (residual <= enough and len(krylov) >= terms.least)
-    age = m.options.age + 1 if terms.tracked and m.options.age is not None else 0
+    age = m.options.next_age if terms.tracked else 0
     result = m.finish(
         krylov.ritz(), Status.BUDGET, history=tuple(seen), image=krylov.image(), age=age
     )

@@ -1,54 +1,46 @@
-"""``start=``: blocks, an earlier result, or its state, which may have gone through JSON."""
+"""``start=``: blocks, an earlier result, or its state, which may have been read from JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Blocks, all_finite, dot, is_array
-from geodiag.core.validation import as_blocks, is_mapping_of_names, is_real, is_whole
+from geodiag.blocks import Array, Blocks, all_finite, dot, is_array, place
+from geodiag.core.validation import as_blocks, is_mapping_of_names, is_real
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
-from geodiag.results import SharpnessResult
-
-STATE = {"witness", "age", "norm"}
-
-
-def is_state(x: Any) -> bool:
-    """Whether ``x`` has the parts of a state, and the types of these.
-
-    The shapes of the witness are seen where it is used.
-    """
-    if not isinstance(x, Mapping) or set(x) != STATE:
-        return False
-    counted = is_whole(x["age"]) and x["age"] >= 0
-    return counted and isinstance(x["norm"], str) and is_mapping_of_names(x["witness"])
+from geodiag.results import STATE, SharpnessResult, WarmStart
 
 
 def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int | None]:
     """``start=`` as blocks of the oracle, and its age: from blocks, a result, or its ``state``.
 
-    The age is None, as for blocks, where the result was measured in another norm.
+    The age is None for blocks, and where the result was measured in another norm.
 
     Raises:
-        ShapeError: other names or shapes than the parameters'.
-        ArgumentError: zero, or not finite.
+        ShapeError: names or shapes other than the parameters'.
+        ArgumentError: the direction is zero or not finite, or the state is malformed.
     """
     if start is None or (isinstance(start, Mapping) and not start):
         return None, None
     age = None
     if isinstance(start, SharpnessResult):
-        if start.status.failed:  # a loop that goes on after a failure begins anew
+        if start.status.failed:  # after a failure a loop goes on without a start
             return None, None
-        start = start.state | {"witness": start.direction}
+        if set(start.state) != STATE:
+            start = start.direction
+        elif _usable(start, oracle):
+            age = start.state["age"] if start.state["norm"] == repr(norm) else None
+            return {name: start.direction[name] for name in oracle.names}, age
+        else:
+            start = start.state | {"witness": start.direction}
     if isinstance(start, Mapping) and set(start) == STATE != set(oracle.names):
-        age = (
-            _age(start) if isinstance(start["norm"], str) and start["norm"] == repr(norm) else None
-        )
-        start = arrays_of(start["witness"])
+        warm = WarmStart.from_dict(start)
+        age, start = warm.age if warm.norm == repr(norm) else None, arrays_of(warm.witness)
     blocks = as_blocks(start, oracle.space, "start")
     if not bool(all_finite(blocks)) or float(dot(blocks, blocks)) == 0.0:
         raise ArgumentError(
@@ -57,14 +49,23 @@ def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int
     return blocks, age
 
 
-def _age(state: Mapping[str, Any]) -> int:
-    if not is_whole(state["age"]) or state["age"] < 0:
-        raise ArgumentError("the age in start= must be a count", got=shown(state["age"]))
-    return int(state["age"])
+def _usable(result: SharpnessResult, oracle: Oracle) -> bool:
+    """Whether the witness needs no conversion and no check.
+
+    A value that is neither NaN nor 0 is that of a finite direction that is not 0.
+    """
+    point, witness = oracle.point(), result.direction
+    if not math.isfinite(result.value) or result.value == 0 or set(witness) != set(point):
+        return False
+    return all(_kind(witness[name]) == _kind(x) for name, x in point.items())
+
+
+def _kind(x: Array) -> tuple[Any, ...]:
+    return type(x), x.dtype, tuple(x.shape), place(x)
 
 
 def holds_arrays(x: Any) -> bool:
-    """Whether ``x`` is a witness: arrays of real numbers by name, or lists of such numbers."""
+    """Whether ``x`` has arrays of real numbers by name, or lists of such numbers."""
     try:
         return is_mapping_of_names(x) and all(map(is_real, arrays_of(x).values()))
     except ArgumentError:
@@ -72,10 +73,10 @@ def holds_arrays(x: Any) -> bool:
 
 
 def arrays_of(witness: Any) -> Any:
-    """The arrays of a state, which are lists where it went through JSON."""
+    """The arrays of a state; they are lists if it was read from JSON."""
     if not isinstance(witness, Mapping):
         return witness
     try:
         return {name: x if is_array(x) else np.asarray(x) for name, x in witness.items()}
-    except (TypeError, ValueError, RecursionError) as e:  # of lists that are no array
+    except (TypeError, ValueError, RecursionError) as e:  # lists that are no array
         raise ArgumentError("the witness in start= holds no arrays", got=shown(witness)) from e

@@ -21,7 +21,7 @@ from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.observation import Observation, check_rule, said
 from geodiag.monitoring.schedule import Schedule
-from geodiag.monitoring.sharpness_tracker import Follower
+from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.plugins import registry
@@ -55,11 +55,14 @@ class Monitor:
             number of steps between two of them.
         log: a path (``.jsonl``, ``.csv``), a :class:`geodiag.sinks.Sink`, a function of a Record,
             or a list of these. If several ranks measure together, the first one writes.
-        estimator: and ``max_hvps``, ``certificate``, ``seed``: as in :func:`geodiag.sharpness`.
+        estimator: as in :func:`geodiag.sharpness`.
+        max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance, as there; by default 0.02 in quadratic norms. There it is for
             the residual; the relative error of S is of the order of its square, 4e-4, if the
             eigenvalue is isolated.
-        problem_arguments: those of :func:`geodiag.problem`.
+        certificate: whether to compute an upper bound on S.
+        seed: of the random starts.
+        **problem_arguments: those of :func:`geodiag.problem`.
 
     Attributes:
         records: every Record so far.
@@ -90,7 +93,7 @@ class Monitor:
         check_rule(lr, update)
         _check_estimator(estimator)
         self._lr, self._update = lr, update
-        self._follower = Follower(
+        self._tracker = SharpnessTracker(
             {
                 "estimator": estimator,
                 "max_hvps": max_hvps,
@@ -207,7 +210,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
-        following, schedule = self._follower.state_dict(), self._schedule.state_dict()
+        following, schedule = self._tracker.state_dict(), self._schedule.state_dict()
         return {"version": 1, "following": following, "pace": schedule}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,13 +224,13 @@ class Monitor:
                 raise TypeError(f"it is of type {type(state).__name__}")
             if not isinstance(state["version"], int) or state["version"] != 1:
                 raise ValueError(f"version {shown(state['version'])}")
-            follower, schedule = copy.copy(self._follower), copy.copy(self._schedule)
-            follower.load_state_dict(state["following"])
+            tracker, schedule = copy.copy(self._tracker), copy.copy(self._schedule)
+            tracker.load_state_dict(state["following"])
             schedule.load_state_dict(state["pace"])
         except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=said(e), do=do) from e
-        self._follower, self._schedule = follower, schedule
+        self._tracker, self._schedule = tracker, schedule
 
     def __enter__(self) -> Monitor:
         return self
@@ -244,7 +247,7 @@ class Monitor:
         pending.freeze(params)
         norm = self._norm if self._live is None else as_norm(self._live())
         assert norm is not None
-        result = pending.measure(norm, self._follower)
+        result = pending.measure(norm, self._tracker)
         for note in () if result is None else result.notes:
             if note not in self._noted:  # a note that holds for the whole run is written once
                 self._noted.add(note)

@@ -14,7 +14,7 @@ from geodiag.blocks import Blocks, all_finite, epsilon, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
 from geodiag.errors import ArgumentError, StaleOracle, shown
-from geodiag.monitoring.sharpness_tracker import Follower
+from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
@@ -61,7 +61,7 @@ class Observation:
         there: the point w⁺ after it.
         oracle: the problem at w; it counts Hessian-vector products.
         new_loss: L(w⁺).
-        follower: of S along the run.
+        tracker: of S along the run.
         result: the sharpness at w, with its witness.
     """
 
@@ -77,7 +77,7 @@ class Observation:
     there: Blocks | None = None
     oracle: CountingOracle | None = None
     new_loss: float = math.nan
-    follower: Follower | None = None
+    tracker: SharpnessTracker | None = None
     result: SharpnessResult | None = None
 
     def __post_init__(self) -> None:
@@ -117,13 +117,13 @@ class Observation:
         with self.noting("the loss"):
             self.known["loss"] = float(self.oracle.loss())
 
-    def measure(self, asked: Norm, follower: Follower) -> SharpnessResult | None:
+    def measure(self, asked: Norm, tracker: SharpnessTracker) -> SharpnessResult | None:
         """Measure S and ‖g‖*. Returns the result, or None if it failed."""
         assert self.oracle is not None
-        self.norm, self.follower = asked.bind(self.oracle.space), follower
+        self.norm, self.tracker = asked.bind(self.oracle.space), tracker
         result = None
         with self.noting("the sharpness"):
-            result = follower.measure(self.oracle, asked, self.norm)
+            result = tracker.measure(self.oracle, asked, self.norm)
         if result is None or result.status.failed:
             self.note("" if result is None else "; ".join(result.notes))
             with self.noting("the dual norm"):
@@ -212,7 +212,7 @@ class Observation:
         """
         if self.result is None or curvature <= self.result.value * (1 + epsilon(unit) ** 0.5):
             return
-        assert self.follower is not None
+        assert self.tracker is not None
         witness = {name: to_numpy(x) for name, x in unit.items()}
         self.result = replace(
             self.result,
@@ -222,7 +222,7 @@ class Observation:
             residual=None,
             state=self.result.state | {"witness": witness},
         )
-        self.follower.follow(self.result)
+        self.tracker.update(self.result)
         self.known |= {"sharpness": curvature, "bound": Bound.LOWER.name}
         if "threshold" in self.known:
             self.known["ratio"] = curvature / self.known["threshold"]

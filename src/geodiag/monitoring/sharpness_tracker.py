@@ -10,67 +10,70 @@ from typing import Any
 from geodiag.blocks import Blocks, to_numpy
 from geodiag.core.validation import is_number, is_whole
 from geodiag.errors import ArgumentError, ShapeError
-from geodiag.estimators import Ascent, Lanczos, choose
-from geodiag.estimators.ascent import CHECK, CHECK_BUDGET, GLANCE, HUGE
+from geodiag.estimators import Ascent, Lanczos, Options, SearchMode, choose
+from geodiag.estimators.ascent import RESTART_BUDGET, SINGLE_START
+from geodiag.estimators.base import COLD_EVERY
 from geodiag.estimators.roundoff import SINGLE
-from geodiag.estimators.starts import arrays_of, as_start, holds_arrays, is_state
+from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status
-from geodiag.sharpness import sharpness
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart, as_lists
+from geodiag.sharpness import measured
 from geodiag.solvers.power_step import PowerIterate, PowerStep
 
-# Of the residual in a quadratic norm. The value's error is of the order of its square, where the
-# eigenvalue stands apart from the others.
+# Of the relative residual in a quadratic norm. The relative error of S is of the order of its
+# square, if the eigenvalue is isolated.
 RTOL = 0.02
-# Where a look changes S by more than this, another follows; where it lowers S by so much, a search.
-STEADY = 0.02
-LOOKS = 2
-# In other than quadratic norms: where the second changes this little, and S has fallen by no more
-# than this, S itself falls.
-STILL, FALLING = 0.01, 0.2
-# Early on S moves fast, and other maxima overtake. The first glance is taken so soon, further ones
-# after so many measurements, or as soon where S has changed by this factor since the last.
-SOONEST, EARLY, DRIFT = 2, 3, 1.3
-# A glance or check that finds at most this much more than was known doubles the time to the next of
-# its kind, up to CHECK for glances, and to this for checks.
-SURPRISE, RAREST = 1.05, 4 * CHECK
+# If one power step changes S by more than this, do a second; if S drops by more than this, search.
+STEADY, POWER_STEPS = 0.02, 2
+# In norms that are not quadratic, S itself has dropped if the second step changes it by at most the
+# first of these, and it is lower by at most the second.
+CONVERGED, DROP = 0.01, 0.2
+# Early on S changes fast, and other maxima overtake. The first exploratory search comes after
+# EXPLORE_FIRST measurements, or EXPLORE_SOONEST if S has changed by a factor of DRIFT since one.
+EXPLORE_SOONEST, EXPLORE_FIRST, DRIFT = 2, 3, 1.3
+# An exploratory or cold search that finds at most this much more than was known doubles the number
+# of measurements to the next of its kind, up to COLD_EVERY and RAREST.
+SURPRISE, RAREST = 1.05, 4 * COLD_EVERY
 
 
-class Follower:
+class SharpnessTracker:
     """The measurements of a run, each from the last.
 
-    A *look* is one product at lmo(Hd), with d and Hd those of the last measurement, or at the last
-    witness itself after a search. In a quadratic norm it holds where its residual meets ``rtol``,
-    in others where it is at most 2 % below the last value, or at most 20 % below it where a second
-    look changes it by no more than 1 %. Where it does not, the measurement is a warm one of
-    :func:`geodiag.sharpness`: two or three products more.
+    The cheapest measurement is a *power step*: one product at lmo(Hd), with d and Hd of the last
+    one (after a search, at its witness). In a quadratic norm it is accepted if its residual meets
+    ``rtol``. In others it is accepted if S is at most 2 % below the last value, or at most 20 %
+    below it and a second step changes it by at most 1 %. Otherwise the witness is *refreshed*, by
+    two or three products more (:class:`~geodiag.estimators.base.SearchMode`).
 
-    Other maxima may overtake the one that is followed. The first search and every 20th measurement
-    spend 20 products on a search from nothing (in a quadratic norm, what the residual asks for),
-    every 40th or 80th where such checks found nothing new. In between, but for quadratic norms,
-    glances try one start found anew, at nine or ten products: after two measurements, then 3, 6, 12
-    and 20 where they find nothing, or two where S has changed by 30 %.
+    Other maxima may overtake the one that is tracked. The first search and every 20th measurement
+    are *cold*, with 20 products (in a quadratic norm as many as the residual needs), and every 40th
+    or 80th if such searches find nothing new. In norms that are not quadratic there are
+    *exploratory* searches of nine or ten products in between: after 3 measurements, then 6, 12 and
+    20 if they find nothing, or after two if S has changed by 30 %.
 
     Args:
-        options: those of :func:`geodiag.sharpness`. With an estimator of its own, a budget or a
-            certificate, no measurement is a look.
-
+        options: those of :func:`geodiag.sharpness`. With an estimator, a budget or a certificate
+            of the user's there are no power steps.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
+        own = dict(options)
+        self._call = {name: own.pop(name) for name in ("estimator", "certificate")}
+        self._options = own
         plain = options["estimator"] == "auto" and options["max_hvps"] is None
-        self._looks = plain and not options["certificate"]
-        self._begin()
+        self._automatic = plain and not options["certificate"]
+        self._reset()
 
-    def _begin(self) -> None:
-        self._last: Any = None  # a result, or the state of one
-        self._value = math.nan  # its value
-        self._ahead: Mapping[str, Any] | None = None  # where to look next; lists, where read
-        self._age, self._check = 0, CHECK  # measurements since the last check, and up to the next
-        self._since, self._glance = 0, EARLY  # since a glance or check, and up to the next glance
-        self._found = math.nan  # what the last glance or check found; NaN before the first
+    def _reset(self) -> None:
+        self._last: SharpnessResult | WarmStart | None = None
+        self._value = math.nan  # of the last
+        self._ahead: Mapping[str, Any] | None = None  # the next direction; lists from JSON
+        # Measurements since the last cold search, and those from it to the next. The same for
+        # exploratory searches, which are counted from a cold one too.
+        self._age, self._cold_after = 0, COLD_EVERY
+        self._since, self._explore_after = 0, EXPLORE_FIRST
+        self._found = math.nan  # what the last of these searches found
 
     def measure(self, oracle: CountingOracle, asked: Norm, norm: Norm) -> SharpnessResult:
         """S and ‖g‖* of ``oracle``, in the norm ``asked`` for; bound to the oracle it is ``norm``.
@@ -78,159 +81,154 @@ class Follower:
         Raises:
             GeodiagError: as :func:`geodiag.sharpness` does with ``throw=False``.
         """
-        if isinstance(self._last, Mapping) and _read(self._last["witness"], norm, oracle) is None:
-            self._begin()
+        if isinstance(self._last, WarmStart) and _read(self._last.witness, norm, oracle) is None:
+            self._reset()
             found = self.measure(oracle, asked, norm)
-            note = "the loaded state is of other parameters: the search began from nothing"
+            note = "the loaded state is of other parameters: the first search was cold"
             return replace(found, notes=(*found.notes, note))
-        options = dict(self._options)
-        if options["rtol"] is None and isinstance(norm, QuadraticNorm):
-            options["rtol"] = RTOL
-        if not self._may_look(oracle, norm):
-            if self._last is None and self._brief(oracle, norm):
-                options["max_hvps"] = CHECK_BUDGET
+        options = Options(**self._options)
+        if options.rtol is None and isinstance(norm, QuadraticNorm):
+            options = replace(options, rtol=RTOL)
+        if not self._may_step(oracle, norm):
+            if self._last is None and self._saves_at_first(oracle, norm):
+                options = replace(options, max_hvps=RESTART_BUDGET)
             return self._search(oracle, asked, self._last, options)
         self._age, self._since = self._age + 1, self._since + 1
         last, value = self._last, self._value
-        if self._age >= self._check:
-            result = self._search(oracle, asked, _aged(last, CHECK - 1), options)
-            self._check = min(2 * self._check, RAREST) if _calm(result, value) else CHECK
+        if self._age >= self._cold_after:
+            result = self._search(oracle, asked, last, replace(options, mode=SearchMode.COLD))
+            known = _found_nothing(result, value)
+            self._cold_after = min(2 * self._cold_after, RAREST) if known else COLD_EVERY
             self._age, self._since, self._found = 0, 0, result.value
-        elif self._glance_due(norm):
-            result = self._search(oracle, asked, _aged(last, GLANCE - 1), options)
-            if self._since >= self._glance:
-                self._glance = min(2 * self._glance, CHECK) if _calm(result, value) else EARLY
+            return result
+        if self._exploration_due(norm):
+            mode = SearchMode.EXPLORATORY
+            result = self._search(oracle, asked, last, replace(options, mode=mode))
+            if self._since >= self._explore_after:
+                known = _found_nothing(result, value)
+                longer = min(2 * self._explore_after, COLD_EVERY)
+                self._explore_after = longer if known else EXPLORE_FIRST
             self._since, self._found = 0, result.value
-        else:
-            looked, holds = self._look(oracle, norm, options["rtol"])
-            if looked is not None and holds:
-                self._last, self._value = looked, looked.value
-                return looked
-            if looked is not None and isinstance(norm, QuadraticNorm):
-                last = looked  # the power method has come nearer
-            result = self._search(oracle, asked, _aged(last, 0), options)
-        return result
+            return result
+        stepped, accepted = self._power_steps(oracle, norm, options.rtol)
+        if stepped is not None and accepted:
+            self._last, self._value = stepped, stepped.value
+            return stepped
+        if stepped is not None and isinstance(norm, QuadraticNorm):
+            last = stepped  # the power method has come nearer
+        return self._search(oracle, asked, last, replace(options, mode=SearchMode.REFRESH))
 
-    def follow(self, result: SharpnessResult) -> None:
-        """Go on from this witness."""
+    def update(self, result: SharpnessResult) -> None:
+        """Track this witness from now on."""
         self._last, self._value, self._ahead = result, result.value, result.direction
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on later needs: plain numbers, texts, lists and dicts."""
-        last = self._last.state if isinstance(self._last, SharpnessResult) else self._last
-        if last is not None:
-            last = {
-                "witness": _lists(last["witness"]),
-                "age": int(last["age"]),
-                "norm": str(last["norm"]),
-            }
+        """What a resumed run needs: plain numbers, texts, lists and dicts."""
+        last = self._last
+        if isinstance(last, SharpnessResult):
+            last = WarmStart.from_dict(last.state)
         return {
-            "last": last,
+            "last": None if last is None else last.to_json(),
             "value": _plain(self._value),
-            "ahead": None if self._ahead is None else _lists(self._ahead),
+            "ahead": None if self._ahead is None else as_lists(self._ahead),
             "age": self._age,
-            "check": self._check,
+            "cold_after": self._cold_after,
             "since": self._since,
-            "glance": self._glance,
+            "explore_after": self._explore_after,
             "found": _plain(self._found),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Resume from :meth:`state_dict`.
 
-        Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is something else, before any
-        change.
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is malformed, before any change.
         """
         last, ahead = state["last"], state["ahead"]
-        if last is not None and not (is_state(last) and holds_arrays(last["witness"])):
-            raise ValueError("a witness of another form")
+        last = None if last is None else WarmStart.from_dict(last)
+        if last is not None and not holds_arrays(last.witness):
+            raise ValueError("a malformed witness")
         if (last is None) is not (ahead is None) or not (ahead is None or holds_arrays(ahead)):
-            raise ValueError("a direction of another form")
+            raise ValueError("a malformed direction")
         numbers = [state["value"], state["found"]]
         if not all(x is None or is_number(x) for x in numbers):
             raise ValueError("a value that is no number")
-        counts = state["age"], state["check"], state["since"], state["glance"]
+        names = "age", "cold_after", "since", "explore_after"
+        counts = [state[name] for name in names]
         if not all(map(is_whole, counts)) or min(counts) < 0 or 0 in counts[1::2]:
-            raise ValueError("counts of another form")
-        if counts[1] > RAREST or counts[3] > CHECK:
-            raise ValueError("counts of another form")
+            raise ValueError("malformed counts")
+        if counts[1] > RAREST or counts[3] > COLD_EVERY:
+            raise ValueError("malformed counts")
         self._last, self._ahead = last, ahead
         self._value, self._found = (math.nan if x is None else float(x) for x in numbers)
-        self._age, self._check, self._since, self._glance = map(int, counts)
+        self._age, self._cold_after, self._since, self._explore_after = map(int, counts)
 
-    def _may_look(self, oracle: CountingOracle, norm: Norm) -> bool:
-        if not self._looks or self._ahead is None or oracle.free_hvps:
+    def _may_step(self, oracle: CountingOracle, norm: Norm) -> bool:
+        """Whether a power step can answer; in fewer than 32 bits a search estimates round-off."""
+        if not self._automatic or self._last is None or oracle.free_hvps:
             return False
-        if oracle.precision > SINGLE:  # what rounding leaves of a value, a search finds out
+        if oracle.precision > SINGLE:
             return False
-        last = self._last.state if isinstance(self._last, SharpnessResult) else self._last
-        if last["norm"] != repr(norm) or not isinstance(
-            choose(norm, oracle.space), (Ascent, Lanczos)
-        ):
+        last = (
+            self._last.state["norm"] if isinstance(self._last, SharpnessResult) else self._last.norm
+        )
+        if last != repr(norm) or not isinstance(choose(norm, oracle.space), (Ascent, Lanczos)):
             return False
-        if not isinstance(self._last, SharpnessResult):
+        if isinstance(self._last, WarmStart):
+            assert self._ahead is not None
             self._ahead = _read(self._ahead, norm, oracle)
         return self._ahead is not None
 
-    def _brief(self, oracle: CountingOracle, norm: Norm) -> bool:
-        """Whether the first search spends as much as a check: what it misses, they find."""
+    def _saves_at_first(self, oracle: CountingOracle, norm: Norm) -> bool:
+        """Whether the first search takes the products of a restart; later ones find the rest."""
         ascends = isinstance(choose(norm, oracle.space), Ascent)
-        return self._looks and ascends and not oracle.free_hvps and oracle.space.size <= HUGE
+        costly = not oracle.free_hvps and oracle.space.size <= SINGLE_START
+        return self._automatic and ascends and costly
 
-    def _glance_due(self, norm: Norm) -> bool:
-        if isinstance(norm, QuadraticNorm) or self._since < SOONEST:
+    def _exploration_due(self, norm: Norm) -> bool:
+        if isinstance(norm, QuadraticNorm) or self._since < EXPLORE_SOONEST:
             return False
         found, value = abs(self._found), abs(self._value)
         drifted = not found / DRIFT <= value <= DRIFT * found
-        return drifted or self._since >= self._glance
+        return drifted or self._since >= self._explore_after
 
     def _search(
-        self, oracle: CountingOracle, asked: Norm, start: Any, options: dict[str, Any]
+        self, oracle: CountingOracle, asked: Norm, start: Any, options: Options
     ) -> SharpnessResult:
-        result = sharpness(oracle, asked, start=start, throw=False, **options)
+        start = start.to_dict() if isinstance(start, WarmStart) else start
+        result = measured(oracle, asked, options, start=start, **self._call)
         if not result.status.failed:
-            self.follow(result)
+            self.update(result)
         return result
 
-    def _look(
+    def _power_steps(
         self, oracle: CountingOracle, norm: Norm, rtol: float | None
     ) -> tuple[SharpnessResult | None, bool]:
-        """The better of at most two looks, and whether it holds; None if one is not finite."""
-        if not math.isfinite(float(oracle.loss())):
+        """The better of at most two, and whether it is accepted; None if one is not finite."""
+        loss = float(oracle.loss())
+        if not math.isfinite(loss):
             return None, False
         best: SharpnessResult | None = None
-        still = False
-        for _ in range(LOOKS):
+        converged = False
+        for _ in range(POWER_STEPS):
             assert self._ahead is not None
             with oracle.surroundings():
-                looked = oracle.run(PowerStep(norm), self._ahead, oracle.gradient())
-            result = _result(looked, oracle, norm, self._age)
+                stepped = oracle.run(PowerStep(norm), self._ahead, oracle.gradient())
+            result = _result(stepped, oracle, norm, loss, self._age)
             if result is None:
                 return None, False
             if best is not None and not isinstance(norm, QuadraticNorm):
-                still = abs(result.value - best.value) <= STILL * best.value
-                still = still and best.value >= (1 - FALLING) * self._value
+                converged = abs(result.value - best.value) <= CONVERGED * best.value
+                converged = converged and best.value >= (1 - DROP) * self._value
             if best is None or result.value > best.value:
-                best, self._ahead = result, looked.ahead
+                best, self._ahead = result, stepped.ahead
             if _steady(best, self._value, norm, rtol):
                 break
         assert best is not None
-        return best, still or _holds(best, self._value, norm, rtol)
+        return best, converged or _accepted(best, self._value, norm, rtol)
 
 
-def _calm(result: SharpnessResult, known: float) -> bool:
+def _found_nothing(result: SharpnessResult, known: float) -> bool:
     return not result.status.failed and result.value <= known + (SURPRISE - 1) * abs(known)
-
-
-def _aged(last: Any, age: int) -> Any:
-    """A result, or its state, as that of a measurement so many after a cold one."""
-    if isinstance(last, SharpnessResult):
-        return replace(last, state=last.state | {"age": age})
-    return last | {"age": age}
-
-
-def _lists(blocks: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x if isinstance(x, list) else to_numpy(x).tolist() for name, x in blocks.items()}
 
 
 def _plain(x: float) -> float | None:
@@ -238,45 +236,44 @@ def _plain(x: float) -> float | None:
 
 
 def _read(lists: Mapping[str, Any], norm: Norm, oracle: CountingOracle) -> Blocks | None:
-    """Blocks from lists; None where they are no direction in this space."""
+    """Blocks from lists; None if they are no direction in this space."""
     try:
         return as_start(arrays_of(lists), oracle, norm)[0]
     except (ShapeError, ArgumentError):
         return None
 
 
-def _result(looked: PowerIterate, oracle: CountingOracle, norm: Norm, age: int) -> SharpnessResult | None:
-    value, residual, dual_norm = to_numpy(looked.numbers).tolist()
+def _result(
+    stepped: PowerIterate, oracle: CountingOracle, norm: Norm, loss: float, age: int
+) -> SharpnessResult | None:
+    value, residual, dual_norm = to_numpy(stepped.numbers).tolist()
     # An entry that is not finite makes the sums so, too.
     if not (math.isfinite(value) and math.isfinite(dual_norm)):
         return None
     name = repr(norm)
     return SharpnessResult(
         value=value,
-        direction=looked.direction,
+        direction=stepped.direction,
         bound=Bound.LOWER,
         status=Status.COMPLETED,
         norm=name,
-        estimator="Look()",
+        estimator="PowerStep()",
         num_hvps=oracle.num_hvps,
         dual_norm=dual_norm,
+        loss=loss,
         residual=None if math.isnan(residual) else residual / abs(value) if value else math.inf,
         notes=oracle.notes,
-        state={
-            "witness": looked.direction,  # on its device: what a search starts from
-            "age": age,
-            "norm": name,
-        },
+        state=WarmStart(stepped.direction, age, name).to_dict(),  # stays on its device
     )
 
 
 def _steady(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
     if isinstance(norm, QuadraticNorm):
-        return _holds(result, last, norm, rtol)
+        return _accepted(result, last, norm, rtol)
     return abs(result.value - last) <= STEADY * abs(last)
 
 
-def _holds(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
+def _accepted(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
     if result.value <= 0:
         return False
     if isinstance(norm, QuadraticNorm):

@@ -33,7 +33,7 @@ class Norm(ABC):
     # Whether ``lmo`` factorises matrices, and so costs more than one pass over the entries.
     decomposes: bool = False
     # Whether tensors do not matter, only entries (as in ℓ1, ℓ2, ℓ∞): joined to one vector, blocks
-    # have the same norm. Then ``value`` is not finite where an entry is not, and ``lmo`` takes such.
+    # have the same norm. Then ``value`` is not finite if an entry is not, and ``lmo`` accepts such.
     entrywise: bool = False
 
     def bind(self, space: Space) -> Norm:

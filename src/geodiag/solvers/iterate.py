@@ -1,8 +1,8 @@
-"""The one loop: every ascent runs through the oracle's ``loop``.
+"""The driver of every ascent: repeats a step through the oracle's ``loop``.
 
-A solver owns a pure ``step`` from population to population; the driver owns the counting of
-iterations, the stopping rule and the history. Nothing in here syncs with the host except the loop's
-own condition, so an adapter may compile the whole of it.
+A solver owns a pure ``step`` from iterates to iterates. The driver counts iterations, decides when
+to stop and keeps the history. Nothing here waits for the host but the loop's own condition, so an
+adapter may compile all of it.
 """
 
 from __future__ import annotations
@@ -14,97 +14,101 @@ from geodiag.blocks import Array, Blocks, array_namespace, device
 from geodiag.core.batched import dots, join, pick
 from geodiag.oracles.base import Oracle
 
-# "Until two successive relative improvements are below rtol."
-CALM = 2
+# An ascent has converged after so many successive relative improvements below rtol.
+PATIENCE = 2
 
 
-class Population(NamedTuple):
-    """Where K directions inside the unit ball stand."""
+class Iterates(NamedTuple):
+    """K directions inside the unit ball that are improved together."""
 
     direction: Blocks  # (K, …): stacked
     image: Blocks  # (K, …): H · direction
     value: Array  # (K,): ⟨direction, image⟩
-    calm: Array  # (K,) integers: successive iterations without a noticeable improvement
-    fresh: Array  # (K,) booleans: whether the image is a product as asked, not a combination
+    stalled: Array  # (K,) integers: successive iterations that improved by less than rtol
+    fresh: Array  # (K,) booleans: whether the image is a product itself, not a combination
 
 
 class Run(NamedTuple):
-    """A population after some iterations."""
+    """Iterates after some iterations."""
 
-    population: Population
+    iterates: Iterates
     iterations: Array  # 0-d integer; each took one product per member
     history: Array  # (limit,): the best value after each iteration; NaN beyond
 
 
-Step = Callable[[Population], Population]
+Step = Callable[[Iterates], Iterates]
 
 
-def begin(direction: Blocks, image: Blocks) -> Population:
-    """A population before its first iteration."""
+def begin(direction: Blocks, image: Blocks) -> Iterates:
+    """Iterates before the first iteration."""
     value = dots(direction, image)
     xp = array_namespace(value)
-    calm = xp.zeros(value.shape, dtype=xp.int32, device=device(value))
-    return Population(direction, image, value, calm, calm == 0)
+    stalled = xp.zeros(value.shape, dtype=xp.int32, device=device(value))
+    return Iterates(direction, image, value, stalled, stalled == 0)
 
 
 def run(
     oracle: Oracle,
     step: Step,
-    population: Population,
+    iterates: Iterates,
     limit: int,
     rtol: float,
-    calm: int = CALM,
-    room: Array | None = None,
+    patience: int = PATIENCE,
+    max_steps: Array | None = None,
 ) -> Run:
-    """At most ``limit`` steps, until no member gains ``rtol`` in ``calm`` successive ones.
+    """Repeat ``step`` until no member has improved by ``rtol`` in ``patience`` successive steps.
 
-    Or until one is not finite. Members that have converged go along: a population steps as one.
-    ``room``: fewer steps, 0-d, for a program that is compiled once and run with several budgets.
+    It also ends at a value that is not finite. All members take part in every step.
+
+    Args:
+        oracle: whose ``loop`` repeats.
+        step: the step.
+        iterates: where it starts.
+        limit: steps at most; the length of the history.
+        rtol: the relative improvement that counts.
+        patience: steps without one, of every member, at which it ends.
+        max_steps: fewer steps than ``limit``, 0-d, for a program that is compiled once and run with
+            several budgets.
     """
-    value, limit = population.value, max(limit, 0)
+    value, limit = iterates.value, max(limit, 0)
     xp = array_namespace(value)
     unset = xp.full((limit,), float("nan"), dtype=value.dtype, device=device(value))
     zero = xp.zeros((), dtype=xp.int32, device=device(value))
-    state = Run(population, zero, unset)
+    state = Run(iterates, zero, unset)
     if not limit:
         return state
     most = (
         xp.full((), limit, dtype=zero.dtype, device=device(value))
-        if room is None
-        else xp.astype(room, zero.dtype)
+        if max_steps is None
+        else xp.astype(max_steps, zero.dtype)
     )
     places = xp.arange(limit, dtype=zero.dtype, device=device(value))
 
     def go_on(s: Run) -> Array:
-        p = s.population
-        busy = xp.any(p.calm < calm) & xp.all(xp.isfinite(p.value))
-        return (s.iterations < most) & busy
+        p = s.iterates
+        improving = xp.any(p.stalled < patience) & xp.all(xp.isfinite(p.value))
+        return (s.iterations < most) & improving
 
     def body(s: Run) -> Run:
-        old, new = s.population, step(s.population)
-        gained = new.value - old.value > rtol * xp.abs(new.value)
-        quiet = xp.where(gained, xp.zeros_like(old.calm), old.calm + 1)
+        old, new = s.iterates, step(s.iterates)
+        improved = new.value - old.value > rtol * xp.abs(new.value)
+        stalled = xp.where(improved, xp.zeros_like(old.stalled), old.stalled + 1)
         history = xp.where(places == s.iterations, xp.max(new.value), s.history)
-        return Run(new._replace(calm=quiet), s.iterations + 1, history)
+        return Run(new._replace(stalled=stalled), s.iterations + 1, history)
 
     return oracle.loop(go_on, body, state)
 
 
-def best(population: Population, count: int = 1) -> Population:
+def best(iterates: Iterates, count: int = 1) -> Iterates:
     """The ``count`` members of largest value, the best first."""
-    xp = array_namespace(population.value)
-    order = xp.argsort(population.value, descending=True, stable=True)[:count]
-    return Population(
-        pick(population.direction, order),
-        pick(population.image, order),
-        xp.take(population.value, order),
-        xp.take(population.calm, order),
-        xp.take(population.fresh, order),
-    )
+    xp = array_namespace(iterates.value)
+    order = xp.argsort(iterates.value, descending=True, stable=True)[:count]
+    stacks = pick(iterates.direction, order), pick(iterates.image, order)
+    return Iterates(*stacks, *(xp.take(each, order) for each in iterates[2:]))
 
 
-def together(*populations: Population) -> Population:
-    """Populations as one."""
-    xp = array_namespace(populations[0].value)
-    first, second, *rest = zip(*populations, strict=True)
-    return Population(join(*first), join(*second), *(xp.concat(list(each)) for each in rest))
+def together(*groups: Iterates) -> Iterates:
+    """Several groups as one."""
+    xp = array_namespace(groups[0].value)
+    first, second, *rest = zip(*groups, strict=True)
+    return Iterates(join(*first), join(*second), *(xp.concat(list(each)) for each in rest))

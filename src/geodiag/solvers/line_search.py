@@ -15,16 +15,16 @@ from geodiag.blocks import Array, Blocks, array_namespace, axpy, dot, scale, whe
 from geodiag.core.batched import blend, dots, one, only
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
-from geodiag.solvers.iterate import Population
+from geodiag.solvers.iterate import Iterates
 
 
-def segment(norm: Norm, hvps: Callable[[Blocks], Blocks], p: Population) -> Population:
+def segment(norm: Norm, hvps: Callable[[Blocks], Blocks], p: Iterates) -> Iterates:
     """Each member to the best point between it and lmo(Hd), if that is better."""
     target = norm.lmos(p.image)
     return toward(p, target, hvps(target))
 
 
-def toward(p: Population, target: Blocks, image: Blocks) -> Population:
+def toward(p: Iterates, target: Blocks, image: Blocks) -> Iterates:
     """Each member to the best point between it and its target or the opposite of that, if that is
     better."""
     xp = array_namespace(p.value)
@@ -47,7 +47,7 @@ def toward(p: Population, target: Blocks, image: Blocks) -> Population:
     )
 
 
-def sphere(oracle: Oracle, norm: Norm, turn: int, p: Population) -> Population:
+def sphere(oracle: Oracle, norm: Norm, turn: int, p: Iterates) -> Iterates:
     """For H negative on all of the sphere met so far: the best direction in a plane through d.
 
     For one member of unit norm. The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction

@@ -1,10 +1,10 @@
-"""A population of starts, most of them tried for free, and the ascent of the best.
+"""Search from many starts, most of which cost no product, and the ascent of the best.
 
-``Cold`` spends its products in three parts: a short Lanczos run, whose products make a surrogate of
-H; on it many starts are ascended at no cost (lmo of the gradient, of the top Ritz vector, rounded
-random vectors of its range), and only its best distinct maxima are tried on H itself; these, and
-the starts that were known before, race until one is left, which climbs to its maximum. ``Explore``
-adds a round of new starts to what a population has reached, with all products so far.
+``MultiStart`` spends its products in three parts. A short Lanczos run gives a Nyström approximation
+of H. On it many starts ascend at no cost (lmo of the gradient, of the top Ritz vector, of random
+vectors of its range), and only the best distinct maxima are tried on H itself. These and the given
+starts go through successive halving, and the last one climbs to its maximum. ``Round`` adds new
+starts to what was reached, with all products so far.
 
 Both are programs (see :class:`geodiag.oracles.base.Program`): pure functions of arrays.
 """
@@ -30,33 +30,33 @@ from geodiag.core.batched import join
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel
-from geodiag.solvers.iterate import Population
+from geodiag.solvers.iterate import Iterates
 from geodiag.solvers.line_search import positive, segment
 from geodiag.solvers.nystrom import Products, add, fit, krylov, propose, spare
 from geodiag.solvers.program import NormProgram
 
-# The Lanczos run starts from the gradient, which training aligns with the top of the spectrum, and
-# from this much of a random direction, lest the rest be missed.
+# The Lanczos run starts from the gradient, which training aligns with the top of the spectrum, plus
+# this much of a random direction, so that no eigenvector is missed.
 NOISE = 0.3
-# Rows kept for the products of Explore.
+# Rows kept for the products of Round.
 SPARE = 24
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many products go where."""
+    """How the products are spent."""
 
-    krylov: int = 0  # to the surrogate
-    candidates: int = 0  # starts that it proposes
-    rehearsal: int = 0  # steps on the surrogate, which cost no product
-    race: int = 2  # steps of every start before the worse half is left behind
+    krylov: int = 0  # Lanczos steps, for the Nyström approximation
+    candidates: int = 0  # starts that the approximation proposes
+    model_steps: int = 0  # ascent steps on the approximation, which cost no product
+    race: int = 2  # steps of every start before the worse half is dropped
     climb: int = 2  # steps of the last
     rtol: float = 1e-4
-    calm: int = iterate.CALM  # steps in a row that gain less than rtol, and the ascent is over
-    explored: bool = False  # whether Explore follows, and needs the products
+    patience: int = iterate.PATIENCE  # successive steps below rtol at which an ascent ends
+    rounds: bool = False  # whether Round follows, which needs the products
 
     def spent(self, known: int) -> int:
-        """The products spent at most, with ``known`` starts given."""
+        """The products spent at most, with so many starts given."""
         members = known + self.candidates
         total = self.krylov + members + self.climb
         while members > 1:
@@ -68,16 +68,16 @@ class Plan:
 class Outcome(NamedTuple):
     """What a program reached."""
 
-    best: Population  # of one member
-    values: Array  # (K,): what the starts had reached when the first of them was left behind
+    best: Iterates  # of one member
+    values: Array  # (K,): what the starts had reached when the first of them was dropped
     history: Array  # the best value, iteration by iteration; NaN where none was made
     products: Products | None  # on the flat view, if there is one
     num_hvps: Array  # 0-d integer
 
 
 @dataclass(frozen=True)
-class Cold(NormProgram):
-    """The search from nothing, or from known starts alone (``plan.krylov`` zero)."""
+class MultiStart(NormProgram):
+    """The search from given starts and, with ``plan.krylov``, from the approximation's."""
 
     plan: Plan
 
@@ -88,11 +88,18 @@ class Cold(NormProgram):
         gradient: Blocks,
         noise: Blocks | None = None,
         mixtures: Array | None = None,
-        room: Array | None = None,
+        max_climb: Array | None = None,
     ) -> Outcome:
-        """``known``: a stack of starts inside the unit ball. ``noise``: a random direction, and
-        ``mixtures`` (N, krylov) standard normal numbers, for the surrogate. ``room``: steps of the
-        climb, at most ``plan.climb``."""
+        """Run the plan.
+
+        Args:
+            oracle: of the products.
+            known: a stack of starts inside the unit ball, or None.
+            gradient: ∇L.
+            noise: a random direction for the Lanczos run.
+            mixtures: (N, krylov) standard normal numbers, for starts on the approximation.
+            max_climb: steps of the climb, if fewer than ``plan.climb``.
+        """
         oracle, norm, view = ravel.view(oracle, self.norm)
         if view:
             known = None if known is None else view.flat_stack(known)
@@ -108,36 +115,36 @@ class Cold(NormProgram):
             products, finite = _sound(krylov(oracle, first, plan.krylov))
             proposed = propose(
                 oracle, norm, fit(products), mixtures, gradient,
-                steps=plan.rehearsal, count=plan.candidates,
+                steps=plan.model_steps, count=plan.candidates,
             )  # fmt: skip
             known = proposed if known is None else join(known, proposed)
         assert known is not None
-        population = iterate.begin(known, oracle.hvps(known))
+        iterates = iterate.begin(known, oracle.hvps(known))
         if products is not None:
-            value = population.value
+            value = iterates.value
             xp = array_namespace(value)
-            population = population._replace(value=xp.where(finite, value, value + float("nan")))
-            if plan.explored:
+            iterates = iterates._replace(value=xp.where(finite, value, value + float("nan")))
+            if plan.rounds:
                 products = add(
-                    spare(products, SPARE), population.direction, population.image, plan.krylov
+                    spare(products, SPARE), iterates.direction, iterates.image, plan.krylov
                 )
             else:
                 products = None
-        run, values, history, spent = _race(oracle, norm, population, plan, room)
+        run, values, history, spent = _race(oracle, norm, iterates, plan, max_climb)
         spent = spent + plan.krylov
         return Outcome(_full(run, view), values, history, products, spent)
 
 
 @dataclass(frozen=True)
-class Explore(NormProgram):
-    """A round: random starts and proposals of the surrogate, against the best so far."""
+class Round(NormProgram):
+    """Random starts and candidates of the Nyström approximation, against the best so far."""
 
     plan: Plan
 
     def __call__(
         self,
         oracle: Oracle,
-        best: Population,
+        best: Iterates,
         products: Products,
         gradient: Blocks,
         randoms: Blocks,
@@ -152,25 +159,25 @@ class Explore(NormProgram):
             )
         proposed = propose(
             oracle, norm, fit(products), mixtures, gradient,
-            steps=plan.rehearsal, count=plan.candidates, known=best.direction,
+            steps=plan.model_steps, count=plan.candidates, known=best.direction,
         )  # fmt: skip
         known = join(norm.lmos(randoms), proposed)
-        population = iterate.begin(known, oracle.hvps(known))
+        iterates = iterate.begin(known, oracle.hvps(known))
         raced = iterate.run(
-            oracle, _step(oracle, norm, plan), population, plan.race, plan.rtol, plan.calm
+            oracle, _step(oracle, norm, plan), iterates, plan.race, plan.rtol, plan.patience
         )
-        for each in (population, raced.population):
+        for each in (iterates, raced.iterates):
             products = add(products, each.direction, each.image, plan.krylov)
-        leaders = iterate.together(best, iterate.best(raced.population))
+        leaders = iterate.together(best, iterate.best(raced.iterates))
         top = iterate.best(leaders)
         climbed = iterate.run(
-            oracle, _step(oracle, norm, plan), top, plan.climb, plan.rtol, plan.calm
+            oracle, _step(oracle, norm, plan), top, plan.climb, plan.rtol, plan.patience
         )
-        members = population.value.shape[0]
+        members = iterates.value.shape[0]
         spent = members * (1 + raced.iterations) + climbed.iterations
         return Outcome(
-            _full(climbed.population, view),
-            raced.population.value,
+            _full(climbed.iterates, view),
+            raced.iterates.value,
             climbed.history,
             products,
             spent,
@@ -178,8 +185,10 @@ class Explore(NormProgram):
 
 
 def _sound(products: Products) -> tuple[Products, Array]:
-    """The products, zero if one of them is not finite, and whether all are: a factorisation of NaN
-    may raise, or not end."""
+    """The products, zero if one of them is not finite, and whether all are finite.
+
+    A decomposition of NaN may raise or hang.
+    """
     finite = all_finite(products.images)
     nothing = zeros_like(products.images)
     xp = array_namespace(products.inner)
@@ -188,34 +197,34 @@ def _sound(products: Products) -> tuple[Products, Array]:
 
 
 def _race(
-    oracle: Oracle, norm: Norm, population: Population, plan: Plan, room: Array | None
-) -> tuple[Population, Array, Array, Array]:
-    """Successive halving, then the climb of the last; with the products spent from the start on."""
-    xp = array_namespace(population.value)
+    oracle: Oracle, norm: Norm, iterates: Iterates, plan: Plan, max_climb: Array | None
+) -> tuple[Iterates, Array, Array, Array]:
+    """Successive halving, then the climb of the last; the products spent are counted."""
+    xp = array_namespace(iterates.value)
     step = _step(oracle, norm, plan)
-    members = population.value.shape[0]
-    spent = xp.full((), members, dtype=xp.int32, device=device(population.value))
-    histories, values = [], population.value
+    members = iterates.value.shape[0]
+    spent = xp.full((), members, dtype=xp.int32, device=device(iterates.value))
+    histories, values = [], iterates.value
     while members > 1:
-        run = iterate.run(oracle, step, population, plan.race, plan.rtol, plan.calm)
+        run = iterate.run(oracle, step, iterates, plan.race, plan.rtol, plan.patience)
         spent = spent + members * run.iterations
         histories.append(run.history)
         if not histories[1:]:
-            values = run.population.value
+            values = run.iterates.value
         members = (members + 1) // 2
-        population = iterate.best(run.population, members)
-    run = iterate.run(oracle, step, population, plan.climb, plan.rtol, plan.calm, room)
+        iterates = iterate.best(run.iterates, members)
+    run = iterate.run(oracle, step, iterates, plan.climb, plan.rtol, plan.patience, max_climb)
     history = xp.concat([*histories, run.history])
-    return run.population, values, history, spent + run.iterations
+    return run.iterates, values, history, spent + run.iterations
 
 
 def _step(oracle: Oracle, norm: Norm, plan: Plan) -> iterate.Step:
-    return lambda population: segment(norm, oracle.hvps, population)
+    return lambda iterates: segment(norm, oracle.hvps, iterates)
 
 
-def _full(population: Population, view: ravel.Flat | None) -> Population:
+def _full(iterates: Iterates, view: ravel.Flat | None) -> Iterates:
     if view is None:
-        return population
-    return population._replace(
-        direction=view.full(population.direction), image=view.full(population.image)
+        return iterates
+    return iterates._replace(
+        direction=view.full(iterates.direction), image=view.full(iterates.image)
     )

@@ -14,7 +14,7 @@ from geodiag.core.batched import combine, cross, join, lengths, one, pick, resca
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate
-from geodiag.solvers.iterate import Population
+from geodiag.solvers.iterate import Iterates
 from geodiag.solvers.line_search import positive, segment
 
 # Directions of DᵀY below this fraction of its largest eigenvalue are left out: inverted, they would
@@ -137,16 +137,16 @@ def propose(
     top = xp.where(xp.arange(top.shape[1], device=device(top)) == top.shape[1] - 1, 1 + top, top)
     starts = join(one(gradient), combine(xp.concat([top, rounded], axis=0), surrogate.basis))
     directions = norm.lmos(starts)
-    population = iterate.begin(directions, surrogate.images(directions))
+    iterates = iterate.begin(directions, surrogate.images(directions))
 
-    def step(p: Population) -> Population:
+    def step(p: Iterates) -> Iterates:
         return segment(norm, surrogate.images, p)
 
-    found = iterate.run(oracle, step, population, steps, 1e-4).population
+    found = iterate.run(oracle, step, iterates, steps, 1e-4).iterates
     return _distinct(found, count, known)
 
 
-def _distinct(found: Population, count: int, known: Blocks | None) -> Blocks:
+def _distinct(found: Iterates, count: int, known: Blocks | None) -> Blocks:
     values = found.value
     xp = array_namespace(values)
     units = rescale(found.direction, 1 / positive(lengths(found.direction)))

@@ -1,4 +1,4 @@
-"""A warm measurement: two steps from the last witness, the second prepared on a surrogate of H."""
+"""A warm search: two or three products from the last witness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from geodiag.blocks import Array, Blocks, array_namespace
 from geodiag.core.batched import cross, join, lengths, rescale
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel
-from geodiag.solvers.iterate import Population
+from geodiag.solvers.iterate import Iterates
 from geodiag.solvers.line_search import positive, segment, toward
 from geodiag.solvers.multistart import Outcome
 from geodiag.solvers.nystrom import Products, fit
@@ -16,44 +16,48 @@ from geodiag.solvers.program import NormProgram, spent
 
 
 @dataclass(frozen=True)
-class Track(NormProgram):
-    """Three products: at the witness, at lmo(Hd), and at the maximum, near there, of the surrogate
-    that these two make. The third is asked for only where the second gained ``rtol``."""
+class Refresh(NormProgram):
+    """The witness moved to a better point nearby, by two products or three.
+
+    The first product is at the witness d, the second at lmo(Hd). If the second improves the value
+    by ``rtol``, a third is computed at the maximum, near there, of the Nyström approximation that
+    these two make.
+    """
 
     rtol: float
-    rehearsal: int = 3  # steps on the surrogate
+    model_steps: int = 3  # of the ascent on the approximation
 
-    def __call__(self, oracle: Oracle, known: Blocks) -> Outcome:
-        """``known``: a stack of one, the witness."""
+    def __call__(self, oracle: Oracle, witness: Blocks) -> Outcome:
+        """``witness``: as a stack of one."""
         oracle, norm, view = ravel.view(oracle, self.norm)
         if view:
-            known = view.flat_stack(known)
-        start = iterate.begin(known, oracle.hvps(known))
+            witness = view.flat_stack(witness)
+        start = iterate.begin(witness, oracle.hvps(witness))
         target = norm.lmos(start.image)
         image = oracle.hvps(target)
         first = toward(start, target, image)
         xp = array_namespace(first.value)
 
-        def gained(state: tuple[Population, Array]) -> Array:
+        def improved(state: tuple[Iterates, Array]) -> Array:
             p, steps = state
             rise = first.value[0] - start.value[0]
             more = (rise > self.rtol * xp.abs(first.value[0])) & xp.isfinite(p.value[0])
             return more & (steps < 1)
 
-        def second(state: tuple[Population, Array]) -> tuple[Population, Array]:
+        def third(state: tuple[Iterates, Array]) -> tuple[Iterates, Array]:
             p, steps = state
-            surrogate = fit(_products(join(known, target), join(start.image, image)))
+            model = fit(_products(join(witness, target), join(start.image, image)))
             tried = norm.lmos(p.image)
-            rehearsed = iterate.run(
+            ascended = iterate.run(
                 oracle,
-                lambda q: segment(norm, surrogate.images, q),
-                iterate.begin(tried, surrogate.images(tried)),
-                self.rehearsal,
+                lambda q: segment(norm, model.images, q),
+                iterate.begin(tried, model.images(tried)),
+                self.model_steps,
                 self.rtol,
-            ).population.direction
-            return toward(p, rehearsed, oracle.hvps(rehearsed)), steps + 1
+            ).iterates.direction
+            return toward(p, ascended, oracle.hvps(ascended)), steps + 1
 
-        last, steps = oracle.loop(gained, second, (first, spent(known, 0)))
+        last, steps = oracle.loop(improved, third, (first, spent(witness, 0)))
         if view:
             last = last._replace(direction=view.full(last.direction), image=view.full(last.image))
         return Outcome(last, last.value, xp.concat([first.value, last.value]), None, steps + 2)

@@ -122,7 +122,7 @@ def states(made: geodiag.Monitor) -> Any:
             "last": last,
             "ahead": witnesses(),
             "age": AGES,
-            "check": AGES,
+            "cold_after": AGES,
             "value": st.sampled_from((1.0, None)),
             "found": st.sampled_from((1.0, None)),
         }

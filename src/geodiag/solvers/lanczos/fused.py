@@ -62,8 +62,8 @@ class Declined(NamedTuple):
 class Numbers(NamedTuple):
     """What the host decides by: 0-d arrays, on the host floats."""
 
-    loss: Any  # whether it is finite, as the next
-    gradient: Any
+    loss: Any  # L(w)
+    gradient: Any  # whether it is finite
     length: Any  # of lmo(∇L)
     sound: Any
     count: Any  # steps
@@ -171,7 +171,7 @@ class Whole(NormProgram):
         asks = steps.count + spent(witness, 1) * (certified & ~single)
         said = closing(self.norm, direction, view.full(image), gradient, opening.steepest, asks)
         numbers = Numbers(
-            xp.isfinite(oracle.loss()), opening.finite, opening.length, opening.sound,
+            oracle.loss(), opening.finite, opening.length, opening.sound,
             steps.count, steps.look.done, steps.invariant, lost,
             said.value, said.residual, said.dual_norm, said.finite, certified,
         )  # fmt: skip
