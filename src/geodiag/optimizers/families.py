@@ -14,10 +14,12 @@ radius. To add a family: a class here, and a reader that fills its slots in each
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
-from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.blocks import Array, Blocks, array_namespace, namespace
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral
@@ -36,7 +38,11 @@ class RadiiByName:
     radii: tuple[tuple[str, float], ...]
 
     def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
-        return dict(self.radii)[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, float]:
+        return dict(self.radii)
 
     @property
     def __name__(self) -> str:
@@ -55,7 +61,9 @@ class Quadratic(Family):
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
         p = {s.name: self.diagonal(s) / rates[s.name] for s in slots}
-        if not self.stateful and set(p.values()) == {1.0}:
+        if self.stateful:
+            _require_positive(p)
+        elif set(p.values()) == {1.0}:
             return L2()
 
         def metric(d: Blocks) -> Blocks:
@@ -84,7 +92,7 @@ class GradientDescent(Quadratic):
 
 
 class _Preconditioned(Quadratic):
-    """P from the second moment of the gradient."""
+    """P = √v + ε from the second moment v of the gradient, with the corrections of the slot."""
 
     stateful = True
 
@@ -95,14 +103,6 @@ class _Preconditioned(Quadratic):
                 got="an optimizer state from before its first step",
                 do="measure after that step; leave parameters without gradients out with where=",
             )
-        p = self.root(slot)
-        xp = array_namespace(p)
-        if not bool(xp.all((p > 0) & xp.isfinite(p))):
-            raise NormError(f"the preconditioner is not positive and finite at {slot.name!r}")
-        return p
-
-    def root(self, slot: Slot) -> Array:
-        """√v + ε, with the corrections that the slot tells."""
         v = _at_least_float32(slot.second_moment)
         if slot.mean_gradient is not None:
             v = v - _at_least_float32(slot.mean_gradient) ** 2
@@ -119,8 +119,8 @@ class Adam(_Preconditioned):
 
     ema = True
 
-    def root(self, slot: Slot) -> Array:
-        return super().root(slot) * (1 - slot.momentum**slot.steps)
+    def diagonal(self, slot: Slot) -> Array:
+        return super().diagonal(slot) * (1 - slot.momentum**slot.steps)
 
     def direction(self, slot: Slot) -> Array | None:
         if slot.nesterov or slot.first_moment is None:
@@ -160,10 +160,9 @@ class MuonDescent(_Normalized):
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
         radii = {s.name: muon_radius(*s.matrix, s.rms) * rates[s.name] for s in slots if s.matrix}
+        matrices = {n: v.shape(space.shapes[n]) for n, v in space.matrix_view.items()}
         for adjust, rule in Muon.rules.items():  # a norm with a name, where it is one
-            if radii == {
-                n: rule(n, v.shape(space.shapes[n])) for n, v in space.matrix_view.items()
-            }:
+            if radii == {name: rule(name, shape) for name, shape in matrices.items()}:
                 return Muon(adjust)
         return Spectral(RadiiByName(tuple(radii.items())))
 
@@ -204,6 +203,14 @@ class SteepestDescent(Family):
     def _is_separable(self) -> bool:
         """Whether each parameter's step depends on its own gradient alone."""
         return self.normalized and isinstance(self.own, (Linf, MaxOver))
+
+
+def _require_positive(p: Blocks) -> None:
+    xp = namespace(p)
+    positive = {name: xp.all((x > 0) & xp.isfinite(x)) for name, x in p.items()}
+    if not bool(reduce(operator.and_, positive.values())):  # the host waits once
+        bad = next(name for name, each in positive.items() if not bool(each))
+        raise NormError(f"the preconditioner is not positive and finite at {bad!r}")
 
 
 def _with_decay(update: Update, slots: Sequence[Slot]) -> Update:

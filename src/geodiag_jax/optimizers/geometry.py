@@ -27,10 +27,6 @@ def geometry(
 ) -> tuple[Norm, Update]:
     """The norm in which an optax optimizer descends, and its update rule, as its state tells them.
 
-        norm, update = geodiag_jax.geometry(opt_state, params, lr=1e-3)
-        result = geodiag.sharpness(loss, norm, params=params, data=batch)
-        result.value / update.threshold(result.dual_norm)  # the edge is at 1
-
     Args:
         opt_state: the state after at least one step of adam, adamw, nadam, amsgrad, rmsprop, lion
             or contrib.muon, also inside chain, masked, partition and inject_hyperparams.
@@ -48,6 +44,15 @@ def geometry(
         ArgumentError: the geometry is not known, or a hyperparameter cannot be used.
         ParameterError: the parameters cannot be measured.
         NormError: the preconditioner is not known yet, or not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> params = {"w": jnp.ones(3)}
+        >>> adam = optax.adam(0.1, b1=0.5)
+        >>> _, state = adam.update(params, adam.init(params))
+        >>> norm, update = geometry(state, params, lr=0.1, hyperparams={"b1": 0.5})
+        >>> norm, round(float(update.threshold(None)), 4)  # (2 / 0.1) · (1 + 0.5) / (1 − 0.5)
+        (Preconditioned(P), 60.0)
     """
     check_hyperparams(hyperparams)
     if lr is not None and as_number(lr) is None:

@@ -54,6 +54,13 @@ def non_euclidean_gd(
         ArgumentError: ``lr`` is not positive, or ``norm`` is not a norm.
         UnknownNorm: no norm is registered under the name.
         NormError: from ``update``, where the norm does not apply to the parameters.
+
+    Examples:
+        >>> sign_descent = non_euclidean_gd(0.5, "linf", normalized=True)
+        >>> gradient = {"w": jnp.array([3.0, -1.0])}
+        >>> updates, _ = sign_descent.update(gradient, sign_descent.init(gradient))
+        >>> updates["w"].tolist()
+        [-0.5, 0.5]
     """
     if not (callable(lr) or isinstance(lr, jax.core.Tracer)):
         require_lr(lr, do="pass e.g. lr=0.01, or an optax schedule")

@@ -70,6 +70,7 @@ class Entry:
     """One parameter in one state: its arrays by the state's fields, and all hyperparameters."""
 
     name: str
+    kind: type  # of the state
     arrays: Mapping[str, Array]
     steps: int
     options: Mapping[str, Any]  # by the names of DEFAULTS, and learning_rate
@@ -77,6 +78,8 @@ class Entry:
 
     def slot(self, family: Family, unknown: str = "", **fields: Any) -> Slot:
         """A slot with what all transformations have alike."""
+        if self.traced and not isinstance(family, RMSprop):
+            raise _unknown(f"{self.kind.__name__} with TraceState")
         lr, decay = self.options["learning_rate"], self.options["weight_decay"]
         if lr is None:
             lr, unknown = math.nan, "the learning rate is not in the optimizer's state: pass lr="
@@ -155,7 +158,7 @@ def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slo
     nodes = list(_walk(opt_state, {}))
     traces = [node.trace for node, _ in nodes if isinstance(node, optax.TraceState)]
     traced = {name for trace in traces for name in _by_name(trace)}
-    found: dict[str, tuple[type, Entry]] = {}
+    found: dict[str, Entry] = {}
     for node, injected in nodes:
         kind = type(node)
         if kind not in READERS:
@@ -167,21 +170,9 @@ def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slo
             if name in found:
                 raise _unknown(f"two states for {name!r}")
             arrays = {t: leaves[name] for t, leaves in trees.items()}
-            found[name] = kind, Entry(name, arrays, steps, options, name in traced)
+            found[name] = Entry(name, kind, arrays, steps, options, name in traced)
     if not found:
         raise _unknown("TraceState" if traced else "a state without statistics")
-    _check_covers({name: entry for name, (_, entry) in found.items()}, space)
-    return [_slot(*found[name]) for name in space.names]
-
-
-def _slot(kind: type, entry: Entry) -> Slot:
-    slot = READERS[kind](entry)
-    if entry.traced and not isinstance(slot.family, RMSprop):
-        raise _unknown(f"{kind.__name__} with TraceState")
-    return slot
-
-
-def _check_covers(found: Mapping[str, Entry], space: Space) -> None:
     for name, shape in space.shapes.items():
         held = None if name not in found else next(iter(found[name].arrays.values())).shape
         if held != shape:
@@ -190,6 +181,7 @@ def _check_covers(found: Mapping[str, Entry], space: Space) -> None:
                 got="nothing of this name" if held is None else f"shape {held}",
                 do="pass the state of these parameters; leave out by where= what it does not move",
             )
+    return [READERS[found[name].kind](found[name]) for name in space.names]
 
 
 def _walk(
@@ -222,9 +214,8 @@ def _by_name(tree: Any) -> dict[str, Array]:
 
 def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) -> dict[str, Any]:
     """All hyperparameters as floats. In Muon's partition, Adam has its own, with a prefix."""
-    known = {k: x for k, x in injected.items() if k.removeprefix("adam_") not in given} | dict(
-        given
-    )
+    known = {k: x for k, x in injected.items() if k.removeprefix("adam_") not in given}
+    known.update(given)
     found = {}
     for name, default in {"learning_rate": None, **DEFAULTS}.items():
         value = known.get(name, default)

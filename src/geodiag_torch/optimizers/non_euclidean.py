@@ -36,6 +36,14 @@ class NonEuclideanGD(torch.optim.Optimizer):
         ParameterError: no parameters, or other things than tensors; complex ones, parameters on
             several devices, two of one name.
         NormError: the norm does not apply to these parameters.
+
+    Examples:
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> optimizer = NonEuclideanGD([w], lr=0.5, norm="linf", normalized=True)
+        >>> (w**2).sum().backward()
+        >>> optimizer.step()
+        >>> w.tolist()
+        [2.5, -0.5]
     """
 
     def __init__(

@@ -42,19 +42,15 @@ class Entry:
     whole: bool  # whether every parameter of the optimizer is measured
 
     def slot(self, family: Family, **fields: Any) -> Slot:
-        """A slot with the options that torch's optimizers name alike."""
-        common = {
-            "lr": float(self.group["lr"]),
-            "weight_decay": float(self.group.get("weight_decay", 0.0)),
-            "maximize": bool(self.group.get("maximize", False)),
+        """A slot with the options that torch's optimizers have alike."""
+        group = self.group
+        betas = group.get("betas")
+        alike = {
+            "momentum": float(betas[0] if betas else group.get("momentum", 0.0)),
+            "weight_decay": float(group.get("weight_decay", group.get("wd", 0.0))),
+            "maximize": bool(group.get("maximize", False)),
         }
-        return Slot(self.name, family, **(common | fields))
-
-    @property
-    def beta(self) -> float:
-        """The momentum, whatever it is called."""
-        betas = self.group.get("betas")
-        return float(betas[0] if betas else self.group.get("momentum", 0.0))
+        return Slot(self.name, family, float(group["lr"]), **(alike | fields))
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -77,7 +73,7 @@ Reader = Callable[[Entry], Slot]
 def read_sgd(e: Entry) -> Slot:
     """torch.optim.SGD."""
     dampening, nesterov = float(e.group["dampening"]), bool(e.group["nesterov"])
-    return e.slot(GradientDescent(), momentum=e.beta, dampening=dampening, nesterov=nesterov)
+    return e.slot(GradientDescent(), dampening=dampening, nesterov=nesterov)
 
 
 def read_adam(e: Entry) -> Slot:
@@ -86,7 +82,6 @@ def read_adam(e: Entry) -> Slot:
     decoupled = e.group.get("decoupled_weight_decay", isinstance(e.optimizer, torch.optim.AdamW))
     return e.slot(
         Adam(),
-        momentum=e.beta,
         decoupled=bool(decoupled),
         steps=int(e.state.get("step", 0)),
         first_moment=e.array("exp_avg"),
@@ -100,7 +95,6 @@ def read_rmsprop(e: Entry) -> Slot:
     """torch.optim.RMSprop."""
     return e.slot(
         RMSprop(),
-        momentum=e.beta,
         second_moment=e.array("square_avg"),
         mean_gradient=e.array("grad_avg") if e.group["centered"] else None,
         eps=float(e.group["eps"]),
@@ -115,7 +109,7 @@ def read_non_euclidean(e: Entry) -> Slot:
 
 def read_sign(e: Entry) -> Slot:
     """SignSGD, Signum and Lion, as they are copied around."""
-    return e.slot(SignDescent(), momentum=e.beta)
+    return e.slot(SignDescent())
 
 
 def read_torch_muon(e: Entry) -> Slot:
@@ -123,7 +117,7 @@ def read_torch_muon(e: Entry) -> Slot:
     adjust = e.group["adjust_lr_fn"] or "original"
     if adjust not in MUON_RMS:
         raise NormError(f"Muon's adjust_lr_fn {adjust!r} is not known")
-    return e.slot(MuonDescent(), momentum=e.beta, matrix=e.matrix(0), rms=MUON_RMS[adjust])
+    return e.slot(MuonDescent(), matrix=e.matrix(0), rms=MUON_RMS[adjust])
 
 
 def read_copied_muon(e: Entry) -> Slot:
@@ -133,14 +127,10 @@ def read_copied_muon(e: Entry) -> Slot:
     if not (e.state if moonlight else e.group).get("use_muon", True):
         raise two_geometries(f"{e.name!r} by Adam, others by Muon")
     if moonlight:
-        decay, rms = float(e.group["wd"]), MUON_RMS["match_rms_adamw"]
-        return e.slot(
-            MuonDescent(), momentum=e.beta, weight_decay=decay, matrix=e.matrix(0), rms=rms
-        )
+        return e.slot(MuonDescent(), matrix=e.matrix(0), rms=MUON_RMS["match_rms_adamw"])
     if options != {"params", "lr", "weight_decay", "momentum"}:
         raise unknown_geometry("Muon")
-    # A kernel's radius is that of its last two axes.
-    return e.slot(MuonDescent(), momentum=e.beta, matrix=e.matrix(-2))
+    return e.slot(MuonDescent(), matrix=e.matrix(-2))  # a kernel counts by its last two axes
 
 
 # By class, where a subclass has not changed the step; a subclass stands before its parent.
