@@ -155,9 +155,26 @@ def test_low_rank_takes_the_short_cut_and_is_exact(rank, shape, xp, dtype, monke
     assert float(methods.operator_norm(g)) == pytest.approx(truth.operator(G), rel=16 * tol / 300)
 
 
-@pytest.mark.parametrize("columns", [[1], [5], [1, 2, 5, 7]], ids=str)
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("shape", [(192, 192), (200, 300)], ids=str)
+def test_a_low_rank_is_recognised_by_a_wide_margin(shape, seed):
+    """The residual of rank k/4 is far below the threshold of 64 ε, whatever the columns: as many
+    columns as the rank, with none more, gave up to 410 ε. Rank k/4 + 9 is above it by far."""
+    rank = shape[0] // 4
+    low = made(shape, np.geomspace(1, 1e-3, rank), seed).astype("float32")
+    found = methods._low_rank(low)
+    assert found is not None
+    assert float(found[2]) < 8 * EPS32 * truth.l2(low)
+    above = made(shape, np.geomspace(1, 1e-3, rank + 9), seed).astype("float32")
+    assert methods._low_rank(above) is None
+    assert judged(above, methods.polar(above))[1] < 1e-2
+
+
+@pytest.mark.parametrize("columns", [[2], [5], [2, 5, 7, 8]], ids=str)
 def test_what_the_chosen_columns_miss_is_not_lost(columns):
     """Low rank, but for columns that neither the span nor the first check looks at."""
+    step = 200 // (200 // 4 + methods.OVERSAMPLED)
+    assert not {*range(0, 200, step), *range(step // 2, 200, 4 * step)} & {*columns}
     G = made((200, 200), np.ones(10)).astype("float32")
     G[:, columns] += 2 * np.random.default_rng(1).standard_normal((200, len(columns)))
     assert methods._low_rank(G) is None

@@ -12,9 +12,11 @@ nuclear norm of G. Methods, for k = min(rows, cols):
                        holds the singular values (Polar Express, arXiv 2505.16932; the coefficients
                        are computed anew, with a margin for rounding), then one of Newton–Schulz.
 
-First, from k = 192 on the CPU and unless traced, a matrix of rank below k/4 is recognised by the
-residual of its projection to the span of k/4 of its columns, and only the small core is decomposed
-(Halko, Martinsson and Tropp, arXiv 0909.4061). Other choices depend on shape, dtype and device.
+First, from k = 192 on the CPU and unless traced, a matrix of rank up to k/4 is recognised by the
+residual of its projection to the span of k/4 + 8 of its columns, and only the small core is
+decomposed (Halko, Martinsson and Tropp, arXiv 0909.4061). The eight columns beyond the rank keep
+them well conditioned: the residual is a few ε, and the threshold 64 ε. For ranks between k/4 and
+k/4 + 8 either method may run. Other choices depend on shape, dtype and device.
 
 Accuracy in float32. Gram: ‖X‖ ≤ 1.003 and ⟨G, X⟩ ≥ 0.99 of the nuclear norm, for spectra that decay
 evenly over up to eight orders or have up to 32 values above the rest; 0.94 at k = 768 where more
@@ -32,6 +34,7 @@ from geodiag.blocks import Array, array_namespace
 
 SMALL = 64  # up to this k an SVD is as fast
 LOW_RANK_FROM = 192  # from this k it pays to look whether the rank is low
+OVERSAMPLED = 8  # columns beyond the rank that is recognised
 LEADING = 32  # singular directions pressed down before a Gram matrix is formed
 FLOOR = 1024  # in ε of the largest: a Gram matrix's eigenvalues below it are not divided by
 STACK_BYTES = 2**28
@@ -158,8 +161,9 @@ def _low_rank(g: Array) -> tuple[Array, Array, Array] | None:
         return None
     xp = array_namespace(g)
     negligible = 64 * xp.finfo(g.dtype).eps * _length(g)[0, 0]
-    basis = _span(g, k // 4)
-    step = n // (k // 4)
+    size = k // 4 + OVERSAMPLED
+    basis = _span(g, size)
+    step = n // size
     for part in (g[:, step // 2 :: 4 * step], g):  # a few columns tell most matrices of high rank
         core = basis.T @ part
         rest = _length(part - basis @ core)[0, 0]
