@@ -55,9 +55,16 @@ def sharpness(
     state are left as they are.
 
     Args:
-        model: what to measure; see :func:`geodiag.problem` for this and the arguments up to
-            ``shapes``, and for ``engine``, ``memory`` and ``process_group``. Also an Oracle.
+        model: what to measure, as in :func:`geodiag.problem`; also an Oracle.
         norm: a registered name (``geodiag.available_norms()``) or a Norm object.
+        loss_fn: as there, like the arguments up to ``shapes``.
+        criterion: for ``(x, y)`` batches of a torch model.
+        data: one batch, or several.
+        params: the point, where the model does not hold it.
+        where: which parameters to measure.
+        weight: of a batch in the mean.
+        reduction: "mean" or "sum".
+        shapes: of a matrix's blocks.
         estimator: "auto" (chosen by the norm's structure), a registered name or an object.
         start: a direction to start from: blocks, an earlier result, or its ``state``. A result or
             state makes the measurement warm: few products update its witness.
@@ -67,6 +74,9 @@ def sharpness(
             computed in fewer than 32 bits, one more estimates the round-off of the value.
         certificate: also prove an upper bound, ``result.upper``, for norms that declare a quadratic
             envelope: ``max_hvps`` products in all, by default 250; see docs/certificates.md.
+        engine: how products are computed; see :func:`geodiag.problem`.
+        memory: bytes that kept graphs may take.
+        process_group: torch.distributed group to average over.
         seed: of the random starts, which are the same in every framework.
         progress: True prints to stderr; a function gets a dict at each iteration.
         throw: whether a numerical failure raises, or is returned as the result's status.

@@ -19,7 +19,7 @@ import pytest
 import geodiag
 import geodiag_jax
 from geodiag.records import read_records
-from geodiag.solvers.rayleigh import Open
+from geodiag.solvers.rayleigh import SteepestDirection
 from geodiag_jax.oracle import JaxOracle
 from tests.faults.injector import ERRORS, Injected, Injector, first_of_each, thinned
 from tests.faults.jax_cases import MEASUREMENTS, PARAMS, X, Y, new_loss, new_problem, said
@@ -123,7 +123,7 @@ def test_accidents_while_tracing_do_not_slow_down_what_follows():
 
     def measure(problem):
         oracle = problem.at()
-        return oracle.run(Open(geodiag.norms.Linf()), oracle.gradient()).steepest
+        return oracle.run(SteepestDirection(geodiag.norms.Linf()), oracle.gradient()).steepest
 
     with injector.everywhere():
         problem = new_problem(injector, False)

@@ -198,7 +198,7 @@ def gathers() -> None:
         for name, norm in (ELEMENTWISE | {"l1": "l1"}).items():
             texts.clear()
             geodiag.sharpness(loss, norm, params=p, data=b)
-            assert {"Open", "Close"} <= set(texts)
+            assert {"SteepestDirection", "Certify"} <= set(texts)
             for program, text in texts.items():
                 assert "all-reduce" in text or program == "Combination"
                 for gather in ("all-gather", "all-to-all", "collective-permute"):

@@ -31,7 +31,7 @@ from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status, WarmStart
-from geodiag.solvers.rayleigh import Close, Open, Opening
+from geodiag.solvers.rayleigh import Certify, Steepest, SteepestDirection
 
 UNLIMITED = 2**30
 # A run of warm measurements, each from the last: how often one is exploratory, and one cold.
@@ -161,11 +161,11 @@ class Measurement:
         self.loss, self.gradient = float(loss), oracle.gradient()
         if not math.isfinite(self.loss):
             _check_finite("loss", {"loss": loss})
-        opening = self.oracle.run(Open(norm), self.gradient)
-        if not bool(opening.finite):
+        steepest = self.oracle.run(SteepestDirection(norm), self.gradient)
+        if not bool(steepest.finite):
             _check_finite("gradient", self.gradient)
-        self.steepest = opening.steepest
-        _check_inside(norm, opening)
+        self.steepest = steepest.steepest
+        _check_inside(norm, steepest)
 
     def random(self) -> Blocks:
         """A random direction of unit norm."""
@@ -239,16 +239,16 @@ class Measurement:
         Raises:
             NonFiniteError: the product or the value is NaN or infinite.
         """
-        closing = self.oracle.run(Close(self.norm), direction, image, self.gradient, self.steepest)
-        _check_finite("Hessian-vector product", closing.image, closing.finite)
-        value, direction = float(closing.value), closing.direction
+        found = self.oracle.run(Certify(self.norm), direction, image, self.gradient, self.steepest)
+        _check_finite("Hessian-vector product", found.image, found.finite)
+        value, direction = float(found.value), found.direction
         if not math.isfinite(value):
             raise NonFiniteError(
                 "⟨d, Hd⟩ is not finite", got=value, do="rescale the loss, or measure in float64"
             )
         residual = None
-        if closing.residual is not None:
-            absolute = float(closing.residual)
+        if found.residual is not None:
+            absolute = float(found.residual)
             residual = absolute / abs(value) if value else math.inf if absolute else 0.0
         if self.options.progress and not callable(self.options.progress):
             print(file=sys.stderr)
@@ -260,7 +260,7 @@ class Measurement:
             norm=repr(self.norm),
             estimator=self.estimator,
             num_hvps=self.oracle.num_hvps,
-            dual_norm=float(closing.dual_norm),
+            dual_norm=float(found.dual_norm),
             loss=self.loss,
             residual=residual,
             spread=spread,
@@ -270,9 +270,9 @@ class Measurement:
         )
 
 
-def _check_inside(norm: Norm, opening: Opening) -> None:
-    length = as_number(opening.length)
-    if length is None or not 0 <= length < float("inf") or not bool(opening.sound):
+def _check_inside(norm: Norm, steepest: Steepest) -> None:
+    length = as_number(steepest.length)
+    if length is None or not 0 <= length < float("inf") or not bool(steepest.sound):
         raise NormError(
             f"lmo(g) of {norm!r} must be finite and inside the unit ball",
             got=f"a point of norm {length}",

@@ -1,10 +1,9 @@
-"""The steps of an ascent: the best point of a segment, and of a plane where H is negative.
+"""The steps of an ascent: exact line searches, along a segment in the ball or on the sphere.
 
-One product an iteration: with Hd kept by linearity, the product H·lmo(Hd) gives the objective on
-the whole segment from d to lmo(Hd), a quadratic in the step t. Where it is convex, its maximum is
-the unit step (the conditional-gradient step that closed-form cases need); where H is indefinite it
-may lie inside. A limit of such steps with a positive value lies on the sphere, as a maximum over
-the ball does.
+A step takes one product. Hd is known by linearity, so the product H·lmo(Hd) gives the objective on
+the whole segment from d to lmo(Hd), a quadratic in the step size t. If it is convex, its maximum is
+at t = 1, the conditional-gradient (Frank–Wolfe) step; if H is indefinite, it may be inside. A limit
+of such steps with a positive value is on the sphere, as a maximum over the ball is.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from geodiag.solvers.iterate import Iterates
 
 
 def segment(norm: Norm, hvps: Callable[[Blocks], Blocks], p: Iterates) -> Iterates:
-    """Each member to the best point between it and lmo(Hd), if that is better."""
+    """Each member to the best point between it and lmo(Hd)."""
     target = norm.lmos(p.image)
     return toward(p, target, hvps(target))
 
 
 def toward(p: Iterates, target: Blocks, image: Blocks) -> Iterates:
-    """Each member to the best point between it and its target or the opposite of that, if that is
-    better."""
+    """Each member to the best point between it and its target, or the opposite of the target."""
     xp = array_namespace(p.value)
     a, b, c = p.value, dots(target, p.image), dots(target, image)
     side = xp.where(b < 0, -xp.ones_like(b), xp.ones_like(b))
@@ -48,11 +46,10 @@ def toward(p: Iterates, target: Blocks, image: Blocks) -> Iterates:
 
 
 def sphere(oracle: Oracle, norm: Norm, turn: int, p: Iterates) -> Iterates:
-    """For H negative on all of the sphere met so far: the best direction in a plane through d.
+    """A line search for ⟨d, Hd⟩/‖d‖², where no positive value is known; for one member, ‖d‖ = 1.
 
-    For one member of unit norm. The objective ⟨d, Hd⟩/‖d‖² in the plane of d and a second direction
-    needs one product and several norms. By ``turn`` the second direction is lmo(Hd), Hd or their
-    mixture.
+    In the plane of d and a second direction it takes one product and several norms. ``turn``
+    chooses the second direction: lmo(Hd), Hd or their mixture.
     """
     d, image = only(p.direction), only(p.image)
     steepest = norm.lmo(image)
@@ -70,7 +67,7 @@ def sphere(oracle: Oracle, norm: Norm, turn: int, p: Iterates) -> Iterates:
 
 
 def positive(length: Array) -> Array:
-    """Lengths to divide by: 1 in place of 0."""
+    """Lengths to divide by: 1 instead of 0."""
     xp = array_namespace(length)
     return xp.where(length > 0, length, xp.ones_like(length))
 

@@ -1,5 +1,8 @@
-"""What every measurement begins and ends with, as programs: the norm's first answers, and the fresh
-product at the witness that certifies the value."""
+"""The first and the last program of a measurement.
+
+SteepestDirection   lmo(∇L), by which the norm's contract is checked
+Certify             the value ⟨d, Hd⟩ at a witness d, from a fresh product
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,18 @@ from geodiag.oracles.base import Oracle
 from geodiag.solvers.program import NormProgram, spent
 
 
-class Opening(NamedTuple):
-    """The norm's first answers."""
+class Steepest(NamedTuple):
+    """The direction of steepest ascent in a norm."""
 
     steepest: Blocks  # lmo(∇L)
     length: Array  # its norm
-    sound: Array  # whether it is finite
+    sound: Array  # whether the direction is finite
     finite: Array  # whether the gradient is
     num_hvps: Array
 
 
-class Closing(NamedTuple):
-    """What is said of a witness."""
+class Certified(NamedTuple):
+    """A witness, and what the product there says."""
 
     direction: Blocks  # of unit norm
     image: Blocks
@@ -49,12 +52,16 @@ class Closing(NamedTuple):
     num_hvps: Array
 
 
-class Open(NormProgram):
-    """The program that a measurement begins with."""
+class SteepestDirection(NormProgram):
+    """lmo(∇L), whose kind is checked; its numbers are for the host to check.
 
-    def __call__(self, oracle: Oracle, gradient: Blocks) -> Opening:
+    Raises:
+        NormError: the norm answers with something else than blocks and a 0-d array.
+    """
+
+    def __call__(self, oracle: Oracle, gradient: Blocks) -> Steepest:
         finite = all_finite(gradient)
-        # A factorisation of NaN may raise, or not end.
+        # A decomposition of NaN may raise or hang.
         steepest = self.norm.lmo(where(finite, gradient, zeros_like(gradient)))
         check_like(steepest, oracle.shapes, f"lmo(g) of {self.norm!r}", NormError)
         length = self.norm.value(steepest)
@@ -64,11 +71,11 @@ class Open(NormProgram):
                 got=f"{type(length).__name__} of shape {getattr(length, 'shape', None)}",
                 do="return e.g. xp.sum(...) or xp.max(...), not a Python number",
             )
-        return Opening(steepest, length, all_finite(steepest), finite, spent(gradient, 0))
+        return Steepest(steepest, length, all_finite(steepest), finite, spent(gradient, 0))
 
 
 def _foreign(x: Array, d: Blocks) -> bool:
-    """Whether ``x`` is of another framework than d; NumPy's numbers go with all of them."""
+    """Whether ``x`` is of another framework than d; NumPy's numbers are accepted with all."""
     if isinstance(x, (np.ndarray, np.generic)):
         return False
     try:
@@ -78,8 +85,8 @@ def _foreign(x: Array, d: Blocks) -> bool:
     return False
 
 
-class Close(NormProgram):
-    """The program that a measurement ends with: a fresh product at the witness."""
+class Certify(NormProgram):
+    """The witness scaled to unit norm, and a fresh product there, unless ``image`` is one."""
 
     def __call__(
         self,
@@ -88,34 +95,33 @@ class Close(NormProgram):
         image: Blocks | None,
         gradient: Blocks,
         steepest: Blocks,
-    ) -> Closing:
+    ) -> Certified:
         length = self.norm.value(direction)
         direction = scale(direction, 1 / length)
         asked = image is None
         image = oracle.hvp(direction) if image is None else scale(image, 1 / length)
         asks = spent(direction, int(asked))
-        return closing(self.norm, direction, image, gradient, steepest, asks)
+        return evaluate_witness(self.norm, direction, image, gradient, steepest, asks)
 
 
-def closing(
+def evaluate_witness(
     norm: Norm, direction: Blocks, image: Blocks, gradient: Blocks, steepest: Blocks, asks: Array
-) -> Closing:
-    """What is said of a witness of unit norm; ``image``: the product at it."""
+) -> Certified:
+    """The value and the residual of a witness of unit norm, from the product there."""
     value = dot(direction, image)
     residual = None
     if isinstance(norm, QuadraticNorm):  # ‖P⁻¹Hd − S·d‖_P
         off = subtract(norm.inverse_metric(image), scale(direction, value))
         residual = safe_value(norm, off)
     dual_norm, finite = dot(gradient, steepest), all_finite(image)
-    return Closing(direction, image, value, residual, dual_norm, finite, asks)
+    return Certified(direction, image, value, residual, dual_norm, finite, asks)
 
 
 def safe_value(norm: Norm, d: Blocks) -> Array:
-    """‖d‖ by way of d over its largest entry, so that no square under- or overflows."""
+    """‖d‖, with d scaled by its largest entry so that no square under- or overflows."""
     xp = namespace(d)
     peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
     peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-    # Of the root, twice: compilers multiply by inverses, and those of the largest floats may count
-    # as zero.
+    # By the inverse of the root, twice: the inverse of the largest floats may be flushed to zero.
     inverse = 1 / xp.sqrt(peak)
     return norm.value(map_blocks(lambda x: x * inverse * inverse, d)) * peak

@@ -29,8 +29,8 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
 
     Properties: value = ⟨d, Hd⟩ at the returned direction, ‖d‖ = 1; the value never exceeds S, and
     is S where the bound says EXACT; ``num_hvps`` is what was really asked, and at most
-    ``max_hvps``; equal seeds give equal results; ``start=`` works; NaN raises NonFiniteError. A
-    norm that the estimator refuses with a NormError is left out.
+    ``max_hvps``; ``loss`` is set; equal seeds give equal results; ``start=`` works; NaN raises
+    NonFiniteError. A norm that the estimator refuses with a NormError is left out.
 
     Args:
         estimator: the estimator.
@@ -127,6 +127,8 @@ class _Run:
         if not abs(result.value - attained) <= slack:
             got = f"value {result.value!r}, ⟨d, Hd⟩ = {attained!r}"
             raise self.fail("the value is not ⟨d, Hd⟩ at the returned direction", got)
+        if result.loss != float(self.oracle.loss()):
+            raise self.fail("the result must hold the loss", f"loss = {result.loss!r}")
         self.claims(result, slack)
         if result.num_hvps != counting.num_hvps:
             got = f"num_hvps = {result.num_hvps}, really {counting.num_hvps}"

@@ -27,7 +27,7 @@ from geodiag.solvers import ravel
 from geodiag.solvers.lanczos.recurrence import Begin, Beginning, three_terms, unit
 from geodiag.solvers.line_search import positive
 from geodiag.solvers.program import NormProgram, spent
-from geodiag.solvers.rayleigh import Open, closing
+from geodiag.solvers.rayleigh import SteepestDirection, evaluate_witness
 
 INVARIANT = 10.0  # epsilons: a coupling that is rounding
 FLOOR = 50.0  # epsilons: a residual that is
@@ -141,7 +141,7 @@ class Whole(NormProgram):
         seen, norm, view = ravel.quadratic(oracle, self.norm)
         assert view is not None
         gradient = oracle.gradient()
-        opening = Open(self.norm)(oracle, gradient)
+        opening = SteepestDirection(self.norm)(oracle, gradient)
         drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
         start = opening.steepest if start is None else start
         begun = Begin(self.norm, self.noise)(oracle, start, drawn)
@@ -169,7 +169,7 @@ class Whole(NormProgram):
             (scale(steps.image, steps.look.weights[0]), ~certified),
         )
         asks = steps.count + spent(witness, 1) * (certified & ~single)
-        said = closing(self.norm, direction, view.full(image), gradient, opening.steepest, asks)
+        said = evaluate_witness(self.norm, direction, view.full(image), gradient, opening.steepest, asks)
         numbers = Numbers(
             oracle.loss(), opening.finite, opening.length, opening.sound,
             steps.count, steps.look.done, steps.invariant, lost,
