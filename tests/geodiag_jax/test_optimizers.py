@@ -144,6 +144,11 @@ class TestRule:
         assert np.isnan(update.lr)
         assert "not positive" in self.rule(optax.inject_hyperparams(optax.adam)(0.0)).unknown
 
+    def test_decay_of_rmsprop(self):
+        """w⁺ = w − η(λ/P + γ)w turns the sign of w where λ/P = 2/η − γ."""
+        update = self.rule(optax.rmsprop(LR), lr=LR, hyperparams={"weight_decay": 3.0})
+        assert float(update.threshold(None)) == pytest.approx(2 / LR - 3.0)
+
     def test_groups_that_differ(self):
         parts = {
             k: optax.inject_hyperparams(optax.adam)(LR, b1=b) for k, b in {"a": 0.9, "b": 0}.items()

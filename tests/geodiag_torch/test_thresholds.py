@@ -33,6 +33,13 @@ RULES = {
     "undamped": lambda m: SGD(m.parameters(), lr=0.02, dampening=0.3),  # without momentum: no use
     "adam": lambda m: Adam(m.parameters(), lr=0.02, betas=(0.9, 1 - 1e-12)),
     "adam groups": lambda m: Adam(two_groups(m, betas=(0.5, 1 - 1e-12)), lr=0.02),
+    "adam, two second decays": lambda m: Adam(
+        [
+            {"params": [m.a], "betas": (0.5, 1 - 1e-12)},
+            {"params": [m.b], "betas": (0.5, 1 - 1e-11)},
+        ],
+        lr=0.02,
+    ),
     "adam without average": lambda m: Adam(m.parameters(), lr=0.02, betas=(0.0, 1 - 1e-12)),
     "adamw": lambda m: AdamW(m.parameters(), 0.02, betas=(0.8, 1 - 1e-12), weight_decay=20.0),
     "decoupled": lambda m: Adam(
@@ -95,6 +102,9 @@ UNKNOWN = {
     ),
     "differ in weight decay": lambda m: SGD(
         [{"params": [m.a], "weight_decay": 5.0}, {"params": [m.b]}], lr=0.1
+    ),
+    "groups differ in momentum": lambda m: zoo.Lion(
+        [{"params": [m.a], "betas": (0.0, 0.9)}, {"params": [m.b], "betas": (0.9, 0.9)}]
     ),
     "no norm expresses": lambda m: NonEuclideanGD(two_groups(m), 0.1, "spectral"),
 }

@@ -114,8 +114,10 @@ class _Preconditioned(Quadratic):
 
 
 class Adam(_Preconditioned):
-    """P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε): so w⁺ = w − η P⁻¹m holds with the uncorrected average m
-    (arXiv 2207.14484). AMSGrad has the largest v so far."""
+    """P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε), with the largest v so far in AMSGrad.
+
+    Then w⁺ = w − η P⁻¹m holds with the average m without bias correction (arXiv 2207.14484).
+    """
 
     ema = True
 

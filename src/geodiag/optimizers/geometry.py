@@ -19,7 +19,7 @@ ROUNDING = 4.0  # machine epsilons of the parameters allowed besides
 
 
 class Geometry:
-    """What the slots say of all measured parameters together.
+    """The geometry in which all measured parameters together are updated.
 
     Args:
         slots: one for each parameter of the space, at least one.
@@ -58,15 +58,15 @@ class Geometry:
         """
         return self.family.norm(self._slots, self._space)
 
-    def update(self, asked: Norm | None = None) -> Update:
-        """The update rule, for S measured in ``asked`` (default: in the optimizer's norm).
+    def update(self, measured: Norm | None = None) -> Update:
+        """The update rule, for S in the norm ``measured`` (default: the optimizer's).
 
-        Where no threshold applies, ``unknown`` of the answer says why.
+        Where no threshold applies, its ``unknown`` gives the reason.
         """
         try:
             self._require_known_rates()
-            if asked is not None and not self._is_own(asked):
-                raise NoThreshold(f"{asked!r} is not the geometry of {self._of}")
+            if measured is not None and not self._is_own(measured):
+                raise NoThreshold(f"{measured!r} is not the geometry of {self._of}")
             if any(s.maximize for s in self._slots):
                 raise NoThreshold("maximize=True ascends")
             return self.family.update(self._slots)
@@ -101,17 +101,17 @@ class Geometry:
             if not 0.0 < s.lr < math.inf:
                 raise NoThreshold(f"the learning rate {'of a group ' if i else ''}is not positive")
 
-    def _is_own(self, asked: Norm) -> bool:
-        """Whether ``asked`` is the optimizer's norm; norms with keys are compared once."""
+    def _is_own(self, norm: Norm) -> bool:
+        """Whether ``norm`` is the optimizer's; norms with keys are compared once."""
         try:
             own = self.norm()
         except NormError as e:
             raise NoThreshold(e.what) from e
-        key = (asked.key, own.key)
+        key = (norm.key, own.key)
         if None in key:
-            return same_norm(asked, own, self._space)
+            return same_norm(norm, own, self._space)
         if key not in self._compared:
-            self._compared[key] = asked.key == own.key or same_norm(asked, own, self._space)
+            self._compared[key] = norm.key == own.key or same_norm(norm, own, self._space)
         return self._compared[key]
 
 
@@ -130,7 +130,7 @@ def same_norm(a: Norm, b: Norm, space: Space) -> bool:
 
 
 def unknown_geometry(of: str, got: str | None = None) -> ArgumentError:
-    """The error for an optimizer that no reader knows."""
+    """The error for an optimizer without a reader."""
     return ArgumentError(
         f"the geometry of {of} is not known",
         got=got or of,

@@ -47,7 +47,7 @@ class Slot:
     eps_in_root: float = 0.0  # the same under the root
     matrix: tuple[int, int] | None = None  # (outputs, inputs) of w as it is orthogonalised
     rms: float | None = None  # see geodiag.norms.muon.muon_radius
-    unknown: str = ""  # what the state does not tell of the update rule, for the record's note
+    unknown: str = ""  # what is missing to know the update rule, for the record's note
 
 
 class Family(ABC):
@@ -65,7 +65,7 @@ class Family(ABC):
         """The norm in which the optimizer descends.
 
         Raises:
-            NormError: the state does not tell it yet.
+            NormError: the state does not determine it yet.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Family(ABC):
         """
 
     def direction(self, slot: Slot) -> Array | None:
-        """(w − w⁺)/η without weight decay, where the state after a step tells it."""
+        """(w − w⁺)/η without weight decay, if the state after a step determines it."""
         return None
 
 

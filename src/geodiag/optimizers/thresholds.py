@@ -59,8 +59,9 @@ def threshold(
 
     Args:
         lr: step size η.
-        normalized: the update is −lr·lmo(g), not −lr·‖g‖*·lmo(g) (SignGD, Muon): the threshold is
-            2/lr on S/‖g‖*, or, with ``dual_norm`` = ‖g‖*, 2‖g‖*/lr on S.
+        normalized: the update is −lr·lmo(g) and not −lr·‖g‖*·lmo(g) (SignGD, Muon). The threshold
+            is 2/lr on S/‖g‖*.
+        dual_norm: ‖g‖* of a normalized update; the threshold is then 2‖g‖*/lr on S.
         momentum: β, in [0, 1).
         ema: the momentum buffer is an average, m ← βm + (1 − β)g (Adam), not a sum (SGD).
         nesterov: torch's form, the step is along g + βm (ema: (1 − β)g + βm).

@@ -1,4 +1,4 @@
-"""The geometry of an optax optimizer: its norm and its update rule, as its state tells them."""
+"""The geometry of an optax optimizer: its norm and its update rule, read from its state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def geometry(
     where: Where = None,
     hyperparams: Mapping[str, Any] | None = None,
 ) -> tuple[Norm, Update]:
-    """The norm in which an optax optimizer descends, and its update rule, as its state tells them.
+    """The norm in which an optax optimizer descends, and its update rule, read from its state.
 
     Args:
         opt_state: the state after at least one step of adam, adamw, nadam, amsgrad, rmsprop, lion
@@ -38,7 +38,8 @@ def geometry(
             inject_hyperparams, else optax's own, without weight decay.
 
     Returns:
-        The norm, and an :class:`geodiag.Update`; its ``unknown`` says why no threshold applies.
+        The norm, and an :class:`geodiag.Update`. Where no threshold applies, its ``unknown`` gives
+        the reason.
 
     Raises:
         ArgumentError: the geometry is not known, or a hyperparameter cannot be used.
@@ -67,10 +68,10 @@ def read_geometry(
     lr: float | None = None,
     hyperparams: Mapping[str, Any] | None = None,
 ) -> Geometry:
-    """What a state says of the parameters of a space; arguments as for :func:`geometry`.
+    """The geometry of the parameters of a space; other arguments as for :func:`geometry`.
 
     Raises:
-        ArgumentError: it says nothing that is known.
+        ArgumentError: the state is of an unknown optimizer, or of other parameters.
     """
     given = dict(hyperparams or {}) | ({} if lr is None else {"learning_rate": lr})
     return Geometry(slots_of(opt_state, space, given), space)

@@ -27,7 +27,7 @@ LAST_COUNT = 2**31 - 1  # of int32: the count stays there instead of wrapping
 
 
 class NonEuclideanState(NamedTuple):
-    """How many steps were taken; a schedule is asked with it."""
+    """The number of steps taken, the argument of a schedule."""
 
     count: Array  # (), int32
 
@@ -53,7 +53,7 @@ def non_euclidean_gd(
     Raises:
         ArgumentError: ``lr`` is not positive, or ``norm`` is not a norm.
         UnknownNorm: no norm is registered under the name.
-        NormError: from ``update``, where the norm does not apply to the parameters.
+        NormError: from ``update``, if the norm does not apply to the parameters.
 
     Examples:
         >>> sign_descent = non_euclidean_gd(0.5, "linf", normalized=True)

@@ -1,9 +1,8 @@
 """Readers: from an optax state to slots, one reader for each transformation.
 
 What follows from the slots is in :mod:`geodiag.optimizers.families`. Statistics are found inside
-chains, masks, partitions and injected hyperparameters. These last are the only hyperparameters in a
-state; the others are arguments. Transformations that keep no state (clipping, trust ratios) cannot
-be seen.
+chains, masks, partitions and injected hyperparameters. Only injected hyperparameters are in the
+state; others are arguments. Transformations without state (clipping, trust ratios) are invisible.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from geodiag.optimizers.geometry import unknown_geometry
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_jax.pytree import is_array, name_of
 
-# By the names of optax; what a state does not hold, with optax's own defaults.
+# Hyperparameters under optax's names, with optax's defaults (but no weight decay).
 DEFAULTS: Mapping[str, float | None] = {
     "b1": 0.9,
     "b2": 0.999,
@@ -77,21 +76,21 @@ class Entry:
     traced: bool  # whether optax.trace keeps momentum for it
 
     def slot(self, family: Family, unknown: str = "", **fields: Any) -> Slot:
-        """A slot with what all transformations have alike."""
+        """A slot with the fields that all transformations share."""
         if self.traced and not isinstance(family, RMSprop):
             raise _unknown(f"{self.kind.__name__} with TraceState")
         lr, decay = self.options["learning_rate"], self.options["weight_decay"]
         if lr is None:
             lr, unknown = math.nan, "the learning rate is not in the optimizer's state: pass lr="
-        alike = {"weight_decay": decay, "decoupled": True, "steps": self.steps, "unknown": unknown}
-        return Slot(self.name, family, lr, **(alike | fields))
+        common = {"weight_decay": decay, "decoupled": True, "steps": self.steps, "unknown": unknown}
+        return Slot(self.name, family, lr, **(common | fields))
 
 
 Reader = Callable[[Entry], Slot]
 
 
 def read_adam(e: Entry) -> Slot:
-    """adam, adamw, nadam; amsgrad, whose largest average is corrected already."""
+    """adam, adamw, nadam; amsgrad, whose largest average is already bias-corrected."""
     corrected = "nu_max" in e.arrays
     return e.slot(
         Adam(),
@@ -108,10 +107,10 @@ def read_adam(e: Entry) -> Slot:
 def read_rmsprop(e: Entry) -> Slot:
     """rmsprop, also centered."""
     momentum, inside = e.options["momentum"], bool(e.options["eps_in_sqrt"])
-    hidden = e.traced and momentum is None
+    missing = e.traced and momentum is None
     return e.slot(
         RMSprop(),
-        "momentum is not in the optimizer's state: pass it in hyperparams=" if hidden else "",
+        "momentum is not in the optimizer's state: pass it in hyperparams=" if missing else "",
         momentum=momentum or 0.0,
         nesterov=bool(e.options["nesterov"]),
         second_moment=e.arrays["nu"],
@@ -150,10 +149,10 @@ def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slo
     Args:
         opt_state: the optax state.
         space: the parameters.
-        given: hyperparameters; they count before those in the state.
+        given: hyperparameters, which override those in the state.
 
     Raises:
-        ArgumentError: the state says nothing that is known, or is that of other parameters.
+        ArgumentError: the state is of an unknown optimizer, or of other parameters.
     """
     nodes = list(_walk(opt_state, {}))
     traces = [node.trace for node, _ in nodes if isinstance(node, optax.TraceState)]
@@ -207,13 +206,13 @@ def _walk(
 
 
 def _by_name(tree: Any) -> dict[str, Array]:
-    """The arrays of a tree like the parameters, by their names; what is masked has none."""
+    """The arrays of a tree like the parameters, by name; masked leaves are left out."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {name_of(path): leaf for path, leaf in paths if is_array(leaf)}
 
 
 def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) -> dict[str, Any]:
-    """All hyperparameters as floats. In Muon's partition, Adam has its own, with a prefix."""
+    """All hyperparameters as floats. In Muon's partition, Adam's have a prefix."""
     known = {k: x for k, x in injected.items() if k.removeprefix("adam_") not in given}
     known.update(given)
     found = {}

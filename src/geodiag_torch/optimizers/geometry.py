@@ -18,14 +18,14 @@ from geodiag_torch.optimizers.readers import Entry, reader_of
 
 
 class LiveGeometry:
-    """The geometry of an optimizer on the parameters that are measured, as it is when asked.
+    """The current geometry of an optimizer on the measured parameters.
 
     Args:
         optimizer: held weakly.
         parameters: name → parameter, of those measured, all of them in the optimizer.
         space: theirs.
-        asked: a norm to measure in, instead of the optimizer's.
-        live: the same, as a function that is called at each measurement.
+        requested: a norm to measure in, instead of the optimizer's.
+        live: a function that returns such a norm, called at each measurement.
 
     Raises:
         ArgumentError: neither is given, and the optimizer's norm is not known.
@@ -36,43 +36,43 @@ class LiveGeometry:
         optimizer: Optimizer,
         parameters: Mapping[str, torch.Tensor],
         space: Space,
-        asked: Norm | None = None,
+        requested: Norm | None = None,
         live: Callable[[], Norm] | None = None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._names = {id(p): name for name, p in parameters.items()}
-        self._space, self._asked, self._live = space, asked, live
+        self._space, self._requested, self._live = space, requested, live
         self._kind = type(optimizer).__name__
         self._reader = reader_of(optimizer)
         self._compared: dict[Hashable, bool] = {}
-        if asked is None and live is None:
+        if requested is None and live is None:
             self._read()
 
     @property
     def changes(self) -> bool:
-        """Whether the norm must be asked for at each measurement."""
-        if self._asked is not None or self._live is not None:
+        """Whether the norm must be read again at each measurement."""
+        if self._requested is not None or self._live is not None:
             return self._live is not None
         several = len({id(e.group) for e in self._entries()}) > 1
         return several or self._read().family.stateful
 
     def norm(self) -> Norm:
-        """The norm in force now: the one asked for, or the optimizer's.
+        """The norm to measure in now: the requested one, or the optimizer's.
 
         Raises:
-            NormError: the optimizer's state does not tell it yet.
+            NormError: the optimizer's state does not determine it yet.
         """
         if self._live is not None:
-            self._asked = as_norm(self._live())
-        return self._read().norm() if self._asked is None else self._asked
+            self._requested = as_norm(self._live())
+        return self._read().norm() if self._requested is None else self._requested
 
     def update(self, step: int) -> Update:
-        """The update rule in force now, for S measured in that norm."""
+        """The current update rule, for S in the norm that is measured."""
         lr = float(self._entries()[0].group["lr"])
         if self._reader is None:
             return Update(lr, unknown=f"the update rule of {self._kind} is not known")
         try:
-            return self._read().update(self._asked)
+            return self._read().update(self._requested)
         except (ArgumentError, NormError) as e:
             return Update(lr, unknown=e.what)
 

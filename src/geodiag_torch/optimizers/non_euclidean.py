@@ -182,7 +182,7 @@ class NonEuclideanGD(torch.optim.Optimizer):
 
 
 def _unusable(e: Exception) -> ParameterError:
-    """What torch says of parameters that no optimizer takes."""
+    """The error for parameters that torch refuses."""
     return ParameterError(
         "an optimizer cannot take these parameters",
         got=str(e),

@@ -42,15 +42,15 @@ class Entry:
     whole: bool  # whether every parameter of the optimizer is measured
 
     def slot(self, family: Family, **fields: Any) -> Slot:
-        """A slot with the options that torch's optimizers have alike."""
+        """A slot with the options that torch's optimizers share."""
         group = self.group
         betas = group.get("betas")
-        alike = {
+        common = {
             "momentum": float(betas[0] if betas else group.get("momentum", 0.0)),
             "weight_decay": float(group.get("weight_decay", group.get("wd", 0.0))),
             "maximize": bool(group.get("maximize", False)),
         }
-        return Slot(self.name, family, float(group["lr"]), **(alike | fields))
+        return Slot(self.name, family, float(group["lr"]), **(common | fields))
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -108,7 +108,7 @@ def read_non_euclidean(e: Entry) -> Slot:
 
 
 def read_sign(e: Entry) -> Slot:
-    """SignSGD, Signum and Lion, as they are copied around."""
+    """SignSGD, Signum and Lion in user code."""
     return e.slot(SignDescent())
 
 
@@ -121,7 +121,7 @@ def read_torch_muon(e: Entry) -> Slot:
 
 
 def read_copied_muon(e: Entry) -> Slot:
-    """Muon as it is copied around: Moonlight's and its author's, known by their options."""
+    """Muon in user code: Moonlight's or the original, recognised by their options."""
     options = set(e.group) - {"use_muon", "initial_lr", "param_names"}
     moonlight = {"wd", "adamw_betas"} <= options
     if not (e.state if moonlight else e.group).get("use_muon", True):
@@ -144,7 +144,7 @@ READERS: dict[type[Optimizer], Reader] = {
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
     READERS[torch.optim.Muon] = read_torch_muon
 
-# By name, for those that are copied around.
+# By class name, for implementations in user code.
 NAMED_READERS: dict[str, Reader] = {
     **dict.fromkeys(("SignSGD", "Signum", "Lion"), read_sign),
     **dict.fromkeys(("Muon", "MuonWithAuxAdam"), read_copied_muon),
