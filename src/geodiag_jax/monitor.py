@@ -253,7 +253,7 @@ class Deferred(JaxProblem):
         Raises:
             ParameterError: they cannot be measured.
         """
-        self._layout = replace(read(params, self._where), point=(), fixed=())
+        self._parameters = replace(read(params, self._where), point=(), fixed=())
         self.opened = True
 
     def at(self, params: Any = None) -> JaxOracle:
