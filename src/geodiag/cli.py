@@ -1,13 +1,13 @@
 """The ``geodiag`` command: a thin layer over the library.
 
-geodiag norms     the registered norms, with the plugin that owns each
-geodiag demo      train on real data and show the edge of stability (needs the demo extras)
-geodiag reproduce run the paper's experiments on small data (needs the demo extras)
-geodiag plot      draw the logs of one or more runs (needs the plot extra)
-geodiag watch     follow the log of a run in the terminal (needs the watch extra)
+geodiag norms      the registered norms, with the plugin that owns each
+geodiag demo       train on real data and show the edge of stability (needs the demo extras)
+geodiag reproduce  run the paper's experiments on small data (needs the demo extras)
+geodiag plot       draw the logs of one or more runs (needs the plot extra)
+geodiag watch      follow the log of a run in the terminal (needs the watch extra)
 
 Exit status: 0; 2 for wrong usage and for any :class:`geodiag.errors.GeodiagError`, whose text goes
-to stderr; 130 when interrupted, 141 when the reader of its output stopped, as shells report both.
+to stderr; 130 when interrupted; 141 when the reader of its output stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the flush at exit must find no pipe)
         return 141
     except GeodiagError as e:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
     follow.add_argument("log", type=Path, metavar="LOG", help="a .jsonl or .csv log")
     follow.add_argument("--lines", type=int, default=12, help="records to show")
-    follow.add_argument("--interval", type=float, default=1.0, help="seconds between two looks")
+    follow.add_argument("--interval", type=float, default=1.0, help="seconds between two readings of the log")
     follow.add_argument("--once", action="store_true", help="show what is there, and stop")
     follow.set_defaults(run=_watch)
     return parser
@@ -183,7 +183,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _never_fail_to_print() -> None:
-    """Let a terminal that cannot show ℓ or √ show a substitute, not a traceback."""
+    """Print a substitute for characters that the terminal cannot encode, such as ℓ or √."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

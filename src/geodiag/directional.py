@@ -4,7 +4,7 @@ remainder   2[L(w⁺) − L(w) − ⟨g, s⟩]/‖s‖²        arXiv 2603.05002
 optimal     |remainder|                           arXiv 2403.04081
 pointwise   2‖∇L(w⁺) − ∇L(w)‖*/‖s‖                arXiv 2403.04081
 path        sup over t of ⟨∇L(w + ts) − ∇L(w), s⟩/(t‖s‖²)     arXiv 2403.04081
-curvature   ⟨s, ∇²L(w) s⟩/‖s‖²                    the limit of the others for short steps
+curvature   ⟨s, ∇²L(w) s⟩/‖s‖²                    the limit of the others as s → 0
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ PATH_POINTS = 16
 
 
 class DirectionalSmoothness(float):
-    """A directional smoothness: a float that knows its kind and its rounding error."""
+    """A directional smoothness: a float with its kind, its norm and its rounding error.
+
+    Attributes:
+        kind: as it was asked for.
+        norm: the norm's repr.
+        rounding: by how much the precision of the losses, or of the Hessian-vector product, can
+            change the value; None: not estimated.
+    """
 
     kind: str
     norm: str
-    # How far the floating-point precision of the losses, or of the product, can move the value
-    # (None: not estimated).
     rounding: float | None
 
     def __new__(
@@ -64,23 +69,36 @@ def directional_smoothness(
     kind: str = "remainder",
     **problem_arguments: Any,
 ) -> DirectionalSmoothness:
-    """D along ``step`` = w⁺ − w from the model's current point w.
+    """Directional smoothness D along ``step`` = w⁺ − w from the model's current point w.
+
+    A step of gradient descent with learning rate η changes the loss by −η(1 − ηD/2)‖g‖*², so D
+    above 2/η means that the loss rises (arXiv 2603.05002).
 
     Args:
-        model: as in :func:`geodiag.sharpness`; the further keywords are those of
-            :func:`geodiag.problem`.
+        model: as in :func:`geodiag.sharpness`.
         step: blocks of w⁺ − w, with the measured parameters' names and shapes.
         norm: a registered name or a Norm object.
         kind: "remainder" (default), "pointwise", "path", "optimal" or "curvature". "path" is a
-            lower bound: the largest of 16 points t in (0, 1].
+            lower bound: the largest value at 16 points t in (0, 1].
+        **problem_arguments: as in :func:`geodiag.problem`.
 
     Returns:
-        A float, in loss units per squared unit of the norm, with ``kind`` and ``rounding``.
+        DirectionalSmoothness: a float, in loss units per squared unit of the norm, with ``kind``
+        and ``rounding``.
 
     Raises:
         ShapeError: ``step`` has other names or shapes than the parameters.
         ArgumentError: a zero or non-finite step, or an unknown kind.
         NonFiniteError: the loss or gradient at either end is not finite.
+
+    Examples:
+        On a quadratic D is ⟨s, Hs⟩/‖s‖².
+
+        >>> import numpy as np
+        >>> import geodiag
+        >>> H, step = np.diag([4.0, 1.0]), {"x": np.array([0.0, -0.5])}
+        >>> float(geodiag.directional_smoothness(H, step))
+        1.0
     """
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ArgumentError(
@@ -114,7 +132,7 @@ def directional_smoothness(
 def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
     here = oracle.point()
     there = add(here, s)
-    taken = subtract(there, here)  # what the sum's rounding left of the step
+    taken = subtract(there, here)  # the step as it is after rounding
     before, after = float(oracle.loss()), float(oracle.loss_at(there))
     g = oracle.gradient()
     slope, length2 = float(dot(g, taken)), _square(norm.value(taken))
@@ -147,7 +165,7 @@ def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None
 def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
     there = oracle.gradient_at(add(oracle.point(), s))
     change = subtract(there, oracle.gradient())
-    if not bool(all_finite(change)):  # which a dual norm (an SVD) need not survive
+    if not bool(all_finite(change)):  # a dual norm that needs an SVD would raise
         return float("nan"), None
     return 2 * _number(norm.dual(change), "dual(g)", norm) / float(norm.value(s)), None
 

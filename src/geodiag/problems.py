@@ -1,4 +1,4 @@
-"""From whatever the user has (a model, a callable, a matrix) to a Problem and an Oracle."""
+"""From a model, a callable or a matrix to a Problem and an Oracle."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def problem(
     memory: int | None = None,
     process_group: Any = None,
 ) -> Problem:
-    """Loss, data and parameters, ready to be measured at any point: ``problem.at()``.
+    """Loss, data and parameters, to be measured at any point: ``problem.at(params)``.
 
-    Keep it to measure the same model again and again: what can be compiled is compiled once.
+    Keep it to measure the same model often: what can be compiled is compiled once. As a context
+    manager it frees what it keeps at the end.
 
     Args:
         model: a ``torch.nn.Module``; a JAX loss callable ``loss(params, *batch)``; a symmetric
@@ -51,9 +52,22 @@ def problem(
         memory: bytes that kept graphs may take, where the adapter keeps any.
         process_group: torch.distributed group to average over.
 
+    Returns:
+        Problem: the adapter's problem of the model.
+
     Raises:
         UnknownModel: no adapter recognises ``model``.
         GeodiagError: another subclass for anything else that cannot be used.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> A = np.array([[3.0, 1.0], [1.0, 2.0]])
+        >>> loss, gradient = lambda w: w["w"] @ A @ w["w"] / 2, lambda w: {"w": A @ w["w"]}
+        >>> with geodiag.problem((loss, gradient), params={"w": np.ones(2)}) as problem:
+        ...     oracle = problem.at()
+        ...     print(float(oracle.loss()), oracle.gradient()["w"])
+        3.5 [4. 3.]
     """
     arguments = {
         "loss_fn": loss_fn,
@@ -92,7 +106,7 @@ def problem(
 
 
 def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None]:
-    """The oracle to measure, and the problem if it was made here (and must be closed)."""
+    """The oracle to measure, and the problem if it was built here and must be closed."""
     if isinstance(model, Oracle):
         refuse(arguments, "an Oracle, already built,", BUILT)
         return model, None

@@ -1,5 +1,4 @@
-"""geodiag for JAX: loss callables over any pytree as problems, a Monitor for training loops, and
-non-Euclidean descent in optax.
+"""geodiag for JAX: loss callables as problems, a Monitor, and non-Euclidean descent in optax.
 
 Importing ``jax`` and ``geodiag`` is enough to measure; import this package for its own names.
 """

@@ -1,4 +1,4 @@
-"""A monitor on an optimizer: it measures around the optimizer's own steps, through their hooks."""
+"""A monitor that is attached to an optimizer, and measures in the hooks of its steps."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def attach(
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     problem = _problem(optimizer, model, where, problem_arguments)
     here = problem.at()
-    here.loss_at(here.point())  # one forward pass, so that a loss that cannot work raises here
+    here.loss_at(here.point())  # one forward pass, so that an unusable loss raises here
     asked = None if isinstance(norm, str) and norm == "auto" else norm
     live = asked if callable(asked) else None  # a Norm cannot be called
     named = None if asked is None or live else as_norm(asked)  # type: ignore[arg-type]
@@ -129,11 +129,11 @@ def attach(
 
 
 class OptimizerMonitor(Monitor):
-    """A Monitor that :func:`attach` has put on an optimizer.
+    """A Monitor that :func:`attach` has attached to an optimizer.
 
     Attributes:
-        steps: the steps of the optimizer that were seen; the next record's ``step``. May be set,
-            before training goes on from a checkpoint.
+        steps: the number of the optimizer's steps so far; the next record's ``step``. May be set
+            before training resumes from a checkpoint.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class OptimizerMonitor(Monitor):
         super().__init__(problem, norm, **options)
         self.steps = 0
         self._measured = problem
-        # Only the hooks hold the monitor, and they are the optimizer's: both go at once.
+        # Only the optimizer's hooks hold the monitor, so both are freed together.
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -154,8 +154,10 @@ class OptimizerMonitor(Monitor):
         self._finalizer = weakref.finalize(optimizer, _close, weakref.ref(self))
 
     def detach(self) -> None:
-        """Take the hooks off the optimizer, and close: pending records are written. ``records``
-        stays. May be called twice."""
+        """Remove the hooks from the optimizer, and close: the pending record is written.
+
+        ``records`` stays. May be called twice.
+        """
         for hook in self._hooks:
             hook.remove()
         self._finalizer.detach()
@@ -169,14 +171,14 @@ class OptimizerMonitor(Monitor):
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """That of :class:`geodiag.Monitor`, with the number of steps."""
+        """The state of :class:`geodiag.Monitor`, with the number of steps."""
         return {"steps": self.steps, "monitor": super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Resume from what :meth:`state_dict` returned.
 
         Raises:
-            ArgumentError: ``state`` is of another kind.
+            ArgumentError: ``state`` is something else.
         """
         try:
             if not isinstance(state, dict):
@@ -198,7 +200,7 @@ class OptimizerMonitor(Monitor):
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         try:
             self.after()
-        finally:  # the step was taken, also where Ctrl-C came now
+        finally:  # the step was taken, even if Ctrl-C comes now
             self.steps += 1
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.fsdp
-import torch.distributed.tensor
+import torch.distributed.fsdp  # noqa: F401 (loaded before the ranks fork)
+import torch.distributed.tensor  # noqa: F401
 
 import geodiag_torch  # noqa: F401
 

@@ -19,6 +19,7 @@ def block() -> norms.Norm:
 
 @hookimpl
 def geodiag_norms() -> Mapping[str, Callable[[], norms.Norm]]:
+    """The built-in norms."""
     return {
         "l2": norms.L2,
         "l1": norms.L1,
@@ -35,6 +36,7 @@ def geodiag_norms() -> Mapping[str, Callable[[], norms.Norm]]:
 
 @hookimpl
 def geodiag_estimators() -> Mapping[str, Callable[[], estimators.SharpnessEstimator]]:
+    """The built-in estimators."""
     return {
         "ascent": estimators.Ascent,
         "frank_wolfe": estimators.FrankWolfe,

@@ -75,18 +75,32 @@ class Registry:
         self._lock = threading.RLock()
 
     def register(self, plugin: Any, name: str | None = None) -> None:
-        """Register a plugin object or module.
+        """Register a plugin: a module or an object with functions marked ``@geodiag.hookimpl``.
+
+        Args:
+            plugin: the module or the object.
+            name: the plugin's name; None: the module's own.
 
         Raises:
-            PluginError: its name is taken by another plugin, or it is none.
+            PluginError: another plugin has the name, or ``plugin`` has no hook.
             ArgumentError: ``name`` is not a string.
+
+        Examples:
+            >>> import geodiag
+            >>> class Plugin:
+            ...     @geodiag.hookimpl
+            ...     def geodiag_norms(self):
+            ...         return {"half_of_l2": lambda: geodiag.norms.Scaled(geodiag.norms.L2(), 0.5)}
+            >>> geodiag.register(Plugin(), "an_example")
+            >>> "half_of_l2" in geodiag.available_norms()
+            True
         """
         if name is not None and not isinstance(name, str):
             raise ArgumentError("a plugin's name must be a string", got=shown(name))
         hooks = (self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin))
         if not isinstance(plugin, ModuleType) and not any(hooks):
             raise PluginError(
-                "this is no plugin: no module, and without a hook",
+                "this is not a plugin: neither a module, nor an object with hooks",
                 got=shown(plugin),
                 do="pass a module or an object with functions marked @geodiag.hookimpl",
             )
@@ -294,7 +308,7 @@ class Registry:
                 ) from e
 
     def _load(self) -> None:
-        """Load the entry points that may be loaded by now and were not tried yet."""
+        """Load the entry points that were not tried yet and may be loaded now."""
         if self._entry_points is None:
             self._entry_points = [(ep, _owner(ep)) for ep in self._find_entry_points()]
         owners: dict[str, str] = {}
@@ -310,7 +324,7 @@ class Registry:
                     self._add(plugin, ep.name)
             except PluginError:
                 raise
-            except Exception as e:  # a broken plugin must not take geodiag down
+            except Exception as e:  # a broken plugin must not break geodiag
                 warnings.warn(
                     f"the geodiag plugin {ep.name!r}, {owner}, failed to import or to register "
                     f"and is left out: {type(e).__name__}: {e}",

@@ -1,4 +1,4 @@
-"""What the callbacks share: when to attach, and records on their way to the framework's log."""
+"""What the callbacks share: when to attach, and which records the framework has yet to log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Attachment:
         self.monitor.steps = steps
 
     def detach(self) -> None:
-        """Take the monitor off; the records stay."""
+        """Detach the monitor; the records stay."""
         if self.monitor is not None:
             self.monitor.detach()
             self._past, self.monitor = self.records, None

@@ -30,9 +30,9 @@ class HuggingFaceMonitor(TrainerCallback):
         norm: None: the optimizer's own.
         loss_fn: the loss, ``loss_fn(model, batch)``; default: the model's own.
         data: probe data; None: a copy of the first training batch, as the model gets it.
-        every: and ``log``: as for :func:`geodiag_torch.attach`.
-        prefix: put before each metric's name.
-        arguments: the others of :func:`geodiag_torch.attach`.
+        every: as for :func:`geodiag_torch.attach`, like ``log``.
+        prefix: of each metric's name.
+        **arguments: the others of :func:`geodiag_torch.attach`.
 
     Attributes:
         records: every Record so far.
@@ -86,7 +86,7 @@ class HuggingFaceMonitor(TrainerCallback):
         self._attachment.attach(optimizer, model, self._batch, state.global_step)
 
     def _see(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Keep the first training batch; asking the loader for one would move its shuffling on."""
+        """Keep the first training batch. Taking one from the loader would change its order."""
         if not model.training:  # evaluation comes first
             return
         self._hook.remove()
@@ -108,4 +108,4 @@ class HuggingFaceMonitor(TrainerCallback):
                 continue
             asked = control.should_log
             self._trainer.log(found)
-            control.should_log = asked  # it takes its own request back with every log
+            control.should_log = asked  # trainer.log resets it

@@ -15,7 +15,7 @@ from geodiag_torch.callbacks.base import Attachment
 
 
 def _callback() -> Any:
-    """The base class, of the one of the two packages that the user has imported."""
+    """The base class, from whichever of the two packages the user has imported."""
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
         return import_module("pytorch_lightning").Callback
     try:
@@ -39,10 +39,10 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         criterion: the loss, ``criterion(module(x), y)``.
         loss_fn: or ``loss_fn(module, batch)``.
         data: probe data; None: a copy of the first training batch.
-        optimizer: which one of the module's, by its number.
-        every: and ``log``: as for :func:`geodiag_torch.attach`.
-        prefix: put before each metric's name.
-        arguments: the others of :func:`geodiag_torch.attach`.
+        optimizer: the index of one of the module's optimizers.
+        every: as for :func:`geodiag_torch.attach`, like ``log``.
+        prefix: of each metric's name.
+        **arguments: the others of :func:`geodiag_torch.attach`.
 
     Attributes:
         records: every Record so far.
@@ -87,7 +87,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         return str(self._key)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's steps; the search for S begins anew in a resumed run."""
+        """The number of the optimizer's steps. A resumed run starts with a cold search for S."""
         monitor = self._attachment.monitor
         return {"steps": self._steps if monitor is None else monitor.steps}
 

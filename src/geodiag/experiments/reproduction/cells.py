@@ -120,8 +120,10 @@ class Cell:
 
     @property
     def every(self) -> int:
-        """Measured is each so many-th step: an odd number, or only one side of an oscillation
-        with period two would be seen."""
+        """The number of steps between two measurements.
+
+        It is odd: with an even one only one side of an oscillation of period two would be seen.
+        """
         return max(1, self.steps // self.measurements) | 1
 
 
@@ -129,7 +131,7 @@ def chosen(kind: str, names: Sequence[str] | None, known: Mapping[str, object]) 
     """``names`` in the order of ``known``; all of them for None.
 
     Raises:
-        ArgumentError: a name that is not known.
+        ArgumentError: a name is not known.
     """
     unknown = [n for n in names or [] if n not in known]
     if unknown:
