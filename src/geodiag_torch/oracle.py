@@ -208,12 +208,11 @@ class TorchOracle(Oracle):
     def _recomputed(self, directions: Leaves, second: Callable[[Leaves], Leaves]) -> Blocks:
         loss, _ = self._loss_and_gradient()
 
-        def part(value: Tensor, weight: float) -> Leaves:
-            gradient = derivative(value, self._leaves, create_graph=True)
+        def inspected(gradient: Leaves) -> Leaves:
             self._inspect(gradient)
             return second(gradient)
 
-        seen, product = self._evaluation.sum(self._leaves, part, checked=directions)
+        seen, product = self._evaluation.through_gradient(self._leaves, directions, inspected)
         check_same_loss(loss, seen, self.precision)
         return product
 

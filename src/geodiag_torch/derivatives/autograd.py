@@ -43,10 +43,8 @@ def reentrant_derivative(
     ``loss.backward()`` alone reaches through them. It accumulates into the ``.grad`` of every
     tensor on its way: the leaves are fresh, and the others' ``.grad`` is restored.
 
-    Args:
-        loss: the value of a run in which ``leaves`` replaced parameters, and still do.
-        leaves: the tensors to differentiate by.
-        parameters: what else the backward pass may accumulate into.
+    To be called while the leaves replace parameters. ``parameters``: what else the backward pass
+    may accumulate into.
 
     Raises:
         EngineError: the backward pass would run the user's hooks, or fails.
@@ -84,12 +82,8 @@ def second_derivative(
 ) -> dict[str, Tensor]:
     """∂⟨gradient, direction⟩/∂leaves, for a gradient that carries its graph.
 
-    Args:
-        gradient: by the names of the leaves.
-        leaves: the tensors to differentiate by.
-        direction: one, or several stacked on a leading axis.
-        keep: keep the graph for further products.
-        batched: differentiate for all stacked directions in one vectorised backward pass.
+    ``keep``: keep the graph for further products. ``batched``: for directions stacked on a leading
+    axis, all in one vectorised backward pass.
 
     Raises:
         EngineError: some operation has no double backward, or none for a stack.

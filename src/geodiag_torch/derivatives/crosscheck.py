@@ -54,13 +54,6 @@ def disagreement(
     difference of gradients is too inaccurate to tell, the answer is None: a disagreement must show
     in two directions. The step √ε is smaller than the best for smooth gradients, and crosses fewer
     kinks. Costs two gradients and one product where they agree, and at most eight and two.
-
-    Args:
-        point: the parameters.
-        gradient: there.
-        hvp: the product to check, as a function of the direction.
-        gradient_at: the gradient as a function of the parameters.
-        eps: the relative precision ε of the gradients.
     """
     h = eps**0.5
     rounding = eps / h * norm2(gradient)
@@ -85,14 +78,10 @@ def disagreement(
 
 
 def refuse(found: float | None, do: str) -> None:
-    """Raise where products disagree with finite differences.
-
-    Args:
-        found: what :func:`disagreement` returned.
-        do: what the user can do about it.
+    """Raise where :func:`disagreement` has found one; ``do``: what the user can do about it.
 
     Raises:
-        EngineError: they disagree.
+        EngineError: it has.
     """
     if found is not None:
         raise EngineError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,16 +64,10 @@ class Evaluation:
         context: Context = nullcontext,
         poison: bool = False,
     ) -> T:
-        """``run()`` with the frozen random state, while ``leaves`` replace the parameters.
+        """``run()`` in ``context``, with the frozen random state and ``leaves`` as the parameters.
 
-        Signals interrupt the run alone, never replacing and restoring, nor ``context``.
-
-        Args:
-            leaves: by the names of measured parameters.
-            run: a function of nothing.
-            backward: whether it is a backward pass.
-            context: to run in.
-            poison: fill parameters and buffers with NaN.
+        Signals interrupt the run alone, not what replaces and restores. ``backward``: it is a
+        backward pass. ``poison``: fill parameters and buffers with NaN.
         """
         if poison:
             leaves = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
@@ -96,12 +91,18 @@ class Evaluation:
     def hvp(self, leaves: Leaves, d: Blocks) -> Blocks:
         """∇²L d by a backward pass through the gradient of each batch, of which nothing is kept."""
         direction = self.objective.directions(d, {name: x.dtype for name, x in leaves.items()})
+        second = partial(second_derivative, leaves=leaves, direction=direction, keep=False)
+        return self.through_gradient(leaves, direction, second)[1]
+
+    def through_gradient(
+        self, leaves: Leaves, directions: Leaves, second: Callable[[Leaves], Leaves]
+    ) -> tuple[Tensor, Blocks]:
+        """The loss, and the sum of ``second`` of each batch's gradient, which carries its graph."""
 
         def part(value: Tensor, weight: float) -> Leaves:
-            gradient = derivative(value, leaves, create_graph=True)
-            return second_derivative(gradient, leaves, direction, keep=False)
+            return second(derivative(value, leaves, create_graph=True))
 
-        return self.sum(leaves, part, checked=direction)[1]
+        return self.sum(leaves, part, checked=directions)
 
     def sum(
         self,
@@ -112,13 +113,8 @@ class Evaluation:
     ) -> tuple[Tensor, Blocks]:
         """The loss, and ``part(loss, weight)``, summed over all ranks' batches and normalised.
 
-        One batch's graph exists at a time, unless ``part`` keeps it.
-
-        Args:
-            leaves: the parameters.
-            part: from the loss of a batch and its weight to blocks.
-            context: to run in.
-            checked: what must be equal on all ranks, if not ``leaves``.
+        One batch's graph exists at a time, unless ``part`` keeps it. ``checked``: what must be
+        equal on all ranks, if not ``leaves``.
         """
         sums = self.objective.ranks.sum(
             "a pass over the data",

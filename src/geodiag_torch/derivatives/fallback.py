@@ -42,10 +42,7 @@ class FallbackProducts:
     def hvp(self, d: Blocks, eps: float, notes: list[str]) -> Blocks:
         """A central difference of gradients that are rounded to a relative ``eps``.
 
-        Args:
-            d: the direction.
-            eps: the precision of the loss.
-            notes: why finite differences are used, for the error.
+        ``notes``: why finite differences are used, for the error.
 
         Raises:
             EngineError: ``eps`` is larger than that of float32.

@@ -80,15 +80,9 @@ class LossModule(nn.Module):
         run: Callable[[], T],
         poison: bool = False,
     ) -> T:
-        """``run()`` while ``new`` tensors replace some, and clones replace the buffers.
+        """``run()`` with ``new`` tensors in :meth:`tensors`, see :meth:`ModuleTensors.replaced`.
 
         Attention runs on the math kernel: the fused ones have no double backward.
-
-        Args:
-            tensors: what :meth:`tensors` returns.
-            new: by the ids of those that they replace.
-            run: a function of nothing.
-            poison: fill the clones of buffers with NaN.
 
         Raises:
             EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
@@ -191,11 +185,7 @@ def wide(x: Tensor) -> Tensor:
 def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
     """``batch`` with its tensors on ``device``; containers keep their types.
 
-    Args:
-        batch: a tensor, or nested tuples, lists and dicts.
-        device: of the model.
-        depth: of the container that holds ``batch``.
-        widened: convert floating tensors to at least 32 bits.
+    ``widened``: with floating tensors in at least 32 bits.
 
     Raises:
         DataError: containers are nested without end, as in a list that holds itself.

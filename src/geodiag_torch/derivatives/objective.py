@@ -45,10 +45,7 @@ class Objective:
     raw_names: Mapping[str, str]
 
     def live(self, tensors: ModuleTensors | None = None) -> Leaves:
-        """The measured parameters by their public names, as they are now.
-
-        Args:
-            tensors: those of the loss, where they are known.
+        """The measured parameters as they are now; ``tensors``: those of the loss, where known.
 
         Raises:
             ParameterError: the model lost one, or it has another shape.
@@ -75,9 +72,7 @@ class Objective:
     def leaves(self, params: Mapping[str, Any] | None, live: Leaves | None = None) -> Leaves:
         """Autograd leaves at ``params``, or sharing storage with the live parameters where None.
 
-        Args:
-            params: blocks, or None.
-            live: the live parameters, where they are known.
+        ``live``: the live parameters, where they are known.
         """
         live = self.live() if live is None else live
         if params is None:

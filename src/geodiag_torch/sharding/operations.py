@@ -40,7 +40,7 @@ def _reduction(combine: Callable[..., Tensor], empty: float) -> Rule:
         dtype = kwargs.get("dtype")
         local = x._local_tensor if dtype is None else x._local_tensor.to(dtype)
         listed = range(x.ndim) if dims is None or dims == () else dims
-        axes = [d % x.ndim for d in ([listed] if isinstance(listed, int) else listed)]
+        axes = tuple(d % x.ndim for d in ([listed] if isinstance(listed, int) else listed))
         if x.sharded_dim not in axes:
             out = combine(local, dim=axes, keepdim=keep)
             return x.sharding.wrap(
@@ -50,9 +50,9 @@ def _reduction(combine: Callable[..., Tensor], empty: float) -> Rule:
             shape = [n if d != x.sharded_dim else 1 for d, n in enumerate(local.shape)]
             local = local.new_full(shape, _in_range(empty, local.dtype))
         out = combine(local, dim=axes, keepdim=keep)
-        if combine is _sum:
+        if combine is torch.sum:
             return x.sharding.all_reduce(out)
-        return combine(torch.stack(x.sharding.all_gather(out)), dim=[0])
+        return combine(torch.stack(x.sharding.all_gather(out)), dim=(0,))
 
     return reduce
 
@@ -64,22 +64,11 @@ def _in_range(value: float, dtype: torch.dtype) -> Any:
     return info.min if value < 0 else info.max
 
 
-def _sum(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    return torch.sum(x, dim=dim, keepdim=keepdim)
-
-
-def _logical(which: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def combine(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-        return which(x, dim=tuple(dim), keepdim=keepdim)
-
-    return combine
-
-
-rule("sum")(_reduction(_sum, 0.0))
+rule("sum")(_reduction(torch.sum, 0.0))
 rule("amax")(_reduction(torch.amax, -math.inf))
 rule("amin")(_reduction(torch.amin, math.inf))
-rule("all")(_reduction(_logical(torch.all), 1.0))
-rule("any")(_reduction(_logical(torch.any), 0.0))
+rule("all")(_reduction(torch.all, 1.0))
+rule("any")(_reduction(torch.any, 0.0))
 
 
 @rule("max", "min")
@@ -265,14 +254,14 @@ def matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     if isinstance(a, Sharded):
         if a.sharded_dim == a.ndim - 1:
-            return _contracted(a, a._local_tensor, local_like(a, b, -2))
+            return a.sharding.all_reduce(a._local_tensor @ local_like(a, b, -2))
         if a.sharded_dim == a.ndim - 2:
             right = b.full() if isinstance(b, Sharded) else b
             return a.sharding.wrap(a._local_tensor @ right, -2)
     elif b.sharded_dim == b.ndim - 1:
         return b.sharding.wrap(a @ b._local_tensor, -1)
     elif b.sharded_dim == b.ndim - 2:
-        return _contracted(b, local_like(b, a, -1), b._local_tensor)
+        return b.sharding.all_reduce(local_like(b, a, -1) @ b._local_tensor)
     return NotImplemented
 
 
@@ -298,10 +287,6 @@ def tensordot(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return b.sharding.all_reduce(torch.tensordot(left, b._local_tensor, (over_a, over_b)))
     out = torch.tensordot(a, b._local_tensor, (over_a, over_b))
     return b.sharding.wrap(out, len(free_a) + free_b.index(b.sharded_dim))
-
-
-def _contracted(x: Sharded, left: Tensor, right: Tensor) -> Tensor:
-    return x.sharding.all_reduce(left @ right)
 
 
 @rule("linalg_svd")

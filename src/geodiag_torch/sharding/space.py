@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
@@ -46,13 +47,15 @@ class ShardedSpace(Space):
 
     def place_all(self, tree: Any) -> Any:
         """All blocks of the space, and stacks of such, in a tree."""
-        if isinstance(tree, dict):
-            measured = set(tree) <= set(self.shapes)
-            tensors = all(isinstance(x, Tensor) for x in tree.values())
-            return {n: self._block(n, x) for n, x in tree.items()} if measured and tensors else tree
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*map(self.place_all, tree))
-        return type(tree)(map(self.place_all, tree)) if isinstance(tree, (tuple, list)) else tree
+
+        def is_blocks(x: Any) -> bool:
+            tensors = isinstance(x, dict) and all(isinstance(each, Tensor) for each in x.values())
+            return tensors and set(x) <= set(self.shapes)
+
+        def placed(x: Any) -> Any:
+            return {n: self._block(n, each) for n, each in x.items()} if is_blocks(x) else x
+
+        return tree_map(placed, tree, is_leaf=is_blocks)
 
     def _block(self, name: str, x: Tensor) -> Tensor:
         lead = x.ndim - len(self.shapes[name])

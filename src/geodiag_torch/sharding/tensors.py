@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils._pytree import tree_leaves, tree_map
 
 from geodiag.errors import ParameterError
 from geodiag_torch.ranks import SMALL, collective
@@ -120,8 +121,10 @@ class Sharded(DTensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
             # Together with other DTensors, as an optimizer's, all are treated as such.
-            if any(isinstance(x, DTensor) and not isinstance(x, Sharded) for x in flat(args)):
-                return func(*mapped(_as_dtensor, args), **mapped(_as_dtensor, kwargs))
+            if any(
+                isinstance(x, DTensor) and not isinstance(x, Sharded) for x in tree_leaves(args)
+            ):
+                return func(*tree_map(_as_dtensor, args), **tree_map(_as_dtensor, kwargs))
             name = func.__name__
             if name in METADATA:
                 if name == "__get__" and func in TRANSPOSES:
@@ -187,24 +190,6 @@ def like(x: Tensor, model: Tensor, lead: int = 0) -> Tensor:
         return sharding.wrap(sharding.local_part(x, dim).contiguous(), dim)
 
 
-def flat(tree: Any) -> list[Any]:
-    """The leaves of nested tuples, lists and dicts."""
-    if isinstance(tree, (tuple, list)):
-        return [leaf for branch in tree for leaf in flat(branch)]
-    return flat(list(tree.values())) if isinstance(tree, dict) else [tree]
-
-
-def mapped(f: Callable[[Any], Any], tree: Any) -> Any:
-    """The same tree with ``f`` of its leaves."""
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(f, branch) for branch in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(mapped(f, branch) for branch in tree)
-    if isinstance(tree, dict):
-        return {name: mapped(f, branch) for name, branch in tree.items()}
-    return f(tree)
-
-
 def _as_dtensor(x: Any) -> Any:
     if not isinstance(x, Sharded):
         return x
@@ -216,8 +201,8 @@ def _gathered(x: Any) -> Any:
 
 
 def _by_gathering(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    whole = mapped(_gathered, args)
-    out = func(*whole, **mapped(_gathered, kwargs))
+    whole = tree_map(_gathered, args)
+    out = func(*whole, **tree_map(_gathered, kwargs))
     target = args[0] if args else None
     if isinstance(target, Sharded) and _writes(func.__name__):
         target._local_tensor.copy_(target.sharding.local_part(whole[0], target.sharded_dim))
@@ -236,7 +221,7 @@ def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """On the local entries; of plain tensors, on this rank's part."""
     if _writes(func.__name__) and not isinstance(args[0], Sharded):
         return NotImplemented
-    tensors = [x for x in flat((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     first = next(x for x in tensors if isinstance(x, Sharded))
     sharding, back = first.sharding, first.sharded_dim - first.ndim  # counted from the last axis
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
@@ -253,7 +238,7 @@ def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         has_dim = x.ndim >= -back and x.shape[back] == sharding.length
         return sharding.local_part(x, back) if has_dim else x
 
-    out = func(*mapped(local, args), **mapped(local, kwargs))
+    out = func(*tree_map(local, args), **tree_map(local, kwargs))
     if isinstance(args[0], Sharded) and out is args[0]._local_tensor:
         return args[0]
     return sharding.wrap(out, back)

@@ -35,7 +35,8 @@ class FrozenRandomState:
     def __init__(self, device: torch.device, data: Any) -> None:
         self._device = device
         self._generators = _generators(data)
-        self._autocast = _autocast(device)
+        kind = device.type
+        self._autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         self._numpy = NumpyState()
         self._state = self._read(backward=False)
 
@@ -142,10 +143,6 @@ def outside_inference(run: Callable[[], T]) -> T:
             return run()
 
     return uninterrupted(outside, run)
-
-
-def _autocast(device: torch.device) -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
 def _numpy_memory() -> bytes | None:
