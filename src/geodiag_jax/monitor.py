@@ -244,7 +244,7 @@ class Deferred(JaxProblem):
                 "Monitor(loss) takes no params=",
                 do="pass them to observe(step, params, new_params)",
             )
-        super().__init__(loss, params=jnp.zeros(()), **arguments)  # nobody's
+        super().__init__(loss, params=jnp.zeros(()), **arguments)  # until open()
         self._where, self.opened = where, False
 
     def open(self, params: Any) -> None:

@@ -1,9 +1,12 @@
 """``geodiag reproduce``: the experiments of arXiv 2603.05002, on small data, in either framework.
 
 cells       what is run: methods × models, with the learning rate and the length of each
-data        digits, characters, or CIFAR-10 from a folder; and the weights that runs start from
-measuring   one cell: train, measure every few steps
+data        digits, characters, or CIFAR-10 from a folder; and the first weights
+frameworks  the packages that a framework needs, and its trainer
+training    the training loop: measure, step, measure the step; the demo's too
+measuring   one cell: the loop, with checks of S and D
 runner      all cells, two at a time; finished ones are kept
 quadratics  Section 5: below 2/S linear convergence, above it divergence from a line
-table       what came out, in numbers; figures: in pictures
+results     a cell's rows in a file, as a few numbers, and in a table
+figures     pictures of the rows
 """

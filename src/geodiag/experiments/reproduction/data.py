@@ -1,4 +1,4 @@
-"""What is learned, and from which weights: NumPy arrays, the same for every framework.
+"""Data and first weights of the models: NumPy arrays, the same for every framework.
 
 Images are 8 × 8: scikit-learn's digits, or CIFAR-10 in its binary layout, averaged over 4 × 4
 squares. Text is the source of Python's own textwrap module.

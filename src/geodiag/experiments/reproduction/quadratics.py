@@ -3,8 +3,8 @@
 Theorem 5.1   η < 2/S: linear convergence, from every start.
 Theorem 5.2   η > 2/S: divergence from a line of starts, w = c·d, with d a maximiser of S.
 
-On the line all is known: H d has d as its LMO and S as its dual norm, so w⁺ = (1 − ηS)w, and the
-loss is multiplied by (1 − ηS)² at each step.
+On the line the iterates are known: H d has d as its LMO and S as its dual norm, so w⁺ = (1 − ηS)w,
+and the loss is multiplied by (1 − ηS)² at each step.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Blocks, axpy, dot, flatten, unflatten
-from geodiag.core.spaces import MatrixView, Space
+from geodiag.blocks import Blocks, axpy, dot, unflatten
 from geodiag.norms import Norm, Preconditioned
-from geodiag.problems import as_norm
+from geodiag.oracles import Oracle
+from geodiag.problems import as_norm, problem
 from geodiag.sharpness import sharpness
 
 SHAPES = {"matrix": (4, 3), "vector": (3,)}
@@ -28,7 +28,7 @@ STARTS = 6
 STEPS = 300
 # η in units of 2/S; the same distance below the threshold and above it.
 BELOW, ABOVE = 0.95, 1.05
-NEGLIGIBLE = 1e-24  # of the first loss: where rounding begins to count
+NEGLIGIBLE = 1e-24  # of the first loss: below it rounding dominates
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,16 @@ class Quadratic:
 def quadratics(seed: int = 0, steps: int = STEPS) -> list[Quadratic]:
     """Descent in every norm on a random H of 15 × 15 with eigenvalues from 0.1 to 1."""
     rng = np.random.default_rng(seed)
-    H = random_hessian(rng)
+    oracle = problem(random_hessian(rng), shapes=SHAPES).at()
     P = {n: np.exp(rng.uniform(-1, 1, shape)) for n, shape in SHAPES.items()}
     starts = [unflatten(rng.standard_normal(SIZE), SHAPES) for _ in range(STARTS)]
     out = []
     for name in NAMES:
-        norm = Preconditioned(P) if name == "preconditioned" else as_norm(name)
-        d = maximiser(H, norm)
-        S = float(dot(d, _times(H, d)))
-        bound = norm.bind(_space())
-        below = tuple(_descend(H, bound, w, BELOW * 2 / S, steps) for w in starts)
-        above = _descend(H, bound, d, ABOVE * 2 / S, steps // 5)
+        norm = (Preconditioned(P) if name == "preconditioned" else as_norm(name)).bind(oracle.space)
+        d = maximiser(oracle, norm)
+        S = float(dot(d, oracle.hvp(d)))
+        below = tuple(_descend(oracle, norm, w, BELOW * 2 / S, steps) for w in starts)
+        above = _descend(oracle, norm, d, ABOVE * 2 / S, steps // 5)
         out.append(Quadratic(name, S, below, above, (1 - 2 * ABOVE) ** 2))
     return out
 
@@ -83,33 +82,22 @@ def random_hessian(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     return symmetric
 
 
-def maximiser(H: np.ndarray[Any, Any], norm: Norm) -> Blocks:
+def maximiser(oracle: Oracle, norm: Norm) -> Blocks:
     """A direction of unit norm with d = lmo(Hd), at which ⟨d, Hd⟩ is S."""
-    d = sharpness(H, norm, shapes=SHAPES).direction
-    bound = norm.bind(_space())
-    for _ in range(300):  # ⟨d, Hd⟩ cannot fall, since H ≻ 0; ends at the fixed point itself
-        d = bound.lmo(_times(H, d))
+    d = sharpness(oracle, norm).direction
+    for _ in range(300):  # to the fixed point; ⟨d, Hd⟩ cannot decrease, since H ≻ 0
+        d = norm.lmo(oracle.hvp(d))
     return d
 
 
-def _descend(
-    H: np.ndarray[Any, Any], norm: Norm, w: Blocks, lr: float, steps: int
-) -> tuple[float, ...]:
-    losses = [float(dot(w, _times(H, w))) / 2]
+def _descend(oracle: Oracle, norm: Norm, w: Blocks, lr: float, steps: int) -> tuple[float, ...]:
+    g = oracle.hvp(w)
+    losses = [float(dot(w, g)) / 2]
     for _ in range(steps):
-        g = _times(H, w)
         step = norm.lmo(g)
         w = axpy(-lr * float(dot(g, step)), step, w)
-        losses.append(float(dot(w, _times(H, w))) / 2)
+        g = oracle.hvp(w)
+        losses.append(float(dot(w, g)) / 2)
         if losses[-1] < NEGLIGIBLE * losses[0]:
             break
     return tuple(loss / losses[0] for loss in losses)
-
-
-def _times(H: np.ndarray[Any, Any], d: Blocks) -> Blocks:
-    return unflatten(H @ flatten(d), SHAPES)
-
-
-def _space() -> Space:
-    views = {n: MatrixView.first_axis_rows(2) for n, s in SHAPES.items() if len(s) == 2}
-    return Space(SHAPES, views, np.asarray)

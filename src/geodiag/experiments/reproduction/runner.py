@@ -1,8 +1,8 @@
-"""All cells, two at a time in processes of their own; what is finished is not run again.
+"""Run all cells, two at a time in separate processes; finished cells are kept and not run again.
 
-A cell writes to ``KEY.part``, which becomes ``KEY.jsonl`` when it is done and on the disk; the
-progress shown is read from these files. A run that is killed takes its processes with it, so that
-none of them goes on writing to the files of the next.
+A cell writes to ``KEY.part``, which is renamed to ``KEY.jsonl`` once it is complete and on the disk.
+The progress bars are read from these files. If a run is killed, its processes end with it, so that
+none of them writes to the files of the next run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from geodiag.experiments.reproduction.results import (
 
 WORKERS = 2
 QUICK = ("mlp",)
-POLL = 0.5  # seconds between two looks at what the processes have written
+POLL = 0.5  # seconds between two readings of the files
 # Each worker has one core: two workers fill two, and timings do not depend on the machine's size.
 ALONE = {
     "OMP_NUM_THREADS": "1",
@@ -55,7 +55,7 @@ def run(
     quick: bool = False,
     seed: int = 0,
 ) -> int:
-    """Train and measure what is asked for; write records, figures and ``results.md`` to ``out``.
+    """Train and measure the chosen cells; write records, figures and ``results.md`` to ``out``.
 
     Args:
         framework: "torch" or "jax"; float64 on the CPU in both.
@@ -99,7 +99,7 @@ def plan(
     data_folder: Path | None,
     seed: int,
 ) -> list[Cell]:
-    """The cells asked for, model by model."""
+    """The chosen cells, model by model."""
     cells = []
     names = chosen("method", methods, METHODS)
     for model in chosen("model", models, MODELS):
@@ -113,7 +113,7 @@ def plan(
 
 
 def _alone() -> None:
-    """Before a worker loads a framework, which reads these."""
+    """Set the environment before a worker imports a framework, which reads it."""
     os.environ.update(ALONE)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 
@@ -135,7 +135,7 @@ def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
             settings = {"settings": asdict(cell)} if record.step == 0 else {}
             log.write(to_line(record, extra | settings) + "\n")
             log.flush()
-        os.fsync(log.fileno())  # or a lost machine could leave the name without what it names
+        os.fsync(log.fileno())  # else after a power failure the renamed file could be empty
     part.replace(_path(cell, out))
 
 
