@@ -1,6 +1,6 @@
 """Run all cells, two at a time in separate processes; finished cells are kept and not run again.
 
-A cell writes to ``KEY.part``, which is renamed to ``KEY.jsonl`` once it is complete and on the disk.
+A cell writes to ``KEY.part``, which is renamed to ``KEY.jsonl`` once it is complete and on disk.
 The progress bars are read from these files. If a run is killed, its processes end with it, so that
 none of them writes to the files of the next run.
 """
