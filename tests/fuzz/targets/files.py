@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import geodiag
 from geodiag import records as format_of
+from geodiag import sinks
 from geodiag.experiments.reproduction.data import CIFAR_RECORD, cifar10
 from geodiag.report.watch import Tail, view
 from tests.fuzz.case import Case
@@ -48,7 +50,8 @@ TOKENS = (
     b'"\\ud800"', b'"a"', b"[", b"]", b"{", b"}", b"[" * 3000, b'{"a":' * 3000, b"\x00",
     b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b",", b'"', b"1_000",
     "\u2028\u0085".encode(), "٣".encode(), b'"step":1,', b'{"step":1,"step":2}', b"9" * 5000,
-    b"\x1a", b"\x0c", b'""', b"x" * 200_000,
+    b"\x1a", b"\x0c", b'""', b"x" * 200_000, b"\nstep,loss\n", b"\nstep,x,loss,note\n",
+    b'"schema":9,', b'{"schema":2,"step":1,"loss":[]}\n',
 )  # fmt: skip
 
 
@@ -95,6 +98,30 @@ def reading(case: Case) -> None:
     check_read(tail.records)
     if draw(st.integers(0, 4)) == 0:
         case.call("read_records", geodiag.read_records, draw(wild()))
+
+
+def appending(case: Case) -> None:
+    """The sinks on files of any bytes: what is appended is read back, and the bytes stay."""
+    draw = case.draw
+    suffix, kind = draw(st.sampled_from(((".jsonl", sinks.JSONL), (".csv", sinks.CSV))))
+    path = FOLDER / f"appended{suffix}"
+    data = draw(logs())
+    path.write_bytes(data)
+    case.said.append(f"bytes {data[:200]!r}")
+    added = geodiag.Record(7, loss=0.5, note="appended", extras=draw(EXTRAS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a second header; lines that are left out
+        sink = kind(path)
+        sink.write(added)
+        sink.write(added)
+        sink.close()
+        assert path.read_bytes().startswith(data)
+        found = case.call("read_records", geodiag.read_records, path)
+    for name, x in added.to_dict().items():
+        assert all(repr(getattr(r, name)) == repr(x) for r in found[-2:]), (name, found)
+
+
+EXTRAS = st.sampled_from(({}, {"noise": 0.5}, {"x": math.inf, "y": "text"}))
 
 
 @st.composite
@@ -165,6 +192,7 @@ def cifar(case: Case) -> None:
 
 TARGETS = {
     "read_records": (reading, 2.0),
+    "log files": (appending, 1.0),
     "plot": (plotting, 0.25),
     "CIFAR-10 reader": (cifar, 0.5),
 }
