@@ -11,14 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    dot,
-    stack,
-    to_numpy,
-    unstack,
-)
+from geodiag.blocks import Array, Blocks, dot, stack, to_numpy, unstack
 from geodiag.core.batched import one, only
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NonFiniteError, shown

@@ -16,15 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    all_finite,
-    array_namespace,
-    map_blocks,
-    scale,
-    to_numpy,
-)
+from geodiag.blocks import Array, Blocks, all_finite, array_namespace, map_blocks, scale, to_numpy
 from geodiag.core.validation import as_number, is_number, is_whole, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError, shown
 from geodiag.norms.base import Norm

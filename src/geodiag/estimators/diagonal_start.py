@@ -1,4 +1,4 @@
-"""A start for norms whose LMO has one entry, as in ℓ1, where random directions say little."""
+"""A start for norms whose LMO has one entry, as ℓ1, in which random starts are poor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ FREE_PROBES = 64
 
 
 def moves_single_entries(m: Measurement) -> bool:
-    """Whether the norm's LMO has one entry, as in ℓ1: random starts then say little."""
+    """Whether the norm's LMO has one entry, as in ℓ1."""
     example = m.norm.lmo(m.oracle.space.random(np.random.default_rng(0)))
     xp = namespace(example)
     return sum(int(xp.sum(xp.astype(x != 0, xp.int32))) for x in example.values()) == 1
 
 
 def steep_entries(m: Measurement) -> Blocks:
-    """Where the Hessian's diagonal is largest, by the mean of z ⊙ Hz over random signs z."""
+    """The LMO of the Hessian's diagonal, estimated by the mean of z ⊙ Hz over random signs z."""
     total = zeros_like(m.gradient)
     for _ in range(FREE_PROBES if m.unlimited else PROBES):
         signs = map_blocks(namespace(total).sign, m.oracle.space.random(m.rng))

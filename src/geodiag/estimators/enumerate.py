@@ -1,8 +1,8 @@
 """Enumerate: the exact maximum in a polyhedral norm, face by face, for small n.
 
-On each face of the unit ball the quadratic form has one stationary point (where it is regular);
-the maximum over the sphere is the largest value among those that lie in the ball. Vertices alone
-do not do: for H = diag(1, −5) in ℓ∞ the maximum, 1, is at (±1, 0).
+On each face of the unit ball the quadratic form has one stationary point, unless it is singular
+there. The maximum over the sphere is the largest value among the points that lie in the ball.
+Vertices alone are not enough: for H = diag(1, −5) in ℓ∞ the maximum, 1, is at (±1, 0).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from geodiag.results import Bound, SharpnessResult, Status
 Vector: TypeAlias = np.ndarray[Any, Any]  # float64, on the host
 
 LIMIT = 10
-INSIDE = 1e-9  # how far rounding may put a face's stationary point outside of the ball
+INSIDE = 1e-9  # how far outside of the ball rounding may put a stationary point
 
 
 class Enumerate(SharpnessEstimator):
     """Exact for norms that list their ``faces``, up to ``LIMIT`` parameters; n + 1 products.
 
-    Where ``max_hvps`` allows fewer, it hands over to Ascent and says so in the notes.
+    If ``max_hvps`` allows fewer, Ascent is used instead, and a note says so.
     """
 
     @staticmethod
@@ -91,10 +91,10 @@ def _dense(m: Measurement) -> Vector:
 
 
 def _stationary(H: Vector, point: Vector, basis: Vector) -> Vector | None:
-    """The stationary point of ⟨d, Hd⟩ on point + span(basis); None where it is degenerate.
+    """The stationary point of ⟨d, Hd⟩ on point + span(basis); None if the face is degenerate.
 
-    On a degenerate face the form is constant or linear along some direction, so its maximum is
-    attained on a smaller face too.
+    There the form is constant or linear along some direction, so its maximum is on a smaller face
+    too.
     """
     if basis.shape[1] == 0:
         return point

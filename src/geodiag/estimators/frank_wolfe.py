@@ -1,6 +1,6 @@
 """The paper's own procedure (arXiv 2603.05002): Frank–Wolfe with open-loop steps and restarts.
 
-The reference to compare with: d ← (1 − γ)d + γ·lmo(Hd), γ = 2/(k + 2), from random starts. Each
+A reference for comparisons: d ← (1 − γ)d + γ·lmo(Hd), γ = 2/(k + 2), from random starts. Each
 restart costs ``iterations`` + 1 products.
 """
 
@@ -18,7 +18,7 @@ from geodiag.results import SharpnessResult, Status
 class FrankWolfe(SharpnessEstimator):
     """Best of ``restarts`` Frank–Wolfe runs of ``iterations`` steps each; a lower bound.
 
-    Only ``start`` and ``max_hvps`` (which cuts the restarts short) change the procedure; it has no
+    Only ``start`` and ``max_hvps`` (which ends the restarts early) change the procedure; it has no
     tolerance.
     """
 

@@ -1,4 +1,4 @@
-"""What rounding, or a finite difference, leaves of a value: measured by one product more."""
+"""The round-off of a value, estimated by one independent Hessian-vector product."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ SINGLE = float(np.finfo(np.float32).eps)
 
 
 def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessResult:
-    """``result`` with a note on its uncertainty, where that is more than the tolerance.
+    """``result`` with a note on its round-off, if that exceeds the relative tolerance ``rtol``.
 
-    It is measured where the oracle knows another way to its products: below 32 bits, where all is
-    rounded otherwise, and for finite differences of single precision, with another step. Below 32
-    bits it is at least one relative spacing. A value that met its tolerance, though not within
-    this, has the status PRECISION.
+    It is estimated if the oracle has independent products: in fewer than 32 bits, with jittered
+    rounding, and for finite differences in single precision, with another step size. In fewer than
+    32 bits it is at least one machine epsilon. A value that had met its tolerance, but is not
+    resolved to it, gets the status PRECISION.
     """
     if not math.isfinite(result.value):
         return result
     image = oracle.independent_hvp(result.direction)
     if image is None:
         return result
-    noted = [note for note in oracle.notes if note not in result.notes]  # while it was asked
+    noted = [note for note in oracle.notes if note not in result.notes]  # by this product
     result = replace(result, notes=(*result.notes, *noted))
     eps = oracle.precision
-    doubt = abs(float(dot(result.direction, image)) - result.value)
-    doubt = math.inf if math.isnan(doubt) else doubt
+    error = abs(float(dot(result.direction, image)) - result.value)
+    error = math.inf if math.isnan(error) else error
     half = eps > SINGLE
-    doubt = max(doubt, eps * abs(result.value)) if half else doubt
-    relative = doubt / abs(result.value) if result.value else math.inf if doubt else 0.0
+    error = max(error, eps * abs(result.value)) if half else error
+    relative = error / abs(result.value) if result.value else math.inf if error else 0.0
     fine = relative <= rtol
-    notes = result.notes if fine and not half else (*result.notes, _note(half, doubt, relative))
+    notes = result.notes if fine and not half else (*result.notes, _note(half, error, relative))
     coarse = result.status is Status.CONVERGED and not fine
     return replace(
         result,
@@ -46,11 +46,11 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     )
 
 
-def _note(half: bool, doubt: float, relative: float) -> str:
+def _note(half: bool, error: float, relative: float) -> str:
     if half:
         head, cause = "the loss is computed in fewer than 32 bits", "rounding"
     else:
         head, cause = "products are finite differences in single precision", "another step"
     if not relative < 1.0:
-        return f"{head}, which does not resolve the value: {cause} moves it by {doubt:.2g}"
+        return f"{head}, which does not resolve the value: {cause} moves it by {error:.2g}"
     return f"{head}: {cause} moves the value by about {relative:.2g} of it"

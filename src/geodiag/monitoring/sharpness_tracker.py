@@ -30,7 +30,8 @@ STEADY, POWER_STEPS = 0.02, 2
 # first of these, and it is lower by at most the second.
 CONVERGED, DROP = 0.01, 0.2
 # Early on S changes fast, and other maxima overtake. The first exploratory search comes after
-# EXPLORE_FIRST measurements, or EXPLORE_SOONEST if S has changed by a factor of DRIFT since one.
+# EXPLORE_SOONEST measurements, the next after EXPLORE_FIRST more; at any time after EXPLORE_SOONEST
+# if S has changed by a factor of DRIFT since the last search.
 EXPLORE_SOONEST, EXPLORE_FIRST, DRIFT = 2, 3, 1.3
 # An exploratory or cold search that finds at most this much more than was known doubles the number
 # of measurements to the next of its kind, up to COLD_EVERY and RAREST.
@@ -49,8 +50,8 @@ class SharpnessTracker:
     Other maxima may overtake the one that is tracked. The first search and every 20th measurement
     are *cold*, with 20 products (in a quadratic norm as many as the residual needs), and every 40th
     or 80th if such searches find nothing new. In norms that are not quadratic there are
-    *exploratory* searches of nine or ten products in between: after 3 measurements, then 6, 12 and
-    20 if they find nothing, or after two if S has changed by 30 %.
+    *exploratory* searches of nine or ten products in between: after two measurements, then 3, 6, 12
+    and 20 if they find nothing, or two if S has changed by 30 %.
 
     Args:
         options: those of :func:`geodiag.sharpness`. With an estimator, a budget or a certificate

@@ -103,7 +103,7 @@ class CallablesProblem(Problem):
         fixed = {n: x + 0 for n, x in self._params.items() if n not in shapes}
         space = Space(shapes, views, asarray)
         here = as_blocks(chosen if params is None else params, space, "params")
-        point = {name: x + 0 for name, x in here.items()}  # a copy: the point is frozen
+        point = {name: x + 0 for name, x in here.items()}  # a copy, so that it is frozen
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)
 
 

@@ -1,4 +1,4 @@
-"""Oracles of things that are already numbers: a symmetric matrix, a SciPy LinearOperator.
+"""Oracles of given Hessians: a symmetric matrix, a SciPy LinearOperator.
 
 The loss is the quadratic ½⟨w, H w⟩ at w = 0, so the gradient there is zero.
 """
@@ -38,7 +38,7 @@ from geodiag.oracles.base import Oracle, Problem
 class MatrixOracle(Oracle):
     """½⟨w, H w⟩ at ``params`` (default 0), for the product ``apply`` = H· on vectors.
 
-    ``applies``: the products of the rows of a matrix, where one call is cheaper than many.
+    ``applies``: the products of the rows of a matrix, if one call is cheaper than many.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ def _as_real(matrix: Any) -> Array:
 
 
 def _checked(matrix: Any) -> Array:
-    """A copy, without the rounding by which ``matrix`` may differ from its transpose."""
+    """A copy, exactly symmetric if ``matrix`` is symmetric up to rounding."""
     xp = array_namespace(matrix)
     try:
         largest = float(xp.max(xp.abs(matrix)))

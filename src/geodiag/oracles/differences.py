@@ -10,16 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from geodiag.blocks import (
-    Blocks,
-    axpy,
-    epsilon,
-    map_blocks,
-    namespace,
-    norm2,
-    scale,
-    subtract,
-)
+from geodiag.blocks import Blocks, axpy, epsilon, map_blocks, namespace, norm2, scale, subtract
 
 # With gradients of a larger relative rounding error than this, the step size is searched for: finer
 # gradients leave digits to spare for a poor one.

@@ -1,4 +1,4 @@
-"""What the programs of the estimators share (see :class:`geodiag.oracles.base.Program`)."""
+"""The base of the solvers' programs (see :class:`geodiag.oracles.base.Program`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NormProgram:
 
     @property
     def key(self) -> Hashable | None:
-        """What the program does; None where its norm could change under a compiled function."""
+        """What the program does; None if its norm could change after it was compiled."""
         norm = self.norm.key
         settings = tuple(getattr(self, f.name) for f in fields(self) if f.name != "norm")
         return None if norm is None else (type(self), norm, settings)

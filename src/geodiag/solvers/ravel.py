@@ -1,8 +1,8 @@
-"""A problem seen as one vector, so that solvers take one operation where tensors took many.
+"""A problem ravelled to one vector, so that solvers need one operation instead of one per tensor.
 
-Small networks spend their time in the number of operations. Beyond ``LIMIT`` entries the copies
-would cost more than they save, and tensors stay as they are; as do tensors that are split over
-devices, which one vector would gather.
+In small networks the number of operations decides the time. Beyond ``LIMIT`` entries the copies
+would cost more than they save, so tensors stay as they are. So do tensors that are sharded, which
+one vector would gather on every device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "flat"
 
 
 class Flat:
-    """Blocks of certain shapes, and stacks of them, as one vector each, and back."""
+    """Turns blocks of a space, and stacks of them, into one vector each, and back."""
 
     def __init__(self, space: Space) -> None:
         self.shapes, self._joints = space.shapes, space.joints
@@ -48,12 +48,8 @@ class Flat:
         """Products on the vector."""
         return lambda d: self.flat(hvp(self.full(d)))
 
-    def random(self, space: Space, rng: np.random.Generator) -> Blocks:
-        """The flat view of ``space.random(rng)``, moved to the device in one piece."""
-        return {NAME: space.asarray(self.draw(rng))}
-
     def draw(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """The same, still on the host."""
+        """The vector of ``space.random(rng)``, on the host."""
         drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
         return np.concatenate([drawn[name].ravel() for name in self.shapes])
 
@@ -64,13 +60,13 @@ class Flat:
 
 
 def of(oracle: Oracle) -> Flat | None:
-    """The flat view of an oracle's blocks, where it is the cheaper way."""
+    """How to ravel an oracle's blocks, if that is cheaper."""
     space = oracle.space
     return Flat(space) if space.size <= LIMIT and not space.split else None
 
 
 def view(oracle: Oracle, norm: Norm) -> tuple[Oracle, Norm, Flat | None]:
-    """The oracle and the norm on one vector, where that is the cheaper way."""
+    """The oracle and the norm on one vector, if that is cheaper."""
     flat = of(oracle)
     if flat is None:
         return oracle, norm, None

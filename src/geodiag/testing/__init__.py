@@ -1,15 +1,16 @@
 """Conformance checks for authors of norms, oracles and estimators; they need no test framework.
 
-    from geodiag.testing import check_norm
-
-    def test_my_norm():
-        check_norm(MyNorm(), {"W": np.ones((3, 4)), "b": np.ones(3)})
-
 check_norm        value is a norm, lmo maximises over its unit ball, dual agrees
-check_oracle      same answers to same questions, derivatives that agree with each other
-check_estimator   honest values, bounds, counts and budgets
+check_oracle      deterministic answers, and derivatives that agree with each other
+check_estimator   attained values, true bounds, counts and budgets
 
-Each raises a GeodiagError that says which property broke, with the numbers; none returns anything.
+Each raises a GeodiagError that names the property that fails, with the numbers, or returns None.
+
+Examples:
+    >>> import numpy as np
+    >>> import geodiag
+    >>> from geodiag.testing import check_norm
+    >>> check_norm(geodiag.norms.Linf(), {"W": np.ones((3, 4)), "b": np.ones(3)})
 """
 
 from geodiag.testing.estimator import check_estimator

@@ -1,7 +1,7 @@
-"""Matrices and norms whose sharpness is known, each by a formula of its own.
+"""Matrices and norms whose sharpness is known in closed form or by enumeration.
 
 Quadratic norms: an eigenvalue. ℓ∞ and ℓ1: a search over the faces of the ball. H = v vᵀ: S = ‖v‖*²
-in every norm, with ‖v‖* from singular values, maxima and sums, written out here.
+in every norm, with ‖v‖* from singular values, maxima and sums.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEGATIVE = -(np.eye(3) + 0.5 * np.ones((3, 3)))
 
 @dataclass(frozen=True)
 class Case:
-    """A matrix (as blocks of ``shapes``), a norm, and the sharpness of the one in the other."""
+    """A matrix (as blocks of ``shapes``), a norm, and the sharpness."""
 
     label: str
     H: Vector
@@ -105,7 +105,7 @@ def cube_maximum(H: Vector) -> float:
             continue
         try:
             d[free] = np.linalg.solve(H[np.ix_(free, free)], -H[np.ix_(free, ~free)] @ d[~free])
-        except np.linalg.LinAlgError:  # flat along a line: a smaller face has the value too
+        except np.linalg.LinAlgError:  # constant along a line: a smaller face has the value too
             continue
         if np.all(np.abs(d) <= 1.0):
             best = max(best, float(d @ H @ d))

@@ -1,4 +1,4 @@
-"""``check_estimator``: are its values attained, its claims true and its products counted?"""
+"""``check_estimator``: whether values are attained, bounds true and products counted."""
 
 from __future__ import annotations
 
@@ -20,15 +20,10 @@ from geodiag.testing.cases import Case, cases
 
 
 def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
-    """Check ``estimator`` on small matrices whose sharpness is known, in every norm it takes.
-
-        from geodiag.testing import check_estimator
-
-        def test_my_estimator():
-            check_estimator(MyEstimator())
+    """Check ``estimator`` on small matrices whose sharpness is known, in every norm it accepts.
 
     Properties: value = ⟨d, Hd⟩ at the returned direction, ‖d‖ = 1; the value never exceeds S, and
-    is S where the bound says EXACT; ``num_hvps`` is what was really asked, and at most
+    is S if the bound says EXACT; ``num_hvps`` is the number of products computed, and at most
     ``max_hvps``; ``loss`` is set; equal seeds give equal results; ``start=`` works; NaN raises
     NonFiniteError. A norm that the estimator refuses with a NormError is left out.
 
@@ -37,7 +32,12 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
         seed: handed to it in its Options.
 
     Raises:
-        PluginError: the property that broke, with the numbers.
+        PluginError: the property that fails, with the numbers.
+
+    Examples:
+        >>> import geodiag
+        >>> from geodiag.testing import check_estimator
+        >>> check_estimator(geodiag.estimators.Enumerate())
     """
     _require_estimator(estimator)
     probes.require_seed(seed)
@@ -59,10 +59,10 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
 
 
 def _require_estimator(estimator: object) -> None:
-    """Raise unless it is one.
+    """Raise for anything but an instance.
 
     Raises:
-        PluginError: it is none, a class perhaps.
+        PluginError: it is something else, perhaps a class.
     """
     if not isinstance(estimator, SharpnessEstimator):
         raise PluginError(
@@ -122,7 +122,7 @@ class _Run:
             raise self.fail("the direction must have norm 1", f"‖d‖ = {length!r}")
         image = self.oracle.hvp(d)
         attained = float(dot(d, image))
-        # ⟨d, Hd⟩ rounds relative to ‖H‖·‖d‖₂², which cancellation can leave far above the value.
+        # The rounding of ⟨d, Hd⟩ is relative to ‖H‖·‖d‖₂², which may be far above the value.
         slack = tol * self.size * float(dot(d, d))
         if not abs(result.value - attained) <= slack:
             got = f"value {result.value!r}, ⟨d, Hd⟩ = {attained!r}"

@@ -1,4 +1,4 @@
-"""``check_norm``: is this a norm, and does its LMO maximise over its unit ball?"""
+"""``check_norm``: whether it is a norm, and its LMO maximises over its unit ball."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ CLIMBS = 6  # at this many of the probed g
 def check_norm(norm: Norm, example: Blocks, *, space: Space | None = None, seed: int = 0) -> None:
     """Check that ``norm`` is a norm and that its ``lmo`` and ``dual`` belong to it.
 
-        from geodiag.testing import check_norm
-
-        def test_my_norm():
-            check_norm(MyNorm(), {"W": np.ones((3, 4)), "b": np.ones(3)})
-
     Properties: answers of the right kind; ‖0‖ = 0 and ‖d‖ > 0 elsewhere; ‖cd‖ = |c|‖d‖; the
     triangle inequality; lmo(g) is in the unit ball, no direction that was tried has a larger
     ⟨g, d⟩/‖d‖, and ⟨g, lmo(g)⟩ = dual(g); lmo(cg) is as good as lmo(g); lmo(0) is feasible; inputs
@@ -36,12 +31,17 @@ def check_norm(norm: Norm, example: Blocks, *, space: Space | None = None, seed:
     Args:
         norm: the norm; it is bound to ``space`` first.
         example: blocks of any framework, at most a few hundred entries: names, shapes and dtype.
-        space: names, shapes and matrix views, where those of bare blocks will not do (tensors of
-            more than two axes).
+        space: names, shapes and matrix views, if tensors have more than two axes.
         seed: of the random directions.
 
     Raises:
-        NormError: the property that broke, with the numbers.
+        NormError: the property that fails, with the numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> from geodiag.testing import check_norm
+        >>> check_norm(geodiag.norms.Spectral(), {"W": np.ones((3, 4)), "b": np.ones(3)})
     """
     example = probes.require_blocks(example, NormError)
     probes.require_seed(seed)
@@ -106,7 +106,7 @@ class _Checker:
             raise self.fail(
                 "value(d) must be positive for d ≠ 0",
                 f"{first:.6g} at a direction with largest entry {probes.largest(d):.3g}",
-                "let every tensor count, and return no signed quantity",
+                "include every tensor, and return no signed quantity",
             )
         return first
 
@@ -169,7 +169,7 @@ class _Checker:
             )
 
     def _optimal(self, g: Blocks, units: list[Blocks], climb: bool) -> None:
-        """No direction may beat the LMO: those probed, what the LMO says elsewhere, a search."""
+        """No direction may be better than the LMO: probes, LMOs of others, a local search."""
         answer = self.lmo(g)
         reached = float(dot(g, answer))
         slack = self.tol * max(abs(reached), probes.largest(g) * self._reach(answer))
@@ -192,7 +192,7 @@ class _Checker:
             )
 
     def _reach(self, d: Blocks) -> float:
-        """Σ|d_i|: how far rounding of the entries can move ⟨g, d⟩, per unit of max |g_i|."""
+        """Σ|d_i|: the rounding of ⟨g, d⟩ per unit of max |g_i|."""
         return sum(float(abs(x).sum()) for x in probes.host(d).values())
 
     def _score(self, g: Blocks, d: Blocks) -> float:

@@ -1,4 +1,4 @@
-"""``check_oracle``: is the problem frozen, and do its derivatives belong to its loss?"""
+"""``check_oracle``: whether the problem is frozen, and its derivatives are those of its loss."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ DIRECTIONS = 3
 def check_oracle(oracle: Oracle, *, seed: int = 0) -> None:
     """Check that ``oracle`` is one frozen problem whose derivatives agree with each other.
 
-        from geodiag.testing import check_oracle
-
-        def test_my_adapter():
-            check_oracle(MyProblem(model, data).at())
-
     Properties: names, shapes and dtypes; the same question twice gives the same bits; loss_at and
     gradient_at at the point are loss and gradient; the gradient is the derivative of loss_at and
     hvp that of gradient_at (central differences along random directions); hvp is linear and
@@ -47,7 +42,13 @@ def check_oracle(oracle: Oracle, *, seed: int = 0) -> None:
     Raises:
         ShapeError: wrong names, shapes, dtypes or kinds of answers.
         NonFiniteError: an answer holds NaN or infinity.
-        EngineError: the property that broke, with the numbers.
+        EngineError: the property that fails, with the numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> from geodiag.testing import check_oracle
+        >>> check_oracle(geodiag.problem(np.diag([1.0, 2.0])).at())
     """
     if not isinstance(oracle, Oracle):
         raise ShapeError("check_oracle takes an Oracle", got=shown(oracle), do="pass problem.at()")
@@ -101,7 +102,7 @@ class _Checker:
         self.blocks(o.hvp(self.ds[0]), "hvp()")
 
     def frozen(self) -> None:
-        """The same bits again, after other questions too, and since the check began."""
+        """The same bits at each call, after other calls too."""
         elsewhere = axpy(0.1, self.ds[0], self.point)
         o = self.oracle
         questions: dict[str, Callable[[], Blocks]] = {

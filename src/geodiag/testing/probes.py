@@ -1,4 +1,4 @@
-"""What the checks probe with: directions of many kinds, and comparisons to rounding."""
+"""Directions to probe with, and comparisons up to rounding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:
 
 
 def require_seed(seed: Any) -> None:
-    """Raise unless ``seed`` is one.
+    """Raise for anything but a seed.
 
     Raises:
         ArgumentError: it is no integer of at least 0.
@@ -121,7 +121,7 @@ def same_bits(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def check_arrays(got: Blocks, example: Blocks, what: str, error: type[GeodiagError]) -> None:
-    """Names and shapes are checked elsewhere; here: namespace, dtype, and finite entries."""
+    """Check namespace, dtype and finite entries; names and shapes are checked elsewhere."""
     for name, x in got.items():
         xp = array_namespace(example[name])
         if not is_array(x) or array_namespace(x) is not xp or x.dtype != example[name].dtype:
@@ -135,5 +135,5 @@ def check_arrays(got: Blocks, example: Blocks, what: str, error: type[GeodiagErr
 
 
 def _non_finite(error: type[GeodiagError]) -> type[GeodiagError]:
-    """A norm that answers NaN breaks its contract; a loss that is NaN has an error of its own."""
+    """NaN from a norm breaks its contract; NaN from a loss is a NonFiniteError."""
     return NonFiniteError if error is ShapeError else error

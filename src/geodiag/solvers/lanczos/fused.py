@@ -169,7 +169,9 @@ class Whole(NormProgram):
             (scale(steps.image, steps.look.weights[0]), ~certified),
         )
         asks = steps.count + spent(witness, 1) * (certified & ~single)
-        said = evaluate_witness(self.norm, direction, view.full(image), gradient, opening.steepest, asks)
+        said = evaluate_witness(
+            self.norm, direction, view.full(image), gradient, opening.steepest, asks
+        )
         numbers = Numbers(
             oracle.loss(), opening.finite, opening.length, opening.sound,
             steps.count, steps.look.done, steps.invariant, lost,
