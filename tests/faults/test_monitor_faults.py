@@ -129,7 +129,9 @@ def quiet(monkeypatch):
 
 class TestAttached:
     def sweep(self, name, tmp_path, plan_of):
-        injector = Injector(ignored="steepest.py")  # an optimizer's own calls are no measurement's
+        injector = Injector(
+            ignored="non_euclidean.py"
+        )  # an optimizer's own calls are no measurement's
         plain = Training(injector, name, None).run().state()
         with injector.everywhere(TorchOracle):
             Training(injector, name, tmp_path / "first.jsonl").run()
