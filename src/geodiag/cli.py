@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
     follow.add_argument("log", type=Path, metavar="LOG", help="a .jsonl or .csv log")
     follow.add_argument("--lines", type=int, default=12, help="records to show")
-    follow.add_argument("--interval", type=float, default=1.0, help="seconds between two readings of the log")
+    follow.add_argument(
+        "--interval", type=float, default=1.0, help="seconds between two readings of the log"
+    )
     follow.add_argument("--once", action="store_true", help="show what is there, and stop")
     follow.set_defaults(run=_watch)
     return parser
