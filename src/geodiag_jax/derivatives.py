@@ -176,15 +176,9 @@ def _apply(linear: Any, d: Arrays) -> Arrays:
 def _many(f: Compiled) -> Compiled:
     """A product for k directions stacked on a leading axis; the loss is returned once."""
 
-    def batched(
-        static: StaticLoss,
-        batch: StaticBatch,
-        point: Arrays,
-        fixed: Arrays,
-        arrays: Arrays,
-        ds: Arrays,
-    ) -> tuple[Array, Arrays]:
-        one = functools.partial(f, static, batch, point, fixed, arrays)
+    def batched(static: StaticLoss, batch: StaticBatch, *traced: Arrays) -> tuple[Array, Arrays]:
+        *where, ds = traced
+        one = functools.partial(f, static, batch, *where)
         answer: tuple[Array, Arrays] = jax.vmap(one, out_axes=(None, 0))(ds)
         return answer
 

@@ -46,7 +46,7 @@ from geodiag_torch.derivatives.kept_graph import KeptGraph
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.ranks import Sums
 from geodiag_torch.state.rng import outside_inference
-from geodiag_torch.state.staleness import Versions, stale
+from geodiag_torch.state.staleness import Versions
 
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
 # On a CPU one vectorised pass for a stack pays from so many directions on, and up to so many
@@ -117,16 +117,16 @@ class TorchOracle(Oracle):
         return torch.autocast(kind, enabled=False)
 
     def point(self) -> Blocks:
-        self._check_fresh()
+        self._versions.check()
         dtype = self._objective.dtype
         return {k: leaf.detach().to(dtype, copy=True) for k, leaf in self._leaves.items()}
 
     def loss(self) -> Tensor:
-        self._check_fresh()
+        self._versions.check()
         return self._loss_and_gradient()[0].clone()
 
     def gradient(self) -> Blocks:
-        self._check_fresh()
+        self._versions.check()
         return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def loss_at(self, params: Blocks) -> Tensor:
@@ -136,12 +136,12 @@ class TorchOracle(Oracle):
         return self._evaluation.gradient(self._leaves_at(params))[1]
 
     def hvp(self, d: Blocks) -> Blocks:
-        self._check_fresh(announce=True)
+        self._versions.check(self._objective.ranks.announce)
         check_like(d, self.space.shapes, "the direction")
         return self._product(self._exact_hvp, self._finite_difference, d)
 
     def hvps(self, ds: Blocks) -> Blocks:
-        self._check_fresh(announce=True)
+        self._versions.check(self._objective.ranks.announce)
         k = next(iter(ds.values())).shape[0] if ds else 0
         shapes = {name: (k, *shape) for name, shape in self.space.shapes.items()}
         check_like(ds, shapes, "the stack of directions")
@@ -335,14 +335,6 @@ class TorchOracle(Oracle):
         self._graph, self._plain_backward = graph, False
 
     def _leaves_at(self, params: Blocks) -> Leaves:
-        self._check_fresh(announce=True)
+        self._versions.check(self._objective.ranks.announce)
         check_like(params, self.space.shapes, "params")
         return outside_inference(lambda: self._objective.leaves(params))
-
-    def _check_fresh(self, announce: bool = False) -> None:
-        """``announce``: tell the other ranks, where they would wait for this one."""
-        if self._versions.changed():
-            error = stale()
-            if announce:
-                self._objective.ranks.announce(error)
-            raise error

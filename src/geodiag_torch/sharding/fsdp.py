@@ -29,7 +29,7 @@ from geodiag_torch.sharding.fsdp_state import divisors, local, precision, replac
 from geodiag_torch.sharding.space import ShardedSpace, ranks_of_mesh
 from geodiag_torch.sharding.tensors import like, sharded
 from geodiag_torch.state.interrupts import uninterrupted
-from geodiag_torch.state.staleness import Versions, stale
+from geodiag_torch.state.staleness import Versions
 
 __all__ = ["NOTE", "ShardedOracle", "ShardedSpace", "like", "prepare", "ranks_of_mesh", "sharded"]
 
@@ -89,7 +89,7 @@ class ShardedOracle(Oracle):
         return torch.autocast(self._objective.device.type, enabled=False)
 
     def point(self) -> Blocks:
-        self._check_fresh()
+        self._versions.check()
         return {name: x.clone() for name, x in self._point.items()}
 
     def loss(self) -> Tensor:
@@ -132,7 +132,7 @@ class ShardedOracle(Oracle):
         return placed
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
-        self._check_fresh()
+        self._versions.check()
         if self._first is None:
             self._first = self._pass(None if self._at_model else self._point, backward=True)
         return self._first
@@ -140,8 +140,10 @@ class ShardedOracle(Oracle):
     def _pass(self, params: Blocks | None, backward: bool) -> tuple[Tensor, Blocks]:
         """Loss and gradient over the batches of all ranks, at the model itself or elsewhere."""
         objective, ranks = self._objective, self._objective.ranks
-        self._check_fresh(announce=True)
-        new = {} if params is None else self._entries(params)
+        self._versions.check(ranks.announce)
+        new: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, entries in (params or {}).items():
+            new[name] = self._live[name], local(entries).to(self._live[name].dtype)
 
         def around(run: Callable[[], Sums]) -> Sums:
             with replaced(objective.loss.model, new):
@@ -158,10 +160,6 @@ class ShardedOracle(Oracle):
         for name, x in reduced.items():
             found[name] = x * (self._divisors.get(id(self._live[name]), 1.0) / divisor)
         return sums.loss / divisor, {name: found[name] for name in self.space.names if backward}
-
-    def _entries(self, params: Blocks) -> dict[str, tuple[Tensor, Tensor]]:
-        """The parameters, and the entries that they are to hold on this rank."""
-        return {name: (p, local(params[name]).to(p.dtype)) for name, p in self._live.items()}
 
     def _sums(self, backward: bool, reduced: Blocks) -> Sums:
         """The passes over this rank's batches, in step with the other ranks.
@@ -210,10 +208,3 @@ class ShardedOracle(Oracle):
             if isinstance(e, RuntimeError) and not answered:
                 raise no_answer(e) from e
             raise
-
-    def _check_fresh(self, announce: bool = False) -> None:
-        if self._versions.changed():
-            error = stale()
-            if announce:
-                self._objective.ranks.announce(error)
-            raise error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -46,10 +46,18 @@ class Versions:
                 return True
         return False
 
+    def check(self, announce: Callable[[StaleOracle], object] | None = None) -> None:
+        """Raise where something has changed; ``announce``: called with the error before.
 
-def stale() -> StaleOracle:
-    """The error of an oracle whose model has changed."""
-    return StaleOracle(
-        "the model's parameters, buffers or mode changed after the oracle was made",
-        do="ask the problem for a new one: problem.at()",
-    )
+        Raises:
+            StaleOracle: it has.
+        """
+        if not self.changed():
+            return
+        error = StaleOracle(
+            "the model's parameters, buffers or mode changed after the oracle was made",
+            do="ask the problem for a new one: problem.at()",
+        )
+        if announce is not None:
+            announce(error)
+        raise error
