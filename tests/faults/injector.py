@@ -21,8 +21,8 @@ ORACLE = ("hvp", "hvps", "loss", "gradient", "loss_at", "gradient_at")
 SINK = ("write", "close")
 ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)
 # What every question passes through says nothing about where it comes from.
-ON_THE_WAY = {"problem.py", "passes.py", "forward.py", "frozen.py", "interrupts.py", "graph.py",
-              "wrappers.py"}  # fmt: skip
+ON_THE_WAY = {"problem.py", "evaluation.py", "forward.py", "rng.py", "interrupts.py",
+              "kept_graph.py", "objective.py", "wrappers.py"}  # fmt: skip
 
 
 class Injected:
