@@ -253,7 +253,7 @@ def test_an_update_of_the_users_own():
     assert monitor.records[0].threshold == pytest.approx(15.0)
     monitor, optimizer, model, data = attached(torch.optim.Adagrad, norm="l2")
     train(optimizer, model, data, 1)
-    assert "the update rule of Adagrad is not known" in monitor.records[0].note
+    assert "the geometry of Adagrad is not known" in monitor.records[0].note
 
 
 def test_a_wrapped_optimizer_is_looked_through():

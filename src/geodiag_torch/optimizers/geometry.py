@@ -68,18 +68,16 @@ class LiveGeometry:
 
     def update(self, step: int) -> Update:
         """The current update rule, for S in the norm that is measured."""
-        lr = float(self._entries()[0].group["lr"])
-        if self._reader is None:
-            return Update(lr, unknown=f"the update rule of {self._kind} is not known")
+        entries = self._entries()
         try:
-            return self._read().update(self._requested)
+            return self._read(entries).update(self._requested)
         except (ArgumentError, NormError) as e:
-            return Update(lr, unknown=e.what)
+            return Update(float(entries[0].group["lr"]), unknown=e.what)
 
-    def _read(self) -> Geometry:
+    def _read(self, entries: list[Entry] | None = None) -> Geometry:
         if self._reader is None:
             raise unknown_geometry(self._kind)
-        slots = [self._reader(entry) for entry in self._entries()]
+        slots = [self._reader(entry) for entry in entries or self._entries()]
         return Geometry(slots, self._space, self._kind, self._compared)
 
     def _entries(self) -> list[Entry]:
@@ -89,7 +87,7 @@ class LiveGeometry:
         held = [(group, p) for group in optimizer.param_groups for p in group["params"]]
         whole = all(id(p) in self._names for _, p in held if p.requires_grad)
         return [
-            Entry(self._names[id(p)], p, optimizer, group, whole)
+            Entry(self._names[id(p)], p, optimizer, group, optimizer.state.get(p, {}), whole)
             for group, p in held
             if id(p) in self._names
         ]

@@ -39,6 +39,7 @@ class Entry:
     param: Tensor
     optimizer: Optimizer
     group: Mapping[str, Any]
+    state: Mapping[str, Any]
     whole: bool  # whether every parameter of the optimizer is measured
 
     def slot(self, family: Family, **fields: Any) -> Slot:
@@ -51,11 +52,6 @@ class Entry:
             "maximize": bool(group.get("maximize", False)),
         }
         return Slot(self.name, family, float(group["lr"]), **(common | fields))
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.optimizer.state.get(self.param, {})
-        return found
 
     def matrix(self, axis: int) -> tuple[int, int] | None:
         """The sizes of this axis and of the next; None where Muon is not known to take it."""
