@@ -21,9 +21,9 @@ from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm
 from geodiag.solvers.line_search import positive
-from geodiag.solvers.multistart import Cold, Plan
+from geodiag.solvers.multistart import MultiStart, Plan
 from geodiag.solvers.ravel import LIMIT
-from geodiag.solvers.warm_start import Track
+from geodiag.solvers.warm_start import Refresh
 from geodiag_jax import derivatives
 from geodiag_jax.batches import prepare
 from geodiag_jax.derivatives import StaticLoss
@@ -107,6 +107,16 @@ def tracker(
         ArgumentError: ``check`` is not a positive integer.
         UnknownNorm: no norm is registered under the name.
         ParameterError, LossError, NormError: from the two functions, when they are traced.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> tracker = geodiag_jax.tracker(lambda w: (w * jnp.array([3.0, 1.0])) @ w / 2, "l2")
+        >>> w = jnp.ones(2)
+        >>> sharpness, state = jax.jit(tracker.measure)(tracker.init(w), w)
+        >>> round(float(sharpness.value), 3)
+        3.0
     """
     if isinstance(check, bool) or not isinstance(check, int) or check < 1:
         raise ArgumentError("check= must be a positive integer", got=shown(check))
@@ -169,13 +179,13 @@ def _ascend(
 ) -> Reached:
     """The core's ascent: from a portfolio of starts, or a step or two from ``start``."""
     if not cold:
-        answer = Track(norm, TRACK_RTOL)(oracle, one(start))
+        answer = Refresh(norm, TRACK_RTOL)(oracle, one(start))
     else:
         krylov = min(KRYLOV, oracle.space.size)
         noise, rest = _normal(key, gradient, MIXTURES * krylov)
-        plan = Plan(krylov, candidates=1, rehearsal=REHEARSAL, race=0, climb=CLIMB)
+        plan = Plan(krylov, candidates=1, model_steps=REHEARSAL, race=0, climb=CLIMB)
         mixtures = jnp.reshape(rest, (MIXTURES, krylov))
-        answer = Cold(norm, plan)(oracle, one(start), gradient, noise, mixtures)
+        answer = MultiStart(norm, plan)(oracle, one(start), gradient, noise, mixtures)
     best = answer.best
     return Reached(only(best.direction), only(best.image), best.fresh[0], answer.num_hvps)
 
@@ -218,8 +228,7 @@ def _symmetric(x: Array) -> Array:
 
 
 def _normal(key: Array, like: Blocks, more: int = 0) -> tuple[Blocks, Array]:
-    """Standard normal blocks, and so many numbers more: if small, one draw, which compiles
-    faster."""
+    """Standard normal blocks and ``more`` numbers; small ones by one draw, which compiles faster."""
     n, dtype = blocks.size(like), next(iter(like.values())).dtype
     if n > LIMIT:  # one by one: every device of a mesh would hold the whole draw
         keys = jax.random.split(key, len(like) + 1)
