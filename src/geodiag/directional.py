@@ -40,6 +40,14 @@ class DirectionalSmoothness(float):
         norm: the norm's repr.
         rounding: by how much the precision of the losses, or of the Hessian-vector product, can
             change the value; None: not estimated.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> step = {"x": np.array([1.0, 0.0])}
+        >>> d = geodiag.directional_smoothness(np.eye(2), step, kind="curvature")
+        >>> float(d), d.kind
+        (1.0, 'curvature')
     """
 
     kind: str

@@ -14,7 +14,13 @@ from geodiag.errors import ArgumentError, shown
 
 
 class Bound(Enum):
-    """How the reported value relates to the true sharpness; each member's value explains it."""
+    """How the reported value relates to the true sharpness; each member's value explains it.
+
+    Examples:
+        >>> import geodiag
+        >>> geodiag.Bound.LOWER.name
+        'LOWER'
+    """
 
     EXACT = (
         "the maximum itself: by enumeration, or as an eigenvalue to the stated residual, which is "
@@ -28,7 +34,13 @@ class Bound(Enum):
 
 
 class Status(Enum):
-    """How the estimate ended; each member's value says what happened and what to do."""
+    """How the estimate ended; each member's value says what happened and what to do.
+
+    Examples:
+        >>> import geodiag
+        >>> geodiag.Status.CONVERGED.failed, geodiag.Status.NON_FINITE.failed
+        (False, True)
+    """
 
     CONVERGED = "the estimator met its tolerance"
     ENUMERATED = "every face of the unit ball was examined"
@@ -128,6 +140,13 @@ class SharpnessResult:
         history: the value after each iteration of the best start; Frank–Wolfe: of each restart.
         notes: what was done differently from what was asked, and why.
         state: a :class:`WarmStart` as a dict, for ``start=`` of a later measurement.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> result = geodiag.sharpness(np.diag([1.0, -5.0]), "linf")
+        >>> result.value, abs(result.direction["x"]).tolist()
+        (1.0, [1.0, 0.0])
     """
 
     value: float

@@ -187,8 +187,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """By kept linearizations; operands: what is frozen, and (coefficient, linearization) of each
-    batch."""
+    """By kept linearizations.
+
+    Operands: what is frozen, and (coefficient, linearization) of each batch.
+    """
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
         frozen, kept = operands

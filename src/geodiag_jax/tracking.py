@@ -228,7 +228,7 @@ def _symmetric(x: Array) -> Array:
 
 
 def _normal(key: Array, like: Blocks, more: int = 0) -> tuple[Blocks, Array]:
-    """Standard normal blocks and ``more`` numbers; small ones by one draw, which compiles faster."""
+    """Standard normal blocks and ``more`` numbers; in one draw if small, which compiles faster."""
     n, dtype = blocks.size(like), next(iter(like.values())).dtype
     if n > LIMIT:  # one by one: every device of a mesh would hold the whole draw
         keys = jax.random.split(key, len(like) + 1)

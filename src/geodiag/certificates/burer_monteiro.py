@@ -52,8 +52,7 @@ class Task:
     def bounded(
         self, form: Form, delta: float, limit: int, stop_above: float = math.inf
     ) -> TopBound:
-        """The bound on the top eigenvalue against ``form``; ends early where that is above
-        ``stop_above``."""
+        """The bound on the top eigenvalue against ``form``; ends early above ``stop_above``."""
         noise, target = self.space.random(self.rng), self.target / form.bound
         limit = min(limit, 2 * self.kept)  # it keeps three vectors per product
         return bound_top(self.products, form, noise, delta, limit, self.rtol, target, stop_above)

@@ -86,9 +86,12 @@ def certify(
     """An upper bound on S in ``norm`` (bound to ``oracle.space``).
 
     Args:
-        witness: the best direction known, of unit norm; the bound's truth does not rest on it.
+        oracle: the point.
+        norm: a norm that declares an envelope.
+        witness: the best direction known, of unit norm; the bound is valid for any direction.
         max_hvps: products to spend at most (default 224); any number from 4 gives a valid bound.
         delta: the probability, over the random numbers of ``seed``, that the bound does not hold.
+        seed: of the random vectors.
         rtol: stop where the bound is this near to the witness's value, or no longer improves.
 
     Raises:

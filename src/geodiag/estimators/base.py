@@ -98,7 +98,19 @@ class Options:
 
 
 class SharpnessEstimator(ABC):
-    """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. It keeps no state between measurements."""
+    """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. It keeps no state between measurements.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> class AtOnes(geodiag.SharpnessEstimator):
+        ...     def estimate(self, oracle, norm, start=None, options=geodiag.estimators.Options()):
+        ...         m = geodiag.estimators.Measurement(oracle, norm, self, options)
+        ...         d = m.unit({name: x * 0 + 1 for name, x in oracle.point().items()})
+        ...         return m.finish(d, geodiag.Status.COMPLETED)
+        >>> float(geodiag.sharpness(np.diag([1.0, 2.0]), "linf", estimator=AtOnes()))
+        3.0
+    """
 
     @abstractmethod
     def estimate(

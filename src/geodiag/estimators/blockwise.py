@@ -40,6 +40,14 @@ class Blockwise(SharpnessEstimator):
     """The parts' own sharpnesses, then a joint ascent from the best of them; a lower bound.
 
     It is S itself if H ⪰ 0 and every part was solved exactly, which is not checked.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> shapes, estimator = {"a": (1,), "b": (1,)}, geodiag.estimators.Blockwise()
+        >>> H = np.diag([2.0, 3.0])
+        >>> round(float(geodiag.sharpness(H, "block", shapes=shapes, estimator=estimator)), 6)
+        3.0
     """
 
     # The joint ascent starts from this many parts.

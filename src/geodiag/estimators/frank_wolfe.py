@@ -20,6 +20,13 @@ class FrankWolfe(SharpnessEstimator):
 
     Only ``start`` and ``max_hvps`` (which ends the restarts early) change the procedure; it has no
     tolerance.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> estimator = geodiag.estimators.FrankWolfe(iterations=5, restarts=2)
+        >>> round(float(geodiag.sharpness(np.eye(3), "linf", estimator=estimator)), 6)
+        3.0
     """
 
     def __init__(self, iterations: int = 50, restarts: int = 5) -> None:

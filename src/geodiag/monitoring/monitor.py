@@ -70,6 +70,18 @@ class Monitor:
     Raises:
         GeodiagError: an argument cannot be used. Later on nothing is raised: failures are in the
             records' notes, and those of a sink one warning.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> H, w = np.diag([18.0, 4.0]), {"x": np.ones(2)}
+        >>> with geodiag.Monitor(H, lr=0.1, every=2) as monitor:
+        ...     for step in range(4):
+        ...         new = {"x": w["x"] - 0.1 * H @ w["x"]}
+        ...         _ = monitor.observe(step, w, new)
+        ...         w = new
+        >>> [(r.step, round(r.ratio, 4)) for r in monitor.records]  # S = 18, and 2/lr = 20
+        [(0, 0.9), (2, 0.9)]
     """
 
     def __init__(

@@ -28,7 +28,19 @@ Face = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Norm(ABC):
-    """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`."""
+    """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> class Halved(geodiag.Norm):
+        ...     def value(self, d):  # max |d_i| / 2
+        ...         return max(abs(x).max() for x in d.values()) / 2
+        ...     def lmo(self, g):
+        ...         return {name: 2 * np.sign(x) for name, x in g.items()}
+        >>> float(geodiag.sharpness(np.diag([1.0, 2.0]), Halved()))  # at (2, 2)
+        12.0
+    """
 
     # Whether ``lmo`` factorises matrices, and so costs more than one pass over the entries.
     decomposes: bool = False
@@ -91,7 +103,19 @@ class Norm(ABC):
 
 
 class QuadraticNorm(Norm):
-    """‖d‖² = ⟨d, P d⟩ with P ≻ 0: sharpness is the top eigenvalue of P^{-1/2} H P^{-1/2}."""
+    """‖d‖² = ⟨d, P d⟩ with P ≻ 0: sharpness is the top eigenvalue of P^{-1/2} H P^{-1/2}.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> class Doubled(geodiag.QuadraticNorm):  # ‖d‖ = 2‖d‖₂
+        ...     def metric(self, d):
+        ...         return {name: 4 * x for name, x in d.items()}
+        ...     def inverse_metric(self, g):
+        ...         return {name: x / 4 for name, x in g.items()}
+        >>> round(float(geodiag.sharpness(np.diag([8.0, 1.0]), Doubled())), 6)
+        2.0
+    """
 
     @abstractmethod
     def metric(self, d: Blocks) -> Blocks:

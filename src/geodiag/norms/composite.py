@@ -74,19 +74,46 @@ class _Over(_Composite):
 
 
 class MaxOver(_Over):
-    """max over tensors of ``norm``; the unit ball is a product of balls."""
+    """max over tensors of ``norm``; the unit ball is a product of balls.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.MaxOver(geodiag.norms.L2()), shapes=shapes)
+        >>> round(float(S), 6)
+        2.0
+    """
 
     joint = MaxJoint
 
 
 class SumOver(_Over):
-    """Sum over tensors of ``norm``; the LMO moves the best tensor alone."""
+    """Sum over tensors of ``norm``; the LMO moves the best tensor alone.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.SumOver(geodiag.norms.L2()), shapes=shapes)
+        >>> round(float(S), 6)
+        1.0
+    """
 
     joint = SumJoint
 
 
 class L2Over(_Over):
-    """√(Σ norm²) over tensors."""
+    """√(Σ norm²) over tensors.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.L2Over(geodiag.norms.L2()), shapes=shapes)
+        >>> round(float(S), 6)
+        1.0
+    """
 
     joint = L2Joint
 
@@ -102,6 +129,14 @@ class ByParameter(_Composite):
     Raises (when bound to the parameters):
         ParameterError: a pattern matches no tensor.
         NormError: a tensor matches no pattern.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> norm = geodiag.norms.ByParameter({"^a": geodiag.norms.L2(), ".*": geodiag.norms.Linf()})
+        >>> shapes = {"a": (2,), "b": (2,)}
+        >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)  # 1 + 2
+        3.0
     """
 
     def __init__(
@@ -156,7 +191,16 @@ class ByParameter(_Composite):
 
 
 class Scaled(Norm):
-    """c·‖·‖ for c > 0; the sharpness is divided by c²."""
+    """c·‖·‖ for c > 0; the sharpness is divided by c².
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Scaled(geodiag.norms.L2(), 2), shapes=shapes)
+        >>> round(float(S), 6)
+        0.25
+    """
 
     def __init__(self, norm: Norm, c: float) -> None:
         if not (is_number(c) and 0 < c < float("inf")):

@@ -10,7 +10,17 @@ from geodiag.norms.base import Norm
 
 
 class FromFunctions(Norm):
-    """The norm with these functions of blocks: ``value(d)``, ``lmo(g)``, optionally ``dual(g)``."""
+    """The norm with these functions of blocks: ``value(d)``, ``lmo(g)``, optionally ``dual(g)``.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> norm = geodiag.norms.FromFunctions(
+        ...     value=lambda d: abs(d["x"]).max(), lmo=lambda g: {"x": np.sign(g["x"])}
+        ... )
+        >>> float(geodiag.sharpness(np.diag([1.0, 2.0]), norm))
+        3.0
+    """
 
     def __init__(
         self,

@@ -137,6 +137,14 @@ class Spectral(MaxOver):
     """max over tensors of the largest singular value (spectral descent, Muon without momentum).
 
     LMO: U Vᵀ per matrix; dual: the sum of nuclear norms. Vectors and scalars by ℓ2.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"W": (2, 2)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Spectral(), shapes=shapes)
+        >>> round(float(S), 6)
+        2.0
     """
 
     def __init__(self, radii: Radii = None) -> None:
@@ -144,21 +152,48 @@ class Spectral(MaxOver):
 
 
 class Nuclear(SumOver):
-    """Sum over tensors of the nuclear norm. LMO: u₁ v₁ᵀ of the best tensor; vectors by ℓ2."""
+    """Sum over tensors of the nuclear norm. LMO: u₁ v₁ᵀ of the best tensor; vectors by ℓ2.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"W": (2, 2)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Nuclear(), shapes=shapes)
+        >>> round(float(S), 6)
+        1.0
+    """
 
     def __init__(self, radii: Radii = None) -> None:
         super().__init__(Trace(), radii)
 
 
 class Frobenius(MaxOver):
-    """max over tensors of the Frobenius norm (layerwise normalized descent)."""
+    """max over tensors of the Frobenius norm (layerwise normalized descent).
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Frobenius(), shapes=shapes)
+        >>> round(float(S), 6)
+        2.0
+    """
 
     def __init__(self, radii: Radii = None) -> None:
         super().__init__(L2(), radii)
 
 
 class RMS(MaxOver):
-    """max over tensors of the root mean square, ‖d_i‖₂/√n_i."""
+    """max over tensors of the root mean square, ‖d_i‖₂/√n_i.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.RMS(), shapes=shapes)
+        >>> round(float(S), 6)
+        4.0
+    """
 
     def __init__(self) -> None:
         super().__init__(L2())

@@ -47,6 +47,14 @@ class Muon(Spectral):
     Raises:
         ArgumentError: another ``adjust``.
         NormError: when bound to parameters of which none is a matrix.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"W": (2, 2)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Muon(), shapes=shapes)
+        >>> round(float(S), 6)
+        2.0
     """
 
     rules: ClassVar[dict[str, RadiusFunction]] = {

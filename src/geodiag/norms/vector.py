@@ -22,7 +22,16 @@ from geodiag.norms.base import Face, Norm
 
 
 class Linf(Norm):
-    """max |d_i| over every parameter. LMO: sign(g); dual: ‖g‖₁ (sign descent, SignGD)."""
+    """max |d_i| over every parameter. LMO: sign(g); dual: ‖g‖₁ (sign descent, SignGD).
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.Linf(), shapes=shapes)
+        >>> round(float(S), 6)
+        4.0
+    """
 
     entrywise = True
 
@@ -53,7 +62,16 @@ class Linf(Norm):
 
 
 class L1(Norm):
-    """Σ |d_i| over every parameter. LMO: the largest coordinate alone; dual: max |g_i|."""
+    """Σ |d_i| over every parameter. LMO: the largest coordinate alone; dual: max |g_i|.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
+        >>> S = geodiag.sharpness(I, geodiag.norms.L1(), shapes=shapes)
+        >>> round(float(S), 6)
+        1.0
+    """
 
     entrywise = True
 

@@ -27,6 +27,12 @@ class Threshold(float):
     Attributes:
         applies_to: what to compare with it: "S" or "S/‖g‖*".
         provenance: the assumptions behind it, and their source.
+
+    Examples:
+        >>> import geodiag
+        >>> edge = geodiag.threshold(0.1, normalized=True)
+        >>> float(edge), edge.applies_to
+        (20.0, 'S/‖g‖*')
     """
 
     applies_to: str
@@ -134,6 +140,11 @@ class Update:
         unknown: why no threshold applies (the measured norm is not the optimizer's, say). Threshold
             and ratio are then NaN, and the record's note gives this reason. The other attributes
             are arguments of :func:`geodiag.threshold`.
+
+    Examples:
+        >>> import geodiag
+        >>> geodiag.Update(lr=0.1, momentum=0.9).lr
+        0.1
     """
 
     lr: float

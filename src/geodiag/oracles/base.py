@@ -50,6 +50,13 @@ class Oracle(ABC):
         free_hvps: whether a Hessian-vector product costs next to nothing (a given matrix).
         grow: a loop that collects one row of blocks a step, up to a fixed number of them, where
             loops are compiled; None elsewhere. See :mod:`geodiag.solvers.lanczos.fused`.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> oracle = geodiag.problem(np.diag([2.0, 1.0])).at()
+        >>> oracle.names, oracle.hvp({"x": np.array([1.0, 1.0])})["x"].tolist()
+        (('x',), [2.0, 1.0])
     """
 
     space: Space
@@ -151,7 +158,16 @@ class Oracle(ABC):
 
 
 class Problem(ABC):
-    """Loss, data and the choice of parameters, still free of the point. A context manager."""
+    """Loss, data and the choice of parameters, still free of the point. A context manager.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> with geodiag.problem(np.diag([2.0, 1.0])) as problem:
+        ...     warm = geodiag.sharpness(problem, "linf", start=geodiag.sharpness(problem, "linf"))
+        >>> isinstance(problem, geodiag.Problem), float(warm)
+        (True, 3.0)
+    """
 
     # Whether this process writes the records, where several measure together.
     leads: bool = True

@@ -45,6 +45,12 @@ class Record:
         note: what failed, what is not known, and why.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
+
+    Examples:
+        >>> import geodiag
+        >>> record = geodiag.Record(step=3, sharpness=2.0)
+        >>> record.sharpness, record.loss
+        (2.0, nan)
     """
 
     step: int = field(metadata={"label": "step"})

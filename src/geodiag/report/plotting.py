@@ -70,6 +70,12 @@ def plot(
     Raises:
         ArgumentError: there is nothing to draw, or a path that cannot be used.
         MissingDependency: matplotlib is not installed.
+
+    Examples:
+        >>> import geodiag
+        >>> records = [geodiag.Record(step, loss=1 / (1 + step), sharpness=2.0) for step in (0, 1)]
+        >>> [axes.get_ylabel() for axes in geodiag.plot(records).axes][0]
+        'loss'
     """
     runs = _runs(records)
     target = None if path is None else _target(path)

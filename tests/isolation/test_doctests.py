@@ -1,0 +1,81 @@
+"""The examples in docstrings run, and each public name has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+
+import pytest
+
+import geodiag
+from geodiag.plugins import registry
+
+# The public classes and functions; geodiag.hookimpl is pluggy's own object.
+NAMES = {
+    "geodiag": """
+        Bound DirectionalSmoothness GeodiagError Monitor Norm Oracle Problem QuadraticNorm Record
+        SharpnessEstimator SharpnessResult Status Threshold Update available_estimators
+        available_norms directional_smoothness plot problem read_records register
+        register_estimator register_norm sharpness threshold
+    """,
+    "geodiag.norms": """
+        ByParameter FromFunctions Frobenius L1 L2 L2Over Linf MaxOver Muon Nuclear Preconditioned
+        RMS Scaled Spectral SumOver
+    """,
+    "geodiag.estimators": "Ascent Blockwise Enumerate FrankWolfe Lanczos",
+    "geodiag.testing": "check_estimator check_norm check_oracle",
+    "geodiag_torch": "NonEuclideanGD attach",
+    "geodiag_jax": "Monitor geometry non_euclidean_gd tracker",
+}
+# Needs an optional package that the tests need not have.
+OPTIONAL = ("geodiag_torch.callbacks.",)
+
+
+def modules() -> Iterator[str]:
+    for package in ("geodiag", "geodiag_torch", "geodiag_jax"):
+        yield package
+        try:
+            found = importlib.import_module(package)
+        except ImportError:
+            continue
+        for info in pkgutil.walk_packages(found.__path__, f"{package}."):
+            if not info.name.startswith(OPTIONAL) and not info.name.endswith("__main__"):
+                yield info.name
+
+
+def examples(module: str) -> list[doctest.DocTest]:
+    found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module))
+    return [each for each in found if each.examples]
+
+
+EXAMPLES = {each.name: each for module in modules() for each in examples(module)}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_hand = {kind: dict(found) for kind, found in registry._by_hand.items()}
+    monkeypatch.setattr(registry, "_by_hand", by_hand)  # what an example registers is forgotten
+    test, said = EXAMPLES[name], []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
+
+
+PUBLIC = [(module, name) for module, names in NAMES.items() for name in names.split()]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda x: x)
+def test_public_names_have_an_example(module, name):
+    found = getattr(pytest.importorskip(module), name)
+    assert ">>> " in (inspect.getdoc(found) or "")
+
+
+def test_no_public_name_is_forgotten():
+    shown = {n for n in geodiag.__all__ if not inspect.ismodule(getattr(geodiag, n))}
+    assert shown - {"hookimpl"} == set(NAMES["geodiag"].split())
+    for module in ("geodiag.norms", "geodiag.estimators", "geodiag.testing"):
+        assert set(NAMES[module].split()) <= set(importlib.import_module(module).__all__)
