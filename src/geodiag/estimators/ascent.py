@@ -58,6 +58,14 @@ class Ascent(SharpnessEstimator):
 
     Args:
         starts: the number of starts, the gradient's and random ones, instead of the proposed ones.
+
+    Examples:
+        >>> import numpy as np
+        >>> import geodiag
+        >>> H = np.array([[2.0, -1.0], [-1.0, 3.0]])
+        >>> estimator = geodiag.estimators.Ascent(starts=3)
+        >>> round(float(geodiag.sharpness(H, "linf", estimator=estimator)), 6)
+        7.0
     """
 
     def __init__(self, starts: int | None = None) -> None:
@@ -96,14 +104,7 @@ class Ascent(SharpnessEstimator):
         mixtures, model_steps, krylov = (2, MODEL_STEPS, 5) if size <= SINGLE_START else (0, 0, 3)
         krylov = min(krylov, size)
         plan = Plan(krylov, 1, model_steps, race=0, climb=2, patience=1)
-        outcome = m.oracle.run(
-            MultiStart(m.norm, plan),
-            one(m.unit(start)),
-            m.gradient,
-            m.oracle.space.random(m.rng),
-            _normal(m, mixtures, krylov),
-        )
-        return _settle(m, outcome, RESTART_BUDGET, start)
+        return _search(m, plan, [m.unit(start)], mixtures, RESTART_BUDGET, start)
 
     def climb(self, m: Measurement, starts: list[Blocks], budget: int) -> Found:
         """The best that ``starts`` reach within the budget, by successive halving."""
@@ -153,14 +154,7 @@ class Ascent(SharpnessEstimator):
             return self.climb(m, known, budget)
         climb = max(0, m.left(budget) - plan.spent(len(known)))
         plan = replace(plan, climb=min(CLIMB, climb))
-        outcome = m.oracle.run(
-            MultiStart(m.norm, plan),
-            stack(known) if known else None,
-            m.gradient,
-            m.oracle.space.random(m.rng),
-            _normal(m, mixtures, krylov),
-        )
-        found = _settle(m, outcome, budget)
+        found = _search(m, plan, known, mixtures, budget)
         round_cost = (1 + candidates) * (1 + ROUND_STEPS) + ROUND_STEPS
         stalled, patience = 0, ROUNDS_PATIENCE if m.options.rtol else math.inf
         while found.products is not None and m.left(budget) > round_cost and stalled < patience:
@@ -243,6 +237,25 @@ def _spent(known: int, race: int) -> int:
 
 def _normal(m: Measurement, *shape: int) -> Array:
     return m.oracle.space.asarray(m.rng.standard_normal(shape))
+
+
+def _search(
+    m: Measurement,
+    plan: Plan,
+    known: list[Blocks],
+    mixtures: int,
+    budget: int,
+    start: Blocks | None = None,
+) -> Found:
+    """From ``known`` starts, and those that a Nyström approximation proposes."""
+    outcome = m.oracle.run(
+        MultiStart(m.norm, plan),
+        stack(known) if known else None,
+        m.gradient,
+        m.oracle.space.random(m.rng),
+        _normal(m, mixtures, plan.krylov),
+    )
+    return _settle(m, outcome, budget, start)
 
 
 def _settle(

@@ -29,19 +29,19 @@ def toward(p: Iterates, target: Blocks, image: Blocks) -> Iterates:
     a, b, c = p.value, dots(target, p.image), dots(target, image)
     side = xp.where(b < 0, -xp.ones_like(b), xp.ones_like(b))
     b = side * b
-    bend = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·bend
-    inside = (b - a) / xp.where(bend < 0, -bend, xp.ones_like(bend))
-    whole = ~((bend < 0) & (inside > 0) & (inside < 1))
-    value = xp.where(whole, c, a + inside * (2 * (b - a) + inside * bend))
+    curvature = a - 2 * b + c  # q(t) = a + 2t(b − a) + t²·curvature
+    stationary = (b - a) / xp.where(curvature < 0, -curvature, xp.ones_like(curvature))
+    full = ~((curvature < 0) & (stationary > 0) & (stationary < 1))
+    value = xp.where(full, c, a + stationary * (2 * (b - a) + stationary * curvature))
     better = value > a
-    t = xp.where(better, xp.where(whole, xp.ones_like(a), inside), xp.zeros_like(a))
+    t = xp.where(better, xp.where(full, xp.ones_like(a), stationary), xp.zeros_like(a))
     # NaN must reach the driver, which stops at it; it never compares as better.
     value = xp.where(better | ~xp.isfinite(c), value, a)
     return p._replace(
         direction=blend(p.direction, target, t, side),
         image=blend(p.image, image, t, side),
         value=value,
-        fresh=xp.where(better, whole, p.fresh),
+        fresh=xp.where(better, full, p.fresh),
     )
 
 

@@ -199,7 +199,7 @@ class _Checker:
         """|⟨g, d⟩|/‖d‖: the better of d and −d."""
         return abs(float(dot(g, d))) / self.value(d)
 
-    def _climb(self, g: Blocks, d: Blocks, best: float, enough: float) -> float:
+    def _climb(self, g: Blocks, d: Blocks, best: float, target: float) -> float:
         """Random local search; ⟨g, d⟩/‖d‖ is quasi-concave, so it has no other local maxima."""
         d = scale(d, 1.0 / self.value(d))
         step = 0.5
@@ -214,7 +214,7 @@ class _Checker:
                     break
             else:
                 step *= 0.85
-            if best > enough:
+            if best > target:
                 break
         return best
 

@@ -202,14 +202,14 @@ class _Checker:
         for d in self.ds:
             exact = o.hvp(d)
 
-            def bend(h: float, d: Blocks = d) -> Blocks:
+            def difference(h: float, d: Blocks = d) -> Blocks:
                 ahead, behind = axpy(h, d, self.point), axpy(-h, d, self.point)
                 return scale(subtract(o.gradient_at(ahead), o.gradient_at(behind)), 0.5 / h)
 
             h = self._step(d)
-            one = bend(h)
+            one = difference(h)
             off = float(norm2(subtract(one, exact)))
-            truncation = float(norm2(subtract(bend(2 * h), one)))
+            truncation = float(norm2(subtract(difference(2 * h), one)))
             length = float(norm2(exact))
             rounding = 100 * epsilon(self.point) * (size + length * h) / h
             if off > truncation + rounding + self.tol * length:
