@@ -59,9 +59,12 @@ def test_example(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     by_hand = {kind: dict(found) for kind, found in registry._by_hand.items()}
     monkeypatch.setattr(registry, "_by_hand", by_hand)  # what an example registers is forgotten
+    known = {plugin for plugin, _ in registry._manager.list_name_plugin()}
     test, said = EXAMPLES[name], []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     runner.run(test, out=said.append)
+    for plugin in {n for n, _ in registry._manager.list_name_plugin()} - known - registry._tried:
+        registry._manager.unregister(name=plugin)
     assert runner.summarize(verbose=False).failed == 0, "".join(said)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pluggy
 
-from geodiag.core.quantity import Quantity
 from geodiag.errors import (
     ArgumentError,
     GeodiagError,
@@ -34,7 +33,6 @@ from geodiag.plugins import specs
 
 GROUP = "geodiag"
 FRAMEWORKS = ("torch", "jax")
-_A = {"norm": "a norm", "estimator": "an estimator"}
 _TYPES: dict[str, type] = {"norm": Norm, "estimator": SharpnessEstimator}
 
 
@@ -67,9 +65,7 @@ class Registry:
         self._manager = pluggy.PluginManager(specs.PROJECT)
         self._manager.add_hookspecs(specs)
         self._find_entry_points = entry_points or _entry_points
-        self._entry_points: list[tuple[Any, str]] | None = (
-            None  # read once: it scans every distribution
-        )
+        self._entry_points: list[tuple[Any, str]] | None = None  # read once, which is slow
         self._tried: set[str] = set()
         self._by_hand: dict[str, dict[str, Registered]] = {"norm": {}, "estimator": {}}
         self._lock = threading.RLock()
@@ -86,14 +82,9 @@ class Registry:
             ArgumentError: ``name`` is not a string.
 
         Examples:
+            >>> import types
             >>> import geodiag
-            >>> class Plugin:
-            ...     @geodiag.hookimpl
-            ...     def geodiag_norms(self):
-            ...         return {"half_of_l2": lambda: geodiag.norms.Scaled(geodiag.norms.L2(), 0.5)}
-            >>> geodiag.register(Plugin(), "an_example")
-            >>> "half_of_l2" in geodiag.available_norms()
-            True
+            >>> geodiag.register(types.ModuleType("my_plugin"))
         """
         if name is not None and not isinstance(name, str):
             raise ArgumentError("a plugin's name must be a string", got=shown(name))
@@ -165,7 +156,7 @@ class Registry:
     def _register(self, kind: str, name: str, factory: Callable[[], Any]) -> None:
         if not isinstance(name, str) or not name or name == "auto":
             raise ArgumentError(
-                f'the name of {_A[kind]} must be a non-empty string other than "auto"',
+                f'the name of the {kind} must be a non-empty string other than "auto"',
                 got=shown(name),
             )
         if not callable(factory):
@@ -218,41 +209,31 @@ class Registry:
         )
         return found
 
-    def quantities(self, built_in: Iterable[Quantity]) -> dict[str, Quantity]:
-        """The built-in quantities of a Record and those of plugins, by name.
-
-        Raises:
-            PluginError: a plugin returns something else, or a name that is taken.
-        """
-        found = {each.name: each for each in built_in}
-        owners = dict.fromkeys(found, "geodiag")
-        with self._lock:
-            self._load()
-            for owner, answer in self._answers("geodiag_quantities"):
-                listed = isinstance(answer, (list, tuple))
-                if not listed or not all(isinstance(each, Quantity) for each in answer):
-                    raise PluginError(
-                        f"the plugin {owner!r} must return a list of Quantity objects from "
-                        "geodiag_quantities",
-                        got=shown(answer),
-                    )
-                for each in answer:
-                    if each.name in found:
-                        raise _clash("record field", each.name, owners[each.name], owner)
-                    found[each.name], owners[each.name] = each, owner
-        return found
-
     def problem(self, **arguments: Any) -> Any:
         """The Problem of the first plugin that recognises the model, or None."""
         with self._lock:
             self._load()
         return self._manager.hook.geodiag_problem(**arguments)
 
+    def answers(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """Each plugin's name, and what its implementation of a hook without arguments returns."""
+        with self._lock:
+            self._load()
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                yield impl.plugin_name, impl.function()
+            except Exception as e:
+                raise PluginError(
+                    f"the plugin {impl.plugin_name!r} failed in {hook}",
+                    got=f"{type(e).__name__}: {e}",
+                    do="repair it, or uninstall it",
+                ) from e
+
     def _build(
         self, kind: str, name: str, found: Mapping[str, Registered], error: type[GeodiagError]
     ) -> Any:
         if not isinstance(name, str):
-            raise ArgumentError(f"the name of {_A[kind]} is a string", got=shown(name))
+            raise ArgumentError(f"the name of the {kind} must be a string", got=shown(name))
         if name not in found:
             near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -273,7 +254,6 @@ class Registry:
 
     def _named(self, kind: str) -> dict[str, Registered]:
         """All of one kind by name, sorted: those of plugins, and those registered by hand."""
-        self._load()
         found = self._collect(f"geodiag_{kind}s", kind)
         for name, entry in self._by_hand[kind].items():
             if name in found:
@@ -283,7 +263,7 @@ class Registry:
 
     def _collect(self, hook: str, kind: str) -> dict[str, Registered]:
         found: dict[str, Registered] = {}
-        for owner, answer in self._answers(hook):
+        for owner, answer in self.answers(hook):
             named = isinstance(answer, Mapping) and all(isinstance(n, str) for n in answer)
             if not named or not all(map(callable, answer.values())):
                 raise PluginError(
@@ -295,18 +275,6 @@ class Registry:
                     raise _clash(kind, name, found[name].owner, owner)
                 found[name] = Registered(name, owner, factory)
         return found
-
-    def _answers(self, hook: str) -> Iterator[tuple[str, Any]]:
-        """Each plugin's name, and what its implementation of the hook returns."""
-        for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            try:
-                yield impl.plugin_name, impl.function()
-            except Exception as e:
-                raise PluginError(
-                    f"the plugin {impl.plugin_name!r} failed in {hook}",
-                    got=f"{type(e).__name__}: {e}",
-                    do="repair it, or uninstall it",
-                ) from e
 
     def _load(self) -> None:
         """Load the entry points that were not tried yet and may be loaded now."""
