@@ -173,13 +173,13 @@ class TestNames:
     def test_a_name_that_is_taken_names_both_owners(self):
         found = Registry(list)
         found.register(offering(Quantity("loss")), "mine")
-        with pytest.raises(PluginError, match=r"two record fields .*'loss'.*geodiag, one of mine"):
-            found.quantities(BUILT_IN.values())
+        with pytest.raises(PluginError, match=r"two quantities .*'loss'.*geodiag, one of mine"):
+            quantities(found)
         found = Registry(list)
         for owner in "ab":
             found.register(offering(SQUARED), owner)
         with pytest.raises(PluginError, match="one of a, one of b"):
-            found.quantities(BUILT_IN.values())
+            quantities(found)
 
     @pytest.mark.parametrize("answer", [None, SQUARED, ["loss"], {"loss": SQUARED}])
     def test_a_hook_that_returns_something_else(self, answer):
@@ -191,7 +191,7 @@ class TestNames:
         found = Registry(list)
         found.register(Plugin(), "odd")
         with pytest.raises(PluginError, match="'odd' must return a list of Quantity"):
-            found.quantities([])
+            quantities(found)
 
     @pytest.mark.parametrize("name", ["", "a b", "_private", "1st", 3, None, "schema", "extras"])
     def test_a_name_that_no_log_could_hold(self, name):

@@ -35,8 +35,6 @@ def read_records(path: str | Path) -> list[Record]:
         ArgumentError: the file cannot be read, or holds no records.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> with geodiag.Monitor(np.eye(2), lr=0.5, log="run.jsonl") as monitor:
         ...     _ = monitor.observe(0, {"x": np.ones(2)}, {"x": np.zeros(2)})
         >>> [(r.step, round(r.ratio, 6)) for r in geodiag.read_records("run.jsonl")]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from geodiag.core.quantity import Panel, Quantity, is_name
-from geodiag.errors import ArgumentError, shown
-from geodiag.plugins import registry
+from geodiag.errors import ArgumentError, PluginError, shown
+from geodiag.plugins import Registry, registry
 
 BOUNDS = ("EXACT", "LOWER", "")
 CURVATURES = Panel("curvature in the measured norm", height=2.0, scale="wide")
@@ -110,13 +110,30 @@ BUILT_IN = {
 }
 
 
-def quantities() -> dict[str, Quantity]:
+def quantities(plugins: Registry = registry) -> dict[str, Quantity]:
     """All quantities of a Record by name: the built-in ones, then those of plugins.
 
     Raises:
         PluginError: a plugin returns something else, or a name that is taken.
     """
-    return registry.quantities(BUILT_IN.values())
+    found, owners = dict(BUILT_IN), dict.fromkeys(BUILT_IN, "geodiag")
+    for owner, answer in plugins.answers("geodiag_quantities"):
+        listed = isinstance(answer, (list, tuple))
+        if not listed or not all(isinstance(each, Quantity) for each in answer):
+            raise PluginError(
+                f"the plugin {owner!r} must return a list of Quantity objects from "
+                "geodiag_quantities",
+                got=shown(answer),
+            )
+        for each in answer:
+            if each.name in found:
+                raise PluginError(
+                    f"two quantities have the name {each.name!r}",
+                    got=f"one of {owners[each.name]}, one of {owner}",
+                    do="rename one, or uninstall one of the two",
+                )
+            found[each.name], owners[each.name] = each, owner
+    return found
 
 
 def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Record:
