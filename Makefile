@@ -23,14 +23,18 @@ TORCH := $(VENV)/.torch
 # to them, so that what both would compile is mostly compiled once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint types format bench fuzz clean
+SUITES := $(BIN)/python -m tests.suites
+
+.PHONY: help demo test test-all test-slow test-machines test-seeds lint types format bench fuzz clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       train on real digits and draw the edge of stability (FRAMEWORK=torch|jax)"
 	@echo "make test       lint, types and tests"
-	@echo "make test-all   the same with the slow tests"
+	@echo "make test-all   the same, and make test-slow: the slow tests, in several processes"
+	@echo "make test-machines   the numeric tests under instruction sets and thread counts"
+	@echo "make test-seeds      the numeric tests with ten perturbations of their draws"
 	@echo "make fuzz       hostile input: 20,000 cases, and 200,000 files (half an hour)"
 	@echo "make lint | types | format | bench | clean"
 
@@ -40,8 +44,16 @@ demo: $(DEMO)
 test: lint types
 	$(PYTEST) -m "not slow"
 
-test-all: lint types
-	$(PYTEST)
+test-all: test test-slow
+
+test-slow: $(DEV)
+	$(SUITES) slow $(ARGS)
+
+test-machines: $(DEV)
+	$(SUITES) machines $(ARGS)
+
+test-seeds: $(DEV)
+	$(SUITES) seeds $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

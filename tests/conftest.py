@@ -5,6 +5,7 @@ The formulas that tests compare with are in :mod:`tests.truth`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests import perturbation
+from tests.suites import XLA_FLAGS
+
 BACKENDS = {
     "numpy": "array_api_compat.numpy",
     "torch": "array_api_compat.torch",
@@ -20,13 +24,7 @@ BACKENDS = {
     "strict": "array_api_strict",
 }
 
-# Compiling takes most of the tests' time, and the compiled code little of it. The older emitters
-# compile in half the time of the newer; set XLA_FLAGS yourself to test with what XLA does unasked.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 try:
     import jax
@@ -35,6 +33,28 @@ except ImportError:
 else:
     # The tests' own process may compute in float64; the library never flips this for its users.
     jax.config.update("jax_enable_x64", True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--perturb",
+        type=int,
+        metavar="SEED",
+        help="perturb the tests' random draws by a relative 1e-14 (see tests/perturbation.py)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seed = config.getoption("--perturb")
+    if seed is not None:
+        os.environ[perturbation.VARIABLE] = str(seed)  # for the processes that tests start
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torch")
+        perturbation.install(seed)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    perturbation.single = "float32" in item.path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

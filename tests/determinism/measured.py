@@ -20,6 +20,7 @@ from torch import nn
 import geodiag
 import geodiag_jax
 from geodiag.blocks import to_numpy
+from tests import perturbation
 from tests.conformance.test_parity import PROBLEMS, jax_loss, weights
 
 NORMS = ("l2", "linf", "spectral", "block", "nuclear")
@@ -125,5 +126,6 @@ def found(long: bool) -> dict[str, str]:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
+    perturbation.install_as_parent()
     what = sys.argv[1]
     print(json.dumps({"wide": bits(wide())} if what == "wide" else found(what == "long")))

@@ -26,6 +26,7 @@ import torch.distributed.fsdp  # noqa: F401 (loaded before the ranks fork)
 import torch.distributed.tensor  # noqa: F401
 
 import geodiag_torch  # noqa: F401
+from tests import perturbation
 
 LATE = 5.0  # seconds that a rank has to show where it hangs, before it is killed
 
@@ -103,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    perturbation.install_as_parent()
     main()

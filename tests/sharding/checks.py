@@ -22,6 +22,7 @@ import geodiag
 import geodiag_jax
 from geodiag.estimators import Ascent
 from geodiag_jax import programs
+from tests import perturbation
 from tests.sharding import models
 from tests.sharding.models import Compilations, Largest, draw, kept, loss, put, split
 
@@ -263,4 +264,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    perturbation.install_as_parent()
     main(sys.argv[1:])
