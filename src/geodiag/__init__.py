@@ -67,7 +67,6 @@ def available_norms() -> list[str]:
     """The names of all registered norms, sorted.
 
     Examples:
-        >>> import geodiag
         >>> "spectral" in geodiag.available_norms()
         True
     """
@@ -78,7 +77,6 @@ def available_estimators() -> list[str]:
     """The names of all registered estimators, sorted.
 
     Examples:
-        >>> import geodiag
         >>> "lanczos" in geodiag.available_estimators()
         True
     """

@@ -42,8 +42,6 @@ class DirectionalSmoothness(float):
             change the value; None: not estimated.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> step = {"x": np.array([1.0, 0.0])}
         >>> d = geodiag.directional_smoothness(np.eye(2), step, kind="curvature")
         >>> float(d), d.kind
@@ -102,8 +100,6 @@ def directional_smoothness(
     Examples:
         On a quadratic D is ⟨s, Hs⟩/‖s‖².
 
-        >>> import numpy as np
-        >>> import geodiag
         >>> H, step = np.diag([4.0, 1.0]), {"x": np.array([0.0, -0.5])}
         >>> float(geodiag.directional_smoothness(H, step))
         1.0

@@ -60,8 +60,6 @@ def problem(
         GeodiagError: another subclass for anything else that cannot be used.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> A = np.array([[3.0, 1.0], [1.0, 2.0]])
         >>> loss, gradient = lambda w: w["w"] @ A @ w["w"] / 2, lambda w: {"w": A @ w["w"]}
         >>> with geodiag.problem((loss, gradient), params={"w": np.ones(2)}) as problem:

@@ -17,7 +17,6 @@ class Bound(Enum):
     """How the reported value relates to the true sharpness; each member's value explains it.
 
     Examples:
-        >>> import geodiag
         >>> geodiag.Bound.LOWER.name
         'LOWER'
     """
@@ -37,7 +36,6 @@ class Status(Enum):
     """How the estimate ended; each member's value says what happened and what to do.
 
     Examples:
-        >>> import geodiag
         >>> geodiag.Status.CONVERGED.failed, geodiag.Status.NON_FINITE.failed
         (False, True)
     """
@@ -142,8 +140,6 @@ class SharpnessResult:
         state: a :class:`WarmStart` as a dict, for ``start=`` of a later measurement.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> result = geodiag.sharpness(np.diag([1.0, -5.0]), "linf")
         >>> result.value, abs(result.direction["x"]).tolist()
         (1.0, [1.0, 0.0])

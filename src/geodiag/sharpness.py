@@ -92,8 +92,6 @@ def sharpness(
     Examples:
         The largest eigenvalue, and the maximum over the cube of the vertices (±1, ±1):
 
-        >>> import numpy as np
-        >>> import geodiag
         >>> H = np.array([[3.0, 1.0], [1.0, 2.0]])
         >>> round(float(geodiag.sharpness(H)), 6)
         3.618034

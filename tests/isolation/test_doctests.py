@@ -1,4 +1,7 @@
-"""The examples in docstrings run, and each public name has one."""
+"""The examples in docstrings run, and each public name has one.
+
+Each example may use ``np``, ``geodiag`` and the names of its module without importing them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 import geodiag
@@ -61,6 +65,7 @@ def test_example(name, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_by_hand", by_hand)  # what an example registers is forgotten
     known = {plugin for plugin, _ in registry._manager.list_name_plugin()}
     test, said = EXAMPLES[name], []
+    test.globs.update(np=np, geodiag=geodiag)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     runner.run(test, out=said.append)
     for plugin in {n for n, _ in registry._manager.list_name_plugin()} - known - registry._tried:

@@ -60,8 +60,6 @@ class Ascent(SharpnessEstimator):
         starts: the number of starts, the gradient's and random ones, instead of the proposed ones.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> H = np.array([[2.0, -1.0], [-1.0, 3.0]])
         >>> estimator = geodiag.estimators.Ascent(starts=3)
         >>> round(float(geodiag.sharpness(H, "linf", estimator=estimator)), 6)

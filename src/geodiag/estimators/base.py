@@ -101,8 +101,6 @@ class SharpnessEstimator(ABC):
     """Estimates S = max over ‖d‖ = 1 of ⟨d, Hd⟩. It keeps no state between measurements.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> class AtOnes(geodiag.SharpnessEstimator):
         ...     def estimate(self, oracle, norm, start=None, options=geodiag.estimators.Options()):
         ...         m = geodiag.estimators.Measurement(oracle, norm, self, options)

@@ -34,8 +34,6 @@ class Enumerate(SharpnessEstimator):
     If ``max_hvps`` allows fewer, Ascent is used instead, and a note says so.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> result = geodiag.sharpness(np.eye(3), "linf", estimator=geodiag.estimators.Enumerate())
         >>> result.value, result.bound.name, result.status.name
         (3.0, 'EXACT', 'ENUMERATED')

@@ -22,8 +22,6 @@ class FrankWolfe(SharpnessEstimator):
     tolerance.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> estimator = geodiag.estimators.FrankWolfe(iterations=5, restarts=2)
         >>> round(float(geodiag.sharpness(np.eye(3), "linf", estimator=estimator)), 6)
         3.0

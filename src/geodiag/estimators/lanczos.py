@@ -84,8 +84,6 @@ class Lanczos(SharpnessEstimator):
     the value is then a lower bound, but for every 20th measurement, which starts anew.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> result = geodiag.sharpness(np.diag([3.0, 1.0]), estimator=geodiag.estimators.Lanczos())
         >>> round(result.value, 6), result.bound.name
         (3.0, 'EXACT')

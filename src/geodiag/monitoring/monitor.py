@@ -72,8 +72,6 @@ class Monitor:
             records' notes, and those of a sink one warning.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> H, w = np.diag([18.0, 4.0]), {"x": np.ones(2)}
         >>> with geodiag.Monitor(H, lr=0.1, every=2) as monitor:
         ...     for step in range(4):

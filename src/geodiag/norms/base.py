@@ -31,8 +31,6 @@ class Norm(ABC):
     """A norm on blocks. Subclass it, or use :class:`geodiag.norms.FromFunctions`.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> class Halved(geodiag.Norm):
         ...     def value(self, d):  # max |d_i| / 2
         ...         return max(abs(x).max() for x in d.values()) / 2
@@ -106,8 +104,6 @@ class QuadraticNorm(Norm):
     """‖d‖² = ⟨d, P d⟩ with P ≻ 0: sharpness is the top eigenvalue of P^{-1/2} H P^{-1/2}.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> class Doubled(geodiag.QuadraticNorm):  # ‖d‖ = 2‖d‖₂
         ...     def metric(self, d):
         ...         return {name: 4 * x for name, x in d.items()}

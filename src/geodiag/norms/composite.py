@@ -77,11 +77,8 @@ class MaxOver(_Over):
     """max over tensors of ``norm``; the unit ball is a product of balls.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
-        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
-        >>> S = geodiag.sharpness(I, geodiag.norms.MaxOver(geodiag.norms.L2()), shapes=shapes)
-        >>> round(float(S), 6)
+        >>> norm, shapes = MaxOver(geodiag.norms.L2()), {"a": (2,), "b": (2,)}
+        >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)
         2.0
     """
 
@@ -92,11 +89,8 @@ class SumOver(_Over):
     """Sum over tensors of ``norm``; the LMO moves the best tensor alone.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
-        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
-        >>> S = geodiag.sharpness(I, geodiag.norms.SumOver(geodiag.norms.L2()), shapes=shapes)
-        >>> round(float(S), 6)
+        >>> norm, shapes = SumOver(geodiag.norms.L2()), {"a": (2,), "b": (2,)}
+        >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)
         1.0
     """
 
@@ -107,11 +101,8 @@ class L2Over(_Over):
     """√(Σ norm²) over tensors.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
-        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
-        >>> S = geodiag.sharpness(I, geodiag.norms.L2Over(geodiag.norms.L2()), shapes=shapes)
-        >>> round(float(S), 6)
+        >>> norm, shapes = L2Over(geodiag.norms.L2()), {"a": (2,), "b": (2,)}
+        >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)
         1.0
     """
 
@@ -131,8 +122,6 @@ class ByParameter(_Composite):
         NormError: a tensor matches no pattern.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> norm = geodiag.norms.ByParameter({"^a": geodiag.norms.L2(), ".*": geodiag.norms.Linf()})
         >>> shapes = {"a": (2,), "b": (2,)}
         >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)  # 1 + 2
@@ -194,11 +183,8 @@ class Scaled(Norm):
     """c·‖·‖ for c > 0; the sharpness is divided by c².
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
-        >>> I, shapes = np.eye(4), {"a": (2,), "b": (2,)}
-        >>> S = geodiag.sharpness(I, geodiag.norms.Scaled(geodiag.norms.L2(), 2), shapes=shapes)
-        >>> round(float(S), 6)
+        >>> norm, shapes = Scaled(geodiag.norms.L2(), 2), {"a": (2,), "b": (2,)}
+        >>> round(float(geodiag.sharpness(np.eye(4), norm, shapes=shapes)), 6)
         0.25
     """
 

@@ -13,8 +13,6 @@ class FromFunctions(Norm):
     """The norm with these functions of blocks: ``value(d)``, ``lmo(g)``, optionally ``dual(g)``.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> norm = geodiag.norms.FromFunctions(
         ...     value=lambda d: abs(d["x"]).max(), lmo=lambda g: {"x": np.sign(g["x"])}
         ... )

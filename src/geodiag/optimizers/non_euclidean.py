@@ -30,7 +30,6 @@ def steepest_step(norm: Norm, g: Blocks, lr: Mapping[str, Any], normalized: bool
         NormError: lmo(g) has other names or shapes than ``g``.
 
     Examples:
-        >>> import numpy as np
         >>> from geodiag.norms import Linf
         >>> steepest_step(Linf(), {"w": np.array([3.0, -1.0])}, {"w": 0.5}, normalized=False)
         {'w': array([ 2., -2.])}

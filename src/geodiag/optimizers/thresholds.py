@@ -29,7 +29,6 @@ class Threshold(float):
         provenance: the assumptions behind it, and their source.
 
     Examples:
-        >>> import geodiag
         >>> edge = geodiag.threshold(0.1, normalized=True)
         >>> float(edge), edge.applies_to
         (20.0, 'S/‖g‖*')
@@ -142,7 +141,6 @@ class Update:
             are arguments of :func:`geodiag.threshold`.
 
     Examples:
-        >>> import geodiag
         >>> geodiag.Update(lr=0.1, momentum=0.9).lr
         0.1
     """

@@ -52,8 +52,6 @@ class Oracle(ABC):
             loops are compiled; None elsewhere. See :mod:`geodiag.solvers.lanczos.fused`.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> oracle = geodiag.problem(np.diag([2.0, 1.0])).at()
         >>> oracle.names, oracle.hvp({"x": np.array([1.0, 1.0])})["x"].tolist()
         (('x',), [2.0, 1.0])
@@ -161,8 +159,6 @@ class Problem(ABC):
     """Loss, data and the choice of parameters, still free of the point. A context manager.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> with geodiag.problem(np.diag([2.0, 1.0])) as problem:
         ...     warm = geodiag.sharpness(problem, "linf", start=geodiag.sharpness(problem, "linf"))
         >>> isinstance(problem, geodiag.Problem), float(warm)

@@ -95,7 +95,6 @@ def finite_difference_hvp(
         factor: multiplies the step size.
 
     Examples:
-        >>> import numpy as np
         >>> cubic = lambda w: {"x": w["x"] ** 2}  # the gradient of Σ x³/3; ∇²L = diag(2x)
         >>> point, d = {"x": np.array([1.0, 3.0])}, {"x": np.array([1.0, 1.0])}
         >>> finite_difference_hvp(cubic, point, d)["x"].round(6)

@@ -83,7 +83,6 @@ class Registry:
 
         Examples:
             >>> import types
-            >>> import geodiag
             >>> geodiag.register(types.ModuleType("my_plugin"))
         """
         if name is not None and not isinstance(name, str):
@@ -121,8 +120,6 @@ class Registry:
             PluginError: the name is taken.
 
         Examples:
-            >>> import numpy as np
-            >>> import geodiag
             >>> half = geodiag.norms.Scaled(geodiag.norms.L2(), 0.5)
             >>> geodiag.register_norm("half_l2", lambda: half)
             >>> round(float(geodiag.sharpness(np.diag([3.0, 1.0]), "half_l2")), 6)  # 3 / 0.5²
@@ -144,8 +141,6 @@ class Registry:
             PluginError: the name is taken.
 
         Examples:
-            >>> import numpy as np
-            >>> import geodiag
             >>> geodiag.register_estimator("exact_lanczos", geodiag.estimators.Lanczos)
             >>> H = np.diag([3.0, 1.0])
             >>> round(float(geodiag.sharpness(H, estimator="exact_lanczos")), 6)

@@ -72,7 +72,6 @@ def plot(
         MissingDependency: matplotlib is not installed.
 
     Examples:
-        >>> import geodiag
         >>> records = [geodiag.Record(step, loss=1 / (1 + step), sharpness=2.0) for step in (0, 1)]
         >>> [axes.get_ylabel() for axes in geodiag.plot(records).axes][0]
         'loss'

@@ -7,8 +7,6 @@ check_estimator   attained values, true bounds, counts and budgets
 Each raises a GeodiagError that names the property that fails, with the numbers, or returns None.
 
 Examples:
-    >>> import numpy as np
-    >>> import geodiag
     >>> from geodiag.testing import check_norm
     >>> check_norm(geodiag.norms.Linf(), {"W": np.ones((3, 4)), "b": np.ones(3)})
 """

@@ -35,7 +35,6 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
         PluginError: the property that fails, with the numbers.
 
     Examples:
-        >>> import geodiag
         >>> from geodiag.testing import check_estimator
         >>> check_estimator(geodiag.estimators.Enumerate())
     """

@@ -38,8 +38,6 @@ def check_norm(norm: Norm, example: Blocks, *, space: Space | None = None, seed:
         NormError: the property that fails, with the numbers.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> from geodiag.testing import check_norm
         >>> check_norm(geodiag.norms.Spectral(), {"W": np.ones((3, 4)), "b": np.ones(3)})
     """

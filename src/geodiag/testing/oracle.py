@@ -45,8 +45,6 @@ def check_oracle(oracle: Oracle, *, seed: int = 0) -> None:
         EngineError: the property that fails, with the numbers.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> from geodiag.testing import check_oracle
         >>> check_oracle(geodiag.problem(np.diag([1.0, 2.0])).at())
     """
