@@ -47,7 +47,6 @@ class Record:
             ``record.name`` reads them too.
 
     Examples:
-        >>> import geodiag
         >>> record = geodiag.Record(step=3, sharpness=2.0)
         >>> record.sharpness, record.loss
         (2.0, nan)

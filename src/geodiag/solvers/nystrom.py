@@ -67,8 +67,10 @@ def krylov(oracle: Oracle, first: Blocks, count: int) -> Products:
 
 
 def add(products: Products, directions: Blocks, images: Blocks, keep: int = 0) -> Products:
-    """The products with further ones. ``keep``: as many rows as before, the first ``keep`` among
-    them; the oldest others make room."""
+    """The products with further ones.
+
+    With ``keep`` the number of rows stays: the first ``keep`` are kept, the oldest others dropped.
+    """
     size = 1 / positive(lengths(directions))
     new, seen = rescale(directions, size), rescale(images, size)
     side, corner = cross(new, products.images), cross(new, seen)

@@ -134,8 +134,18 @@ class Whole(NormProgram):
     def __call__(
         self, oracle: Oracle, start: Blocks | None, draw: Any, rtol: float, room: int
     ) -> Searched | Declined:
-        """``start``: None for the gradient's LMO. ``draw``: a random direction on the flat view,
-        or None. ``rtol``: of the residual, above rounding. ``room``: steps at most."""
+        """Search.
+
+        Args:
+            oracle: the point.
+            start: the first direction; None: the gradient's LMO.
+            draw: a random direction on the flat view, or None.
+            rtol: of the residual, above rounding.
+            room: the largest number of steps.
+
+        Returns:
+            Searched, or Declined where the oracle has no compiled loop for it.
+        """
         if not isinstance(oracle, Growing):
             return Declined()
         seen, norm, view = ravel.quadratic(oracle, self.norm)

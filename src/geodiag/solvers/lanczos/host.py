@@ -137,8 +137,10 @@ class Krylov:
         return self._settle(T, scale(w, 1 / length) if beta > 0 else w, beta)[0]
 
     def forget(self, noise: float) -> None:
-        """Begin anew with the top Ritz vector, which keeps what was found, and ``noise`` times the
-        first direction, as the Ritz vector alone would hide what its space had not met."""
+        """Restart from the top Ritz vector plus ``noise`` times the first direction.
+
+        The Ritz vector keeps the progress; the first direction has components outside of its space.
+        """
         self.begin(self.ritz(), only(self._stacks[0]), noise)
         self._stacks, self.lost = [], False
         self.T = np.zeros((0, 0))
