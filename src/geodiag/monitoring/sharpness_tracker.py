@@ -189,7 +189,9 @@ class SharpnessTracker:
         if isinstance(norm, QuadraticNorm) or self._since < EXPLORE_SOONEST:
             return False
         found, value = abs(self._found), abs(self._value)
-        drifted = not found / DRIFT <= value <= DRIFT * found
+        # Where nothing is positive, searches end far apart, and a change of S says nothing.
+        positive = self._found > 0 or self._value > 0
+        drifted = positive and not found / DRIFT <= value <= DRIFT * found
         return drifted or self._since >= self._explore_after
 
     def _search(
