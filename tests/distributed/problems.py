@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import geodiag
 from geodiag.blocks import map_blocks, namespace
+from tests import truth
 
 KINDS = ("l2", "linf", "spectral", "group")
-# Both sides sum the same numbers in another order, and Lanczos and the ascents go through the same
-# steps. What rounding, of 1e-16, and central differences, good to 4e-11, do to the value is far
-# below the 1e-6 that is promised.
+# Both sides sum the same numbers in another order. Rounding, of 1e-16, and central differences,
+# good to 4e-11, change the value by far less than the 1e-6 that is promised, where both sides take
+# the same steps: in Lanczos, and in an ascent from an equal start. From random starts, rounding may
+# lead the ascents to different local maxima.
 CLOSE = 1e-6
+TRUTHS = {"group": "frobenius"}  # names in tests.truth, where they differ
 
 
 class GroupLinf(geodiag.Norm):
@@ -54,11 +58,7 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def trained(steps: int = 20) -> nn.Module:
-    """The network after some steps of gradient descent.
-
-    At the start the Hessian is indefinite, and the last bit of a product decides which of many
-    local maxima an ascent in ℓ∞ ends at: such values are equal to no more than a few per cent.
-    """
+    """The network after some steps of gradient descent."""
     model = network()
     x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
@@ -113,6 +113,42 @@ def together(
         data=shard(rank),
         **options,
     )
+
+
+def agree(found: Any, expected: Any, warm: Any, model: nn.Module, kind: str) -> None:
+    """``found`` on the ranks is as good as ``expected`` in one process.
+
+    Both attain their values. ``warm(start)``, on the ranks, and a measurement in one process have
+    equal values and directions from an equal start.
+    """
+    for result in (found, expected):
+        assert relative(attained(model, kind, result.direction), result.value) < CLOSE, kind
+    one, ours = alone(model, kind, start=expected), warm(expected)
+    assert relative(ours.value, one.value) < CLOSE, (kind, ours, one)
+    for name, x in one.direction.items():
+        # Up to sign; directions are fixed by the value to the root of its accuracy.
+        overlap = abs(float((whole(ours.direction[name]) * x).sum()))
+        assert abs(overlap - float(x.square().sum())) < 1e-3, (kind, name)
+
+
+def attained(model: nn.Module, kind: str, direction: Any) -> float:
+    """⟨d, Hd⟩/‖d‖² of the mean loss on the union: torch's own product, and the norm's formula."""
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    point = {name: p.detach() for name, p in model.named_parameters()}
+    d = {name: whole(direction[name]) for name in point}
+
+    def loss(params: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(torch.func.functional_call(model, params, (x,)), y)
+
+    (product,) = torch.func.vjp(torch.func.grad(loss), point)[1](d)
+    value, _ = truth.NORMS[TRUTHS.get(kind, kind)]
+    mine, image = ({n: t.cpu().numpy() for n, t in blocks.items()} for blocks in (d, product))
+    return truth.inner(mine, image) / value(mine) ** 2
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """All entries of a tensor, whether sharded or not."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def relative(a: float, b: float) -> float:
