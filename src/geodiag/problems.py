@@ -87,7 +87,7 @@ def problem(
         raise ArgumentError(
             "an Oracle is already frozen at its point", do="pass the Problem it came from"
         )
-    found = registry.problem(model=model, **arguments)
+    found = registry.problem(model, arguments)
     if found is None:
         raise UnknownModel(
             "no adapter recognises the model",

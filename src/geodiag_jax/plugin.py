@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,43 +18,22 @@ from geodiag_jax.pytree import is_array, leaves_of
 
 # Last: a plain function says nothing about its framework, so others may claim it first.
 @hookimpl(trylast=True)
-def geodiag_problem(
-    model: Any,
-    loss_fn: Any,
-    criterion: Any,
-    data: Any,
-    params: Any,
-    where: Any,
-    weight: Any,
-    reduction: str,
-    shapes: Any,
-    engine: Any,
-    memory: Any,
-    process_group: Any,
-) -> JaxProblem | None:
+def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> JaxProblem | None:
     """A callable with ``params=`` that holds JAX or NumPy arrays; anything else is left alone."""
-    if not _may_be_loss(model) or not _may_be_params(model, params):
+    if not _may_be_loss(model) or not _may_be_params(model, arguments["params"]):
         return None
-    for name, value, do in (
-        ("criterion", criterion, "call it inside the loss: loss(params, *batch) -> scalar"),
-        ("loss_fn", loss_fn, "pass that function in place of the model: loss(params, *batch)"),
-        ("shapes", shapes, "leave it out: names and shapes come from params="),
-        ("process_group", process_group, "shard the data and the parameters with jax.sharding"),
+    own = dict(arguments)
+    for name, do in (
+        ("criterion", "call it inside the loss: loss(params, *batch) -> scalar"),
+        ("loss_fn", "pass that function in place of the model: loss(params, *batch)"),
+        ("shapes", "leave it out: names and shapes come from params="),
+        ("process_group", "shard the data and the parameters with jax.sharding"),
     ):
-        if value is not None:
+        if (value := own.pop(name)) is not None:
             raise ArgumentError(
                 f"{name}= does not apply to a JAX loss callable", got=type(value).__name__, do=do
             )
-    return JaxProblem(
-        model,
-        data=data,
-        params=params,
-        where=where,
-        weight=weight,
-        reduction=reduction,
-        engine=engine,
-        memory=memory,
-    )
+    return JaxProblem(model, **own)
 
 
 def _may_be_loss(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 import warnings
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 import geodiag
-from geodiag import Norm, estimators, hookimpl, norms
+from geodiag import Norm, estimators, hookimpl, norms, problems
 from geodiag.errors import (
     ArgumentError,
     PluginError,
     PluginWarning,
     UnknownEstimator,
+    UnknownModel,
     UnknownNorm,
 )
 from geodiag.plugins import Registry, builtin
@@ -244,16 +246,39 @@ def test_a_hook_that_answers_something_else(answer):
 
 
 def test_problems_go_to_the_first_plugin_that_recognises_the_model():
-    class Plugin:
+    class Short:
         @hookimpl
         def geodiag_problem(self, model):
             return "answer" if model == "mine" else None
 
-    r = registry(EntryPoint("mine", Plugin()))
-    names = ("loss_fn", "criterion", "data", "params", "where", "weight", "reduction", "shapes")
-    rest = dict.fromkeys((*names, "engine", "memory", "process_group"))
-    assert r.problem(model="mine", **rest) == "answer"
-    assert r.problem(model="other", **rest) is None
+    class Full:
+        @hookimpl
+        def geodiag_problem(self, model, arguments):
+            return arguments["data"] if model == "with data" else None
+
+    r = registry(EntryPoint("short", Short()), EntryPoint("full", Full()))
+    assert r.problem("mine", {}) == "answer"
+    assert r.problem("with data", {"data": [1]}) == [1]
+    assert r.problem("other", {}) is None
+
+
+def test_a_plugin_gets_all_arguments_of_problem_at_their_defaults(monkeypatch):
+    taken = {}
+
+    class Plugin:
+        @hookimpl
+        def geodiag_problem(self, model, arguments):
+            taken.update(arguments)
+
+    monkeypatch.setattr(problems, "registry", registry(EntryPoint("mine", Plugin())))
+    with pytest.raises(UnknownModel):
+        geodiag.problem(object(), data=[1])
+    expected = {
+        name: p.default
+        for name, p in inspect.signature(geodiag.problem).parameters.items()
+        if name != "model"
+    }
+    assert taken == expected | {"data": [1]}
 
 
 def test_built_in_names():

@@ -47,36 +47,15 @@ def geodiag_estimators() -> Mapping[str, Callable[[], estimators.SharpnessEstima
 
 
 @hookimpl(trylast=True)
-def geodiag_problem(
-    model: Any,
-    loss_fn: Any,
-    criterion: Any,
-    data: Any,
-    params: Any,
-    where: Any,
-    weight: Any,
-    reduction: str,
-    shapes: Any,
-    engine: Any,
-    memory: Any,
-    process_group: Any,
-) -> Problem | None:
+def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> Problem | None:
     """A matrix, a LinearOperator, or a pair of (loss, gradient) callables."""
-    unused = {
-        "loss_fn": loss_fn,
-        "criterion": criterion,
-        "data": data,
-        "weight": weight,
-        "reduction": reduction,
-        "engine": engine,
-        "memory": memory,
-        "process_group": process_group,
-    }
+    rest = dict(arguments)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        refuse(unused | {"shapes": shapes}, "a pair (loss, gradient)", "leave it out")
+        params, where = rest.pop("params"), rest.pop("where")
+        refuse(rest, "a pair (loss, gradient)", "leave it out")
         return CallablesProblem(*model, params=params, where=where)
     if is_array(model) or all(hasattr(model, a) for a in ("matvec", "shape", "dtype")):
-        do = "leave it out; pass the rows and columns to measure"
-        refuse(unused | {"params": params, "where": where}, "a matrix", do)
+        shapes = rest.pop("shapes")
+        refuse(rest, "a matrix", "leave it out; pass the rows and columns to measure")
         return MatrixProblem(model, shapes)
     return None

@@ -204,11 +204,11 @@ class Registry:
         )
         return found
 
-    def problem(self, **arguments: Any) -> Any:
+    def problem(self, model: Any, arguments: Mapping[str, Any]) -> Any:
         """The Problem of the first plugin that recognises the model, or None."""
         with self._lock:
             self._load()
-        return self._manager.hook.geodiag_problem(**arguments)
+        return self._manager.hook.geodiag_problem(model=model, arguments=arguments)
 
     def answers(self, hook: str) -> Iterator[tuple[str, Any]]:
         """Each plugin's name, and what its implementation of a hook without arguments returns."""

@@ -23,24 +23,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec(firstresult=True)
-def geodiag_problem(
-    model: Any,
-    loss_fn: Any,
-    criterion: Any,
-    data: Any,
-    params: Any,
-    where: Any,
-    weight: Any,
-    reduction: str,
-    shapes: Any,
-    engine: Any,
-    memory: Any,
-    process_group: Any,
-) -> Problem | None:
+def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> Problem | None:
     """Turn ``model`` into a Problem if this plugin recognises it, else return None.
 
-    Implementations may take any subset of the arguments. A recognised model with unusable
-    arguments must raise a GeodiagError, not return None.
+    An implementation may leave out ``arguments``: all keyword arguments of
+    :func:`geodiag.problem` by name, at their defaults where they are not given. A recognised model
+    with unusable arguments must raise a GeodiagError, not return None.
     """
 
 
