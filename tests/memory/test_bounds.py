@@ -24,10 +24,10 @@ ENGINES = ("graph", "recompute", "finite-difference")
 SIZES = {
     "all": {},
     "small": {},
-    "large": {(ascent, "LARGE"): 1000},
+    "large": {(ascent, "FEW_STARTS"): 1000},
     "huge": {
-        (ascent, "LARGE"): 1000,
-        (ascent, "HUGE"): 1000,
+        (ascent, "FEW_STARTS"): 1000,
+        (ascent, "SINGLE_START"): 1000,
         (lanczos, "ROOM"): 1000,
         (certificate, "MEMORY"): 1000,
     },

@@ -22,6 +22,7 @@ from geodiag.norms.joint import SumJoint
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import DelegatingOracle
 from geodiag.results import SharpnessResult, Status
+from geodiag.solvers import ravel
 
 
 def choose_single(norm: Norm, space: Space) -> SharpnessEstimator:
@@ -42,8 +43,6 @@ class Blockwise(SharpnessEstimator):
     It is S itself if H ⪰ 0 and every part was solved exactly, which is not checked.
 
     Examples:
-        >>> import numpy as np
-        >>> import geodiag
         >>> shapes, estimator = {"a": (1,), "b": (1,)}, geodiag.estimators.Blockwise()
         >>> H = np.diag([2.0, 3.0])
         >>> round(float(geodiag.sharpness(H, "block", shapes=shapes, estimator=estimator)), 6)
@@ -127,6 +126,12 @@ class _PartOracle(DelegatingOracle):
 
     def outward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
         return {name: blocks[name] for name in self.names}
+
+    def hvps(self, ds: Blocks) -> Blocks:
+        # A compiler leaves out the products' other tensors; elsewhere they would take memory.
+        compiled = self.grow is not None
+        batched = compiled or self.inner.space.size <= ravel.LIMIT
+        return super().hvps(ds) if batched else Oracle.hvps(self, ds)
 
     def inward_point(self, params: Blocks) -> Blocks:
         return self.inner.point() | params
