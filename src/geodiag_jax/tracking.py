@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from geodiag import blocks
-from geodiag.blocks import Array, Blocks, axpy, dot, scale
-from geodiag.core.batched import combine, cross, one, only
+from geodiag.blocks import Array, Blocks, dot, scale
+from geodiag.core.batched import one, only
 from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm
+from geodiag.solvers import ravel
+from geodiag.solvers.lanczos.fused import Search
+from geodiag.solvers.lanczos.recurrence import begin
 from geodiag.solvers.line_search import positive
 from geodiag.solvers.multistart import MultiStart, Plan
-from geodiag.solvers.ravel import LIMIT
 from geodiag.solvers.warm_start import Refresh
 from geodiag_jax import derivatives
 from geodiag_jax.batches import prepare
@@ -34,10 +36,9 @@ from geodiag_jax.pytree import as_blocks, read
 CHECK = 20  # measurements from one cold search to the next
 TRACK_RTOL = 0.01  # a warm search's third product is asked for where the second gained so much
 KRYLOV, REHEARSAL, MIXTURES, CLIMB = 5, 8, 8, 12  # of a cold search: 19 products at most
-RITZ_COLD, RITZ_WARM = 19, 3  # steps for quadratic norms; one product more is the answer's
+LANCZOS_COLD, LANCZOS_WARM = 19, 3  # steps in quadratic norms; one more product is the answer's
+LEAST = 8  # steps before rounding is looked for
 NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide larger ones
-ROUNDING = 1e3  # epsilons
-DEPENDENT = 1e-3  # eigenvalue of the Gram matrix below which a direction adds nothing
 
 
 class Sharpness(NamedTuple):
@@ -146,7 +147,7 @@ def tracker(
 
         def search(cold: bool) -> Reached:
             if isinstance(bound, QuadraticNorm):
-                return _ritz(oracle, bound, gradient, start, key, cold)
+                return _lanczos(oracle, bound, gradient, start, key, cold)
             return _ascend(oracle, bound, gradient, start, key, cold)
 
         found = jax.lax.cond(state.count % check == 0, lambda: search(True), lambda: search(False))
@@ -190,47 +191,32 @@ def _ascend(
     return Reached(only(best.direction), only(best.image), best.fresh[0], answer.num_hvps)
 
 
-def _ritz(
-    oracle: Oracle, norm: QuadraticNorm, gradient: Blocks, start: Blocks, key: Array, cold: bool
+def _lanczos(
+    oracle: TracedOracle,
+    norm: QuadraticNorm,
+    gradient: Blocks,
+    start: Blocks,
+    key: Array,
+    cold: bool,
 ) -> Reached:
     """The top Ritz vector of P⁻¹H on the Krylov space of ``start`` and some noise."""
-    steps = min(RITZ_COLD if cold else RITZ_WARM, oracle.space.size)
-
-    def unit(d: Blocks) -> Blocks:
-        return scale(d, 1 / positive(norm.value(d)))
-
-    def step(state: tuple[Blocks, Blocks]) -> tuple[tuple[Blocks, Blocks], tuple[Blocks, ...]]:
-        q, before = state
-        metric, image = norm.metric(q), oracle.hvp(q)
-        rest = mapped = norm.inverse_metric(image)
-        for known in (before, q, q):  # twice against the last: rounding
-            rest = axpy(-dot(known, norm.metric(rest)), known, rest)
-        # Where the space is exhausted what is left is rounding, and no direction.
-        new = norm.value(rest) > ROUNDING * blocks.epsilon(q) * norm.value(mapped)
-        return (blocks.where(new, unit(rest), scale(q, 0)), q), (q, metric, image)
-
-    noise = unit(_normal(key, gradient)[0])
-    first = unit(axpy(NOISE_COLD if cold else NOISE_WARM, noise, unit(start)))
-    _, (basis, metrics, images) = oracle.scan(step, (first, scale(first, 0)), steps)
-    values, vectors = jnp.linalg.eigh(_symmetric(cross(basis, metrics)))
-    used = values > DEPENDENT
-    whiten = vectors * jnp.where(used, 1 / jnp.sqrt(jnp.where(used, values, 1)), 0)
-    small = _symmetric(whiten.T @ cross(basis, images) @ whiten)
-    # What was left out is a zero row; it must not be the top where all eigenvalues are negative.
-    low = jnp.where(used, 0, -2 * jnp.linalg.norm(small))
-    top = jnp.linalg.eigh(small + jnp.diag(low))[1][:, -1]
-    direction = only(combine((whiten @ top)[None, :], basis))
-    return Reached(direction, direction, jnp.asarray(False), jnp.asarray(steps, jnp.int32))
-
-
-def _symmetric(x: Array) -> Array:
-    return (x + x.T) / 2
+    steps = min(LANCZOS_COLD if cold else LANCZOS_WARM, oracle.space.size)
+    seen, flat_norm, view = ravel.quadratic(oracle, norm)
+    noise = _normal(key, gradient)[0]
+    if view is not None:
+        noise, start = view.flat(noise), view.flat(start)
+    search = Search(seen, flat_norm, steps, min(LEAST, steps), 0.0, 0.0, steps, steps)
+    first = begin(flat_norm, start, noise, NOISE_COLD if cold else NOISE_WARM)
+    found, rows = search.run(oracle.grow, first)
+    witness = search.witness(found, rows)
+    direction = view.full(witness) if view is not None else witness
+    return Reached(direction, direction, jnp.asarray(False), found.count)
 
 
 def _normal(key: Array, like: Blocks, more: int = 0) -> tuple[Blocks, Array]:
-    """Standard normal blocks and ``more`` numbers; in one draw if small, which compiles faster."""
+    """Standard normal blocks, and ``more`` numbers: if small, one draw, which compiles faster."""
     n, dtype = blocks.size(like), next(iter(like.values())).dtype
-    if n > LIMIT:  # one by one: every device of a mesh would hold the whole draw
+    if n > ravel.LIMIT:  # one by one: every device of a mesh would hold the whole draw
         keys = jax.random.split(key, len(like) + 1)
         named = zip(like.items(), keys[1:], strict=True)
         each = {name: jax.random.normal(k, x.shape, dtype) for (name, x), k in named}

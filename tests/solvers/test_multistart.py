@@ -16,7 +16,7 @@ from geodiag import estimators, norms
 from geodiag.core.spaces import Space
 from geodiag.solvers import ravel
 from geodiag.solvers.iterate import Iterates, best
-from geodiag.solvers.lanczos.host import Recurrence
+from geodiag.solvers.lanczos.recurrence import Recurrence
 from geodiag.solvers.multistart import SPARE, MultiStart, Plan, Round
 from tests import truth
 from tests.quadratic import Quadratic

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, map_blocks
-from geodiag.certificates.eigenvalue_bound import Known, Products, TopBound, bound_top
+from geodiag.certificates.eigenvalue_bound import Hvps, Known, TopBound, bound_top
 from geodiag.certificates.form_mixture import count_of, hessian_model, orthonormal
 from geodiag.core.batched import gram
 from geodiag.core.spaces import Space
@@ -31,7 +31,7 @@ SETTLED = 1e-6  # steps on the model end when t(P) changes by less, relatively
 class Task:
     """What is bounded: H by its products, in the geometry of an envelope."""
 
-    products: Products
+    products: Hvps
     space: Space
     envelope: Envelope
     rng: np.random.Generator
@@ -72,7 +72,7 @@ def begin(task: Task, directions: Blocks, images: Blocks) -> Factor:
     return Factor(task.envelope.fit(images), images, ((directions, images),))
 
 
-def ascend(task: Task, products: Products, factor: Factor, steps: int) -> Factor:
+def ascend(task: Task, products: Hvps, factor: Factor, steps: int) -> Factor:
     """``steps`` steps of the ascent, each with one product per copy."""
     copies = count_of(factor.image)
     for _ in range(steps):

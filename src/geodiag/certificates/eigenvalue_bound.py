@@ -17,13 +17,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from geodiag.blocks import Blocks, epsilon, scale
-from geodiag.blocks import size as size_of
-from geodiag.core.batched import Matrix, gram, join, mix, one
+from geodiag.blocks import Blocks, add, epsilon, size
+from geodiag.core.batched import Matrix, mix, one, only
 from geodiag.envelopes import Form
-from geodiag.errors import NonFiniteError
+from geodiag.norms.quadratic import FromMaps
+from geodiag.solvers.lanczos.host import Krylov, require_finite
+from geodiag.solvers.lanczos.recurrence import single_step
 
-Products = Callable[[Blocks], Blocks]  # stacked directions d ↦ H d
+Hvps = Callable[[Blocks], Blocks]  # stacked directions d ↦ H d
 Known: TypeAlias = tuple[Blocks, Blocks]  # stacked directions, and H times these
 
 # What rounding may add to an eigenvalue, in units of the machine epsilon times ‖A‖ per step.
@@ -41,18 +42,18 @@ class TopBound:
 
 
 def bound_top(
-    products: Products,
+    products: Hvps,
     form: Form,
     noise: Blocks,
     delta: float,
     limit: int,
     rtol: float,
-    enough: float = 0.0,
-    spoilt: float = math.inf,
+    target: float = 0.0,
+    stop_above: float = math.inf,
 ) -> TopBound:
-    """At most ``limit`` products, until the bound is below ``enough`` or within ``rtol``.
+    """At most ``limit`` products, until the bound is below ``target`` or within ``rtol``.
 
-    Or until the eigenvalue is known to be above ``spoilt``, in the first half of the products.
+    Or until the eigenvalue is known to be above ``stop_above``, in the first half of the products.
 
     ``noise``: standard normal blocks, independent of P.
 
@@ -60,89 +61,60 @@ def bound_top(
         NonFiniteError: a product is NaN or infinite.
     """
     if form.root is not None:
-        first, component = form.root(one(noise)), delta * math.sqrt(math.pi / 2)
+        first, component = only(form.root(one(noise))), delta * math.sqrt(math.pi / 2)
     else:
         # The component of z along the eigenvector y, ⟨z, Py⟩, has variance ‖Py‖² ≥ λ_min(P).
         plain = Form(1.0, lambda x: x, lambda x: x, lambda x: x)
         inverse = bound_top(form.solve, plain, noise, delta / 2, limit + 50, rtol)
-        first = one(noise)
+        first = noise
         component = delta / 2 * math.sqrt(math.pi / 2 / inverse.upper)
-    length = math.sqrt(_number(gram(first, form.apply(first))))
-    basis = scale(first, 1 / length)
-    log_room = -math.log(component / length)  # −log s + Σ log β
-    eps, number = epsilon(noise), size_of(noise)
-    diagonal: list[float] = []
-    beside: list[float] = []
+    hvp, norm = _single(products), FromMaps(_single(form.apply), _single(form.solve), "P")
+    length = float(norm.value(first))
+    require_finite(np.asarray(length))
+    log_volume = -math.log(component / length)  # −log s + Σ log β
+    eps, number = epsilon(noise), size(noise)
+    krylov = Krylov(lambda s, _: single_step(hvp, norm, s), norm, number, number, joined=True)
+    krylov.begin(first, None, 0.0)
     while True:
-        j = len(diagonal) + 1
-        last = _row(basis, j - 1)
-        image = products(last)
-        w = form.solve(image)
-        diagonal.append(_number(gram(last, image)))
-        for _ in range(2):  # twice is enough
-            w = _orthogonal(form, w, basis)
-        metric = form.apply(w)
-        beta = math.sqrt(max(_number(gram(w, metric)), 0.0))
-        T = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-        values, vectors = np.linalg.eigh(T)
-        size = max(float(np.abs(values).max()), beta)
-        rounding = ROUNDING * eps * size
-        upper = float(values[-1]) + j * rounding
-        beside.append(beta)
+        krylov.grow()
+        j, values, beta = len(krylov), krylov.pairs.values, krylov.beta
+        rounding = ROUNDING * eps * max(float(krylov.pairs.size), beta)
+        upper = krylov.theta + j * rounding
         if beta > 0 and j < number:  # else the basis spans all that there is
-            log_room += math.log(beta)
-            upper = _root_above(values, log_room) + j * rounding
-        good = max(enough, float(values[-1]) * (1 + rtol))
-        if 2 * j <= limit and values[-1] > spoilt:
+            log_volume += math.log(beta)
+            upper = _root_above(values, log_volume) + j * rounding
+        good = max(target, krylov.theta * (1 + rtol))
+        if 2 * j <= limit and krylov.theta > stop_above:
             break
         if j >= min(limit, number) or beta == 0 or upper <= good:
             break
-        w = scale(w, 1 / beta)
-        if beta <= rounding:  # mostly rounding, which need not be orthogonal to the basis
-            w = _orthogonal(form, w, basis)
-            w = scale(w, 1 / math.sqrt(_number(gram(w, form.apply(w)))))
-        basis = join(basis, w)
-    ritz = mix(vectors.T, basis)
-    # H q_i = P (A q_i), and A's image of the basis leaves it along w alone.
-    rest = mix(vectors[-1:, :].T, metric)
-    applied = form.apply(mix(values[:, None] * vectors.T, basis))
-    images = {name: applied[name] + rest[name] for name in applied}
+    vectors = krylov.pairs.vectors
+    ritz = krylov.combinations(vectors.T)
+    # P⁻¹H leads the basis to its own combinations by T, and out of it along the next vector alone.
+    images = add(
+        form.apply(krylov.combinations(values[:, None] * vectors.T)),
+        mix(beta * vectors[-1:, :].T, form.apply(one(krylov.state.next))),
+    )
     return TopBound(upper, values, ritz, images)
 
 
-def _orthogonal(form: Form, w: Blocks, basis: Blocks) -> Blocks:
-    """``w``, a stack of one, less its P-orthogonal projection on the basis."""
-    c = gram(basis, form.apply(w))
-    return mix(np.concatenate([np.ones((1, 1)), -c.T], axis=1), join(w, basis))
+def _single(f: Callable[[Blocks], Blocks]) -> Callable[[Blocks], Blocks]:
+    """A map of stacks as one of single directions."""
+    return lambda d: only(f(one(d)))
 
 
-def _row(x: Blocks, i: int) -> Blocks:
-    return {name: rows[i : i + 1, ...] for name, rows in x.items()}
-
-
-def _number(one: Matrix) -> float:
-    value = float(one[0, 0])
-    if not math.isfinite(value):
-        raise NonFiniteError(
-            "a Hessian-vector product is not finite",
-            got="NaN or infinity",
-            do="check the parameters and the data; the training may have diverged",
-        )
-    return value
-
-
-def _root_above(values: Matrix, log_room: float) -> float:
-    """The λ > max θ_i with Σ log(λ − θ_i) = log_room, from above."""
+def _root_above(values: Matrix, log_volume: float) -> float:
+    """The λ > max θ_i with Σ log(λ − θ_i) = log_volume, from above."""
     top = float(values[-1])
     gaps = top - values
     # Every factor is at least λ − θ₁, and with one of them at exp(room/j) the rest only add.
-    high = log_room / len(values)
+    high = log_volume / len(values)
     low = high - 1.0
-    while _excess(low, gaps) > log_room:
+    while _excess(low, gaps) > log_volume:
         low = 2 * low - high
     for _ in range(60):
         middle = (low + high) / 2
-        if _excess(middle, gaps) > log_room:
+        if _excess(middle, gaps) > log_volume:
             high = middle
         else:
             low = middle

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, subtract
-from geodiag.certificates.eigenvalue_bound import Known, Products
+from geodiag.certificates.eigenvalue_bound import Hvps, Known
 from geodiag.core.batched import Matrix, gram, join, mix
 from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
@@ -55,7 +55,7 @@ def orthonormal(form: Form, directions: Blocks, images: Blocks) -> Known:
     return mix(T, directions), mix(T, images)
 
 
-def hessian_model(form: Form, basis: Blocks, images: Blocks) -> Products:
+def hessian_model(form: Form, basis: Blocks, images: Blocks) -> Hvps:
     """The symmetric model of H that agrees with its products on a P-orthonormal basis.
 
     With G = HQ, this is GQᵀP + PQGᵀ − PQ(QᵀG)QᵀP: its product with Q is G, and it is zero on

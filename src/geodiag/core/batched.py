@@ -74,6 +74,16 @@ def pick(a: Blocks, indices: Array) -> Blocks:
     return map_blocks(lambda x: xp.take(x, indices, axis=0), a)
 
 
+def count_of(a: Blocks) -> int:
+    """How many directions are stacked."""
+    return int(next(iter(a.values())).shape[0])
+
+
+def members(a: Blocks, start: int, stop: int) -> Blocks:
+    """The members from ``start`` to before ``stop``."""
+    return map_blocks(lambda x: x[start:stop, ...], a)
+
+
 def one(d: Blocks) -> Blocks:
     """d as a stack of one."""
     return map_blocks(lambda x: x[None, ...], d)
@@ -109,5 +119,6 @@ def gram(x: Blocks, y: Blocks) -> Matrix:
 def mix(coefficients: Matrix, x: Blocks) -> Blocks:
     """Σ_j c_ij x_j, stacked over i."""
     example = next(iter(x.values()))
-    c = namespace(x).asarray(coefficients, dtype=example.dtype, device=device(example))
+    c = np.ascontiguousarray(coefficients)
+    c = namespace(x).asarray(c, dtype=example.dtype, device=device(example))
     return combine(c, x)

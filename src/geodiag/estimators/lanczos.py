@@ -1,7 +1,7 @@
 """Lanczos for quadratic norms: S is the top eigenvalue of P⁻¹H, self-adjoint in ⟨·, P·⟩.
 
-The stopping rule is on the relative residual ‖P⁻¹Hd − θd‖_P / |θ|, which is checked again on a
-fresh product before a value is called exact. The iteration is in
+The search ends by the relative residual ‖P⁻¹Hd − θd‖_P / |θ|, which a fresh product at the witness
+must confirm before a value is called exact. The recurrence runs in
 :mod:`geodiag.solvers.lanczos.fused` where it can be compiled, else in
 :mod:`geodiag.solvers.lanczos.host`.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, to_numpy
+from geodiag.core.batched import Matrix, members
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
@@ -23,8 +24,9 @@ from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import Bound, SharpnessResult, Status, WarmStart
 from geodiag.solvers import ravel
-from geodiag.solvers.lanczos.fused import FLOOR, Declined, Numbers, Searched, Whole
+from geodiag.solvers.lanczos.fused import Answer, Declined, FusedLanczos, Summary
 from geodiag.solvers.lanczos.host import Krylov
+from geodiag.solvers.lanczos.recurrence import ROUNDING, Recurrence, Steps, tolerated
 
 RTOL = 1e-4
 FREE_RTOL = 1e-8
@@ -34,15 +36,17 @@ BASIS = 64
 # directions, down to LEAST_BASIS.
 ROOM, LEAST_BASIS = 2**30, 16
 FREE_BASIS = 1024  # for given matrices: no restarts up to this size
-LEAST = 8
-LEAP = 2  # steps between looks at the residual ...
-LEAPING = 32  # ... in a basis of at most so many; then every step is orthogonalised in full
-# Of a relative spacing of fewer than 32 bits. The recurrence's own residual falls below what
-# products are rounded by, and the value gains by it: at two spacings some ended 5 % too low.
+LEAST = 8  # steps before a residual is trusted to be that of the top eigenvalue
+TOGETHER = 2  # steps between two computations of the residual ...
+PLAIN = 32  # ... in a basis of at most so many; beyond it every vector is orthogonalised
+RESIDUAL = 50.0  # machine epsilons: a relative residual that is rounding
+# Of a spacing of fewer than 32 bits. The recurrence's own residual falls below what products are
+# rounded by, and the value gains by it: at two spacings some ended 5 % too low.
 COARSE, SINGLE = 0.5, float(np.finfo(np.float32).eps)
 # A cold start is the gradient, which training turns to the top of the spectrum, and as much noise.
-# A warm one, or one made anew, gets a little: exactly an eigenvector, it would hide larger ones.
+# A warm one gets a little: exactly an eigenvector, it would hide larger ones.
 COLD_NOISE, NOISE = 1.0, 0.02
+UNLIKELY = 10.0  # a random component this many times smaller than usual is not reckoned with
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,44 @@ class Terms:
     kept: int  # directions at most
     tracked: bool  # whether few products from the last witness will do
     noise: float
-    leaping: int
+    together: int
+    size: int
     seed: int
 
     @property
     def least(self) -> int:
-        """Steps before the first look at the residual."""
+        """Steps before the residual may end the search."""
         return 1 if self.tracked else LEAST
 
-    def draw(self, oracle: Oracle) -> np.ndarray[Any, Any] | None:
+    @property
+    def needed(self) -> float:
+        """The relative residual at which the search ends."""
+        return max(self.rtol, self.floor)
+
+    def settled(self, eps: float) -> int:
+        """Steps from which a coupling that is rounding ends the search.
+
+        A top eigenvector of component c in the start couples by c times the relative gap. Where
+        that may be rounding at a gap of ``rtol``, the steps go on through rounding, which lets it
+        grow. c is about ``noise``/√n.
+        """
+        hidden = ROUNDING * eps * UNLIKELY * math.sqrt(self.size)
+        return self.least if hidden > self.needed * self.noise else 1
+
+    def draw(self, oracle: Oracle) -> Matrix | None:
         """The random part of the start on the flat view, None where there is none."""
         view = ravel.of(oracle)
         return view.draw(np.random.default_rng(self.seed)) if view and self.noise else None
+
+
+@dataclass(frozen=True)
+class End:
+    """What a search knew when it ended."""
+
+    theta: float  # the top Ritz value
+    size: float  # the largest |Ritz value|, or near it
+    steps: int
+    invariant: bool
 
 
 class Lanczos(SharpnessEstimator):
@@ -113,16 +143,37 @@ class Lanczos(SharpnessEstimator):
         if found is not None and found.complete:
             return self._packed(counted, norm, found, terms, options)
         m = Measurement(oracle, norm, self, options)
-        krylov = Krylov(m.oracle, norm, terms.kept)
+        _, seen, view = ravel.quadratic(m.oracle, norm)
+
+        def full(d: Blocks) -> Blocks:
+            return view.full(d) if view else d
+
+        krylov = Krylov(
+            lambda state, steps: m.oracle.run(Recurrence(norm, steps), state),
+            seen,
+            terms.size,
+            terms.kept,
+            together=terms.together,
+            least=terms.settled(epsilon(m.gradient)),
+            joined=oracle.free_hvps,
+        )
+        history: tuple[float, ...] = ()
         if found is not None:
-            m.oracle.num_hvps = counted.num_hvps
-            krylov.resume(found.answer, found.tridiagonal, found.numbers)
-            return _iterated(m, krylov, terms, found.history)
-        drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
-        if drawn is None and terms.noise:
-            drawn = oracle.space.random(m.rng)
-        krylov.begin(m.steepest if start is None else start, drawn, terms.noise)
-        return _iterated(m, krylov, terms)
+            m.oracle.num_hvps, history = counted.num_hvps, found.history
+            krylov.take(found.steps, checked=True)
+        else:
+            first = m.steepest if start is None else start
+            drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
+            if drawn is None and terms.noise:
+                drawn = oracle.space.random(m.rng)
+            krylov.begin(view.flat(first) if view else first, drawn, terms.noise)
+        done, history = _search(m, krylov, terms, history)
+        image = None if krylov.image is None else full(krylov.image)
+        age = options.next_age if terms.tracked else 0
+        witness = full(krylov.combined(krylov.pairs.vectors[:, -1:].T))
+        result = m.finish(witness, Status.BUDGET, history=history, image=image, age=age)
+        end = End(krylov.theta, float(krylov.pairs.size), len(krylov), krylov.invariant)
+        return _judged(result, end, terms) if done else result
 
     def _terms(self, oracle: Oracle, start: Blocks | None, options: Options) -> Terms:
         size, free = oracle.space.size, oracle.free_hvps
@@ -138,14 +189,15 @@ class Lanczos(SharpnessEstimator):
             kept=kept,
             tracked=tracked,
             noise=COLD_NOISE if start is None else 0.0 if tracked else NOISE,
-            leaping=0 if free or size < 4 * LEAPING else min(kept, LEAPING),
+            together=0 if free or size < 4 * PLAIN else min(kept, PLAIN),
+            size=size,
             seed=options.seed,
         )
 
     def _packed(
         self, oracle: Oracle, norm: Norm, found: _Found, terms: Terms, options: Options
     ) -> SharpnessResult:
-        n, view = found.numbers, ravel.Flat(oracle.space)
+        n, view = found.summary, ravel.Flat(oracle.space)
         residual = n.residual / abs(n.value) if n.value else math.inf if n.residual else 0.0
         age = options.next_age if terms.tracked else 0
         witness = view.full({ravel.NAME: to_numpy(found.answer.witness[ravel.NAME])})
@@ -164,10 +216,9 @@ class Lanczos(SharpnessEstimator):
             notes=oracle.notes,
             state=WarmStart(witness, age, repr(norm)).to_dict(),
         )
-        if not n.done:
-            return result
-        scale = float(np.abs(found.tridiagonal[0]).max())
-        return _judged(result, bool(n.invariant), int(n.count), scale, terms)
+        size = float(np.abs(found.alphas).max())
+        end = End(found.history[-1], size, int(n.count), bool(n.invariant))
+        return _judged(result, end, terms) if n.done else result
 
     def __repr__(self) -> str:
         return "Lanczos()" if self.basis is None else f"Lanczos(basis={self.basis})"
@@ -175,91 +226,89 @@ class Lanczos(SharpnessEstimator):
 
 def _floor(oracle: Oracle) -> float:
     """The relative residual that rounding leaves."""
-    rounding, own = oracle.precision, FLOOR * epsilon(oracle.point())
-    return max(own, COARSE * rounding if rounding > SINGLE else FLOOR * rounding)
+    rounding, own = oracle.precision, RESIDUAL * epsilon(oracle.point())
+    return max(own, COARSE * rounding if rounding > SINGLE else RESIDUAL * rounding)
 
 
 @dataclass(frozen=True)
 class _Found:
     """What a compiled measurement answers, on the host."""
 
-    answer: Searched
-    numbers: Numbers
-    tridiagonal: np.ndarray[Any, Any]  # (2, steps): alphas, betas
+    answer: Answer
+    summary: Summary
+    alphas: Matrix
+    betas: Matrix
     history: tuple[float, ...]
 
     @property
     def complete(self) -> bool:
         """Whether it ended, and met nothing that must be raised."""
-        n = self.numbers
-        sound = n.gradient and n.sound and 0 <= n.length < math.inf and math.isfinite(n.loss)
-        finite = n.finite and math.isfinite(n.value) and bool(np.all(np.isfinite(self.tridiagonal)))
-        return bool(n.certified and sound and finite)
+        n = self.summary
+        sound = n.gradient and n.sound and 0 <= n.length < math.inf
+        known = np.concatenate([self.alphas, self.betas, [n.loss, n.value]])
+        return bool(n.certified and sound and n.finite and np.all(np.isfinite(known)))
+
+    @property
+    def steps(self) -> Steps:
+        """Its recurrence, for the host to continue."""
+        a = self.answer
+        return Steps(
+            members(a.rows, 0, len(self.alphas)), self.alphas, self.betas, a.image, a.state,
+            np.asarray(self.summary.overlap), a.num_hvps,
+        )  # fmt: skip
 
 
 def _compiled(
     oracle: Oracle, norm: QuadraticNorm, start: Blocks | None, draw: Any, terms: Terms
 ) -> _Found | None:
     """The measurement as one program; None where nothing compiles, or blocks are large."""
-    if not terms.leaping or ravel.of(oracle) is None:
+    if not terms.together or ravel.of(oracle) is None:
         return None
-    limit = min(terms.kept, LEAST if terms.tracked else terms.leaping)
+    limit = min(terms.kept, LEAST if terms.tracked else terms.together)
     # Rows that a small budget leaves empty are read like others; few programs for all budgets.
     limit = min(limit, -(-(terms.budget - 1) // LEAST) * LEAST)
-    program = Whole(norm, limit, terms.least, terms.noise)
+    program = FusedLanczos(norm, limit, terms.least, terms.noise)
     # Python's own numbers: adapters trace them, and move them faster than arrays.
-    room = min(terms.budget - 1, limit + 1)  # more is no limit
-    answer = oracle.run(program, start, draw, max(terms.rtol, terms.floor), room)
+    budget = min(terms.budget - 1, limit + 1)  # more is no limit
+    settled = terms.settled(epsilon(oracle.point()))
+    answer = oracle.run(program, start, draw, terms.needed, terms.floor, settled, budget)
     if isinstance(answer, Declined):
         return None
     values = to_numpy(answer.numbers).astype(float)
-    numbers = Numbers(*values[: len(Numbers._fields)].tolist())
-    steps = int(numbers.count)
-    table = np.reshape(values[len(Numbers._fields) :], (3, limit))[:, :steps]
-    looked = min(terms.least, steps) - 1
-    return _Found(answer, numbers, table[:2], tuple(table[2, looked:].tolist()))
+    summary = Summary(*values[: len(Summary._fields)].tolist())
+    steps = int(summary.count)
+    table = np.reshape(values[len(Summary._fields) :], (3, limit))[:, :steps]
+    first = min(terms.least, steps) - 1
+    return _Found(answer, summary, table[0], table[1], tuple(table[2, first:].tolist()))
 
 
-def _iterated(
-    m: Measurement, krylov: Krylov, terms: Terms, history: tuple[float, ...] = ()
-) -> SharpnessResult:
-    """The iteration on the host, from wherever the space is."""
-    leaping, budget, seen = terms.leaping, terms.budget, list(history)
-    done = False
-    while not done and m.left(budget) > 0:
-        if krylov.lost:
-            krylov.forget(NOISE)
-            leaping = 0
-        steps = min(m.left(budget), LEAP if len(krylov) else terms.least)
-        if len(krylov) + steps > leaping:
-            leaping = 0  # from here on one by one: a leap follows on a leap
-        residual = krylov.leap(steps) if leaping else krylov.extend()
-        if krylov.lost and m.left(budget) > 0:
-            continue
+def _search(
+    m: Measurement, krylov: Krylov, terms: Terms, history: tuple[float, ...]
+) -> tuple[bool, tuple[float, ...]]:
+    """Grow the space; returns whether the tolerance was met, and the top Ritz values."""
+    seen, done = list(history), False
+    while not done and m.left(terms.budget) > 0:
+        krylov.grow(min(m.left(terms.budget), TOGETHER if len(krylov) else terms.least))
         seen.append(krylov.theta)
         m.report(krylov.theta)
-        # A value near zero beside large |eigenvalues| resolves to rounding of these, no better.
-        enough = max(
-            max(terms.rtol, terms.floor) * abs(krylov.theta), terms.floor * krylov.scale / 5
-        )
+        pairs, needed = krylov.pairs, terms.needed
+        enough = tolerated(pairs.values[-1], pairs.size, needed, terms.floor)
         # A small residual certifies an eigenvalue; that none is larger takes a few steps.
-        done = krylov.invariant or (residual <= enough and len(krylov) >= terms.least)
-    age = m.options.next_age if terms.tracked else 0
-    result = m.finish(
-        krylov.ritz(), Status.BUDGET, history=tuple(seen), image=krylov.image(), age=age
-    )
-    if not done:
-        return result
-    return _judged(result, krylov.invariant, len(krylov), krylov.scale, terms)
+        met = pairs.residual <= enough and len(krylov) >= terms.least
+        done = krylov.invariant or bool(met)
+    return done, tuple(seen)
 
 
-def _judged(
-    result: SharpnessResult, invariant: bool, steps: int, scale: float, terms: Terms
-) -> SharpnessResult:
-    """What the residual of the fresh product makes of an iteration that thought itself done."""
+def _judged(result: SharpnessResult, end: End, terms: Terms) -> SharpnessResult:
+    """What the fresh product makes of a search that thought itself done."""
     assert result.residual is not None
-    settled = invariant and result.residual * abs(result.value) <= terms.floor * scale
-    if result.residual <= 1.5 * terms.rtol or settled:
-        bound = Bound.EXACT if invariant or steps >= LEAST else Bound.LOWER
-        return replace(result, status=Status.CONVERGED, bound=bound)
-    return replace(result, status=Status.PRECISION)
+    rounding = terms.floor * end.size
+    # A value that is not the Ritz value contradicts the recurrence.
+    agrees = abs(result.value - end.theta) <= 1.5 * terms.needed * abs(result.value) + rounding
+    exhausted = end.invariant and result.residual * abs(result.value) <= rounding
+    if not agrees or not (result.residual <= 1.5 * terms.rtol or exhausted):
+        return replace(result, status=Status.PRECISION)
+    # From a start without a random part, few steps may have missed a larger eigenvalue.
+    whole = end.steps == terms.size
+    sure = end.steps >= LEAST or whole or (end.invariant and terms.noise > 0)
+    return replace(result, status=Status.CONVERGED, bound=Bound.EXACT if sure else Bound.LOWER)

@@ -1,20 +1,22 @@
-"""What the products so far say about H: a Nyström approximation, on which search costs no product.
+"""The Nyström approximation of H by the products so far, on which a search costs no product.
 
 From directions D and images Y = HD, H is about Y (DᵀY)⁻¹ Yᵀ: exact on the span of D and, for
-H ⪰ 0, nowhere above H. Local maxima of this small problem are found without a product, and the best
-of them, tried on H itself, make far better starts than random ones.
+H ⪰ 0, nowhere above H (Martinsson and Tropp, Acta Numerica 29, 2020, section 14). Its local maxima
+are found without a product, and the best of them are far better starts for H than random ones.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from geodiag.blocks import Array, Blocks, array_namespace, axpy, device, dot, norm2, scale
+from geodiag.blocks import Array, Blocks, array_namespace, device
 from geodiag.core.batched import combine, cross, join, lengths, one, pick, rescale
 from geodiag.norms.base import Norm
+from geodiag.norms.quadratic import L2
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate
 from geodiag.solvers.iterate import Iterates
+from geodiag.solvers.lanczos.recurrence import State, begin, lanczos_step
 from geodiag.solvers.line_search import positive, segment
 
 # Directions of DᵀY below this fraction of its largest eigenvalue are left out: inverted, they would
@@ -24,9 +26,6 @@ RANK = 1e-3
 ALIKE = 0.6
 
 
-Recurrence = tuple[Blocks, Blocks, Array]  # a direction, the one before it, and β
-
-
 class Products(NamedTuple):
     """R pairs (d, Hd) with ‖d‖₂ = 1; rows of zeros are empty."""
 
@@ -34,7 +33,7 @@ class Products(NamedTuple):
     inner: Array  # (R, R): ⟨d_i, H d_j⟩
 
 
-class Surrogate(NamedTuple):
+class Approximation(NamedTuple):
     """H ≈ Σ_r weights[r]·b_r b_rᵀ."""
 
     basis: Blocks  # (R, …), b_r
@@ -48,28 +47,22 @@ class Surrogate(NamedTuple):
 def krylov(oracle: Oracle, first: Blocks, count: int) -> Products:
     """The products of a Lanczos recurrence from ``first``, without reorthogonalisation.
 
-    Rounding may tilt the directions; what they say of H stays true.
+    Rounding may turn the directions; what they say of H stays true.
     """
+    l2 = L2()
 
-    def step(state: Recurrence) -> tuple[Recurrence, tuple[Blocks, Blocks]]:
-        d, before, beta = state
-        image = oracle.hvp(d)
-        rest = axpy(-beta, before, image)
-        rest = axpy(-dot(d, image), d, rest)
-        rest = axpy(-dot(d, rest), d, rest)
-        length = norm2(rest)
-        return (scale(rest, 1 / positive(length)), d, length), (d, image)
+    def step(state: State) -> tuple[State, tuple[Blocks, Blocks]]:
+        after, image, _ = lanczos_step(oracle.hvp, l2, state, l2.value)
+        return after, (state.next, image)
 
-    first = scale(first, 1 / norm2(first))
-    nothing = scale(first, 0)
-    _, (ds, images) = oracle.scan(step, (first, nothing, dot(nothing, nothing)), count)
-    return Products(images, cross(ds, images))
+    _, (directions, images) = oracle.scan(step, begin(l2, first, None, 0.0), count)
+    return Products(images, cross(directions, images))
 
 
 def add(products: Products, directions: Blocks, images: Blocks, keep: int = 0) -> Products:
     """The products with further ones.
 
-    With ``keep`` the number of rows stays: the first ``keep`` are kept, the oldest others dropped.
+    ``keep``: as many rows as before, the first ``keep`` among them; the oldest others are dropped.
     """
     size = 1 / positive(lengths(directions))
     new, seen = rescale(directions, size), rescale(images, size)
@@ -96,7 +89,7 @@ def spare(products: Products, rows: int) -> Products:
     return Products(combine(places, products.images), places @ inner @ places.T)
 
 
-def fit(products: Products) -> Surrogate:
+def fit(products: Products) -> Approximation:
     """The Nyström approximation from ``products``."""
     inner = (products.inner + products.inner.T) / 2
     xp = array_namespace(inner)
@@ -114,13 +107,13 @@ def fit(products: Products) -> Surrogate:
     weights = xp.where(
         used, 1 / xp.where(used, values, xp.ones_like(values)), xp.zeros_like(values)
     )
-    return Surrogate(combine(vectors.T, products.images), weights)
+    return Approximation(combine(vectors.T, products.images), weights)
 
 
 def propose(
     oracle: Oracle,
     norm: Norm,
-    surrogate: Surrogate,
+    approximation: Approximation,
     mixtures: Array,
     gradient: Blocks,
     *,
@@ -128,21 +121,21 @@ def propose(
     count: int,
     known: Blocks | None = None,
 ) -> Blocks:
-    """The ``count`` best local maxima of the surrogate that differ from each other and ``known``.
+    """The ``count`` best local maxima of the approximation that differ from each other and known.
 
     Starts: lmo of the gradient, of the top Ritz vector, and of rounded random vectors of the
-    surrogate's range (``mixtures``: (N, R) standard normal numbers).
+    approximation's range (``mixtures``: (N, R) standard normal numbers).
     """
     xp = array_namespace(mixtures)
-    rounded = mixtures * xp.sqrt(xp.abs(surrogate.weights))
+    rounded = mixtures * xp.sqrt(xp.abs(approximation.weights))
     top = xp.zeros_like(mixtures[:1, :])
     top = xp.where(xp.arange(top.shape[1], device=device(top)) == top.shape[1] - 1, 1 + top, top)
-    starts = join(one(gradient), combine(xp.concat([top, rounded], axis=0), surrogate.basis))
+    starts = join(one(gradient), combine(xp.concat([top, rounded], axis=0), approximation.basis))
     directions = norm.lmos(starts)
-    iterates = iterate.begin(directions, surrogate.images(directions))
+    iterates = iterate.begin(directions, approximation.images(directions))
 
     def step(p: Iterates) -> Iterates:
-        return segment(norm, surrogate.images, p)
+        return segment(norm, approximation.images, p)
 
     found = iterate.run(oracle, step, iterates, steps, 1e-4).iterates
     return _distinct(found, count, known)

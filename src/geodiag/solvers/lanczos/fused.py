@@ -1,13 +1,11 @@
-"""A whole Lanczos measurement as one program, for adapters that compile.
+"""The Lanczos recurrence in one compiled program, which decides for itself when to stop.
 
-It decides for itself when to stop, so the host asks once and waits once. Where nothing compiles it
-declines: a loop in Python looks at small matrices faster on the host, as
-:mod:`geodiag.solvers.lanczos.host` does, which also goes on from where this one ends.
+The host asks once and waits once. Where nothing compiles, :class:`FusedLanczos` declines:
+:mod:`geodiag.solvers.lanczos.host` is quicker there, and also continues where this one ends.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -18,21 +16,29 @@ from geodiag.blocks import (
     array_namespace,
     device,
     epsilon,
+    map_blocks,
     scale,
-    subtract,
 )
+from geodiag.core.batched import combine, one, only
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
-from geodiag.solvers.lanczos.recurrence import Begin, Beginning, three_terms, unit
+from geodiag.solvers.lanczos.recurrence import (
+    LOST,
+    State,
+    begin,
+    is_rounding,
+    lanczos_step,
+    orthogonalised,
+    ritz_pairs,
+    tolerated,
+    tridiagonal,
+    unit,
+)
 from geodiag.solvers.line_search import positive
 from geodiag.solvers.program import NormProgram, spent
 from geodiag.solvers.rayleigh import SteepestDirection, evaluate_witness
 
-INVARIANT = 10.0  # epsilons: a coupling that is rounding
-FLOOR = 50.0  # epsilons: a residual that is
-TILTED = 10.0
-LOST = 0.01
 S = TypeVar("S")
 
 
@@ -49,7 +55,7 @@ class Growing(Protocol):
     ) -> tuple[S, Blocks]:
         """``state, row = step(state, rows)`` while ``go_on(state)``, once per row at most.
 
-        ``rows``: a stack of zeros, which the steps' own replace one by one.
+        ``rows``: a stack of zeros, which the rows of the steps replace one by one.
         """
 
 
@@ -59,17 +65,17 @@ class Declined(NamedTuple):
     num_hvps: int = 0
 
 
-class Numbers(NamedTuple):
+class Summary(NamedTuple):
     """What the host decides by: 0-d arrays, on the host floats."""
 
-    loss: Any  # L(w)
+    loss: Any
     gradient: Any  # whether it is finite
     length: Any  # of lmo(∇L)
-    sound: Any
+    sound: Any  # whether lmo(∇L) is finite
     count: Any  # steps
     done: Any  # whether the residual met the tolerance
     invariant: Any  # whether the basis spans all that the start can reach
-    lost: Any  # whether orthogonality is: a component found where none should be
+    overlap: Any  # the largest component found where there should be none
     value: Any
     residual: Any  # absolute
     dual_norm: Any
@@ -77,51 +83,47 @@ class Numbers(NamedTuple):
     certified: Any  # whether there was one
 
 
-class Searched(NamedTuple):
-    """A measurement, and all that it takes to go on from it."""
+class Answer(NamedTuple):
+    """A measurement, and all that it takes to continue it."""
 
     direction: Blocks  # of unit norm, as blocks of the parameters
     witness: Blocks  # the same on the flat view, as are the others
-    numbers: Array  # Numbers; then alphas, betas and Ritz values, ``limit`` each
+    numbers: Array  # Summary; then alphas, betas and top Ritz values, ``limit`` each
     rows: Blocks  # (limit, n): the basis; zero beyond ``count``
-    last: Blocks  # of the basis
-    image: Blocks  # H times that
-    beta: Array
-    following: Blocks
+    image: Blocks  # H times the last row
+    state: State
     num_hvps: Array
 
 
-class Look(NamedTuple):
-    """The projected problem as it was looked at last."""
+class TopPair(NamedTuple):
+    """The top Ritz pair, as it was computed last."""
 
     theta: Array
-    weights: Array  # (limit,): the top eigenvector
-    tilted: Array  # whether rounding turns what follows (see Krylov)
+    weights: Array  # (limit,)
+    turned: Array  # as in RitzPairs
     done: Array
 
 
-class Steps(NamedTuple):
+class Progress(NamedTuple):
     """The recurrence after ``count`` steps."""
 
-    following: Blocks
-    last: Blocks
+    state: State
     image: Blocks
-    beta: Array
     count: Array
     alphas: Array  # (limit,), as the next two
     betas: Array
     thetas: Array
-    slip: Array
+    overlap: Array
     invariant: Array
-    look: Look
+    top: TopPair
 
 
 @dataclass(frozen=True)
-class Whole(NormProgram):
+class FusedLanczos(NormProgram):
     """Gradient, start, recurrence with its stopping rule, Ritz vector and fresh product in one.
 
-    ``limit``: steps at most; ``least``: steps before the first look at the residual; ``noise``: as
-    in :class:`~geodiag.solvers.lanczos.recurrence.Begin`. For problems that fit the flat view.
+    ``limit``: rows of the basis; ``least``: steps before the residual may end it; ``noise``: times
+    the random direction in the start. For problems that fit the flat view.
     """
 
     norm: QuadraticNorm
@@ -132,19 +134,25 @@ class Whole(NormProgram):
     alone: ClassVar[bool] = True
 
     def __call__(
-        self, oracle: Oracle, start: Blocks | None, draw: Any, rtol: float, room: int
-    ) -> Searched | Declined:
-        """Search.
+        self,
+        oracle: Oracle,
+        start: Blocks | None,
+        draw: Any,
+        rtol: float,
+        floor: float,
+        settled: int,
+        budget: int,
+    ) -> Answer | Declined:
+        """Measure.
 
         Args:
-            oracle: the point.
-            start: the first direction; None: the gradient's LMO.
+            oracle: one whose products can be compiled; else the answer is :class:`Declined`.
+            start: None for the gradient's LMO.
             draw: a random direction on the flat view, or None.
-            rtol: of the residual, above rounding.
-            room: the largest number of steps.
-
-        Returns:
-            Searched, or Declined where the oracle has no compiled loop for it.
+            rtol: as the next three, see :class:`Search`.
+            floor: of the residual.
+            settled: steps from which rounding ends it.
+            budget: steps at most.
         """
         if not isinstance(oracle, Growing):
             return Declined()
@@ -153,151 +161,140 @@ class Whole(NormProgram):
         gradient = oracle.gradient()
         opening = SteepestDirection(self.norm)(oracle, gradient)
         drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
-        start = opening.steepest if start is None else start
-        begun = Begin(self.norm, self.noise)(oracle, start, drawn)
-        search = _Search(seen, norm, self.limit, self.least, rtol, room)
-        steps, rows = oracle.grow(search.go_on, search.step, *search.begin(begun))
+        first = view.flat(opening.steepest if start is None else start)
+        search = Search(seen, norm, self.limit, self.least, rtol, floor, settled, budget)
+        s, rows = search.run(oracle.grow, begin(norm, first, drawn, self.noise))
 
-        following = unit(norm, steps.following)
-        slips = _along(norm, following, rows)
-        xp = array_namespace(slips)
-        slip = xp.maximum(xp.max(xp.abs(slips)), steps.slip)
-        # After one step its product is the witness's; where the host goes on, there is no witness.
-        single = steps.count == 1
-        lost = (slip > LOST) & ~steps.invariant
-        certified = (steps.look.done & ~lost) | (steps.count >= room)
-        following, _ = oracle.loop(
-            lambda s: s[1],
-            lambda s: (unit(norm, subtract(s[0], _mixed(slips, rows))), ~s[1]),
-            (following, ~certified),
-        )
-        witness = unit(norm, _mixed(steps.look.weights, rows))
+        following = unit(norm, s.state.next)
+        clean, products = orthogonalised(norm, following, rows)
+        xp = array_namespace(products)
+        overlap = xp.where(s.invariant, 0 * s.overlap, xp.maximum(xp.max(abs(products)), s.overlap))
+        # Where the host continues, there is no witness.
+        certified = (s.top.done & (overlap <= LOST)) | (s.count >= budget)
+        following = _if(oracle, ~certified, lambda _: unit(norm, clean), following)
+        witness = search.witness(s, rows)
         direction = view.full(witness)
-        image, _ = oracle.loop(
-            lambda s: certified & ~single & ~s[1],
-            lambda s: (seen.hvp(witness), ~s[1]),
-            (scale(steps.image, steps.look.weights[0]), ~certified),
-        )
-        asks = steps.count + spent(witness, 1) * (certified & ~single)
-        said = evaluate_witness(
+        # After one step its product is the witness's.
+        single = s.count == 1
+        image = _if(
+            oracle, certified & ~single,
+            lambda _: seen.hvp(witness), scale(s.image, s.top.weights[0]),
+        )  # fmt: skip
+        asks = s.count + spent(witness, 1) * (certified & ~single)
+        end = evaluate_witness(
             self.norm, direction, view.full(image), gradient, opening.steepest, asks
         )
-        numbers = Numbers(
+        summary = Summary(
             oracle.loss(), opening.finite, opening.length, opening.sound,
-            steps.count, steps.look.done, steps.invariant, lost,
-            said.value, said.residual, said.dual_norm, said.finite, certified,
+            s.count, s.top.done, s.invariant, overlap,
+            end.value, end.residual, end.dual_norm, end.finite, certified,
         )  # fmt: skip
-        packed = [xp.stack([xp.astype(x, slips.dtype) for x in numbers])]
-        packed += [steps.alphas, steps.betas, steps.thetas]
-        return Searched(
-            direction, witness, xp.concat(packed), rows, steps.last, steps.image, steps.beta,
-            following, asks,
-        )  # fmt: skip
+        packed = xp.stack([xp.astype(x, products.dtype) for x in summary])
+        packed = xp.concat([packed, s.alphas, s.betas, s.thetas])
+        state = s.state._replace(next=following)
+        return Answer(direction, witness, packed, rows, s.image, state, asks)
 
 
 @dataclass(frozen=True)
-class _Search:
-    """The steps of one :class:`Whole`, on the flat view."""
+class Search:
+    """The recurrence until the top Ritz pair is good enough.
+
+    ``rtol`` and ``floor``: relative residuals, of the value and of the largest eigenvalue (see
+    :func:`~geodiag.solvers.lanczos.recurrence.tolerated`). ``settled``: steps from which a coupling
+    that is rounding ends the search; ``budget``: steps at most.
+    """
 
     oracle: Oracle
     norm: QuadraticNorm
     limit: int
     least: int
-    rtol: float
-    room: int
+    rtol: Any
+    floor: Any
+    settled: Any
+    budget: Any
 
-    def begin(self, begun: Beginning) -> tuple[Steps, Blocks]:
-        first, before, zero = begun.first, begun.before, begun.beta
-        none = spent(first, 0)
-        xp = array_namespace(zero)
+    def run(self, grow: Callable[..., Any], state: State) -> tuple[Progress, Blocks]:
+        """The end of the search, and the basis, zero beyond its rows. ``grow``: of the oracle."""
+        zero, count = state.beta, spent(state.next, 0)
+        xp, no = array_namespace(zero), count > 0
         nothing = xp.zeros(self.limit, dtype=zero.dtype, device=device(zero))
-        no = none > 0
-        look = Look(zero, nothing, no, no)
-        steps = Steps(first, before, before, zero, none, nothing, nothing, nothing, zero, no, look)
-        return steps, {ravel.NAME: nothing[:, None] * first[ravel.NAME]}
+        top = TopPair(zero, nothing, no, no)
+        s = Progress(state, state.last, count, nothing, nothing, nothing, zero, no, top)
+        rows = combine(nothing[:, None], one(state.next))
+        found: tuple[Progress, Blocks] = grow(self._goes_on, self._step, s, rows)
+        return found
 
-    def go_on(self, s: Steps) -> Array:
-        xp = array_namespace(s.beta)
-        return (s.count < self.room) & ~s.look.done & ~s.invariant & xp.isfinite(s.beta)
+    def witness(self, s: Progress, rows: Blocks) -> Blocks:
+        """The top Ritz vector."""
+        return unit(self.norm, only(combine(s.top.weights[None, :], rows)))
 
-    def step(self, s: Steps, rows: Blocks) -> tuple[Steps, Blocks]:
-        q = s.following
-        image, alpha, w = three_terms(self.oracle, self.norm, q, s.last, s.beta)
-        w, slip, _ = self.oracle.loop(
-            lambda c: c[2],
-            lambda c: (*self._cleaned(c[0], rows), ~c[2]),
-            (w, s.slip, s.look.tilted),
-        )
-        beta = self.norm.value(w)
-        xp = array_namespace(alpha)
+    def _goes_on(self, s: Progress) -> Array:
+        xp = array_namespace(s.alphas)
+        return (s.count < self.budget) & ~s.top.done & ~s.invariant & xp.isfinite(s.state.beta)
+
+    def _step(self, s: Progress, rows: Blocks) -> tuple[Progress, Blocks]:
+        xp, eps = array_namespace(s.alphas), epsilon(s.state.next)
+        q, count = s.state.next, s.count + 1
+        state, image, alpha = lanczos_step(self.oracle.hvp, self.norm, s.state, self.norm.value)
         here = _places(s.alphas) == s.count
-        alphas, betas = xp.where(here, alpha, s.alphas), xp.where(here, beta, s.betas)
-        top = xp.maximum(xp.max(xp.abs(alphas)), xp.max(betas))
-        invariant = beta <= INVARIANT * epsilon(w) * top
-        sure = invariant | (s.count + 1 >= self.least)  # that the top one is seen (see Lanczos)
-        due = sure | (s.count + 1 >= self.room)
-        look, _ = self.oracle.loop(
-            lambda c: c[1],
-            lambda c: (self._look(alphas, betas, here, invariant, sure), ~c[1]),
-            (s.look, due),
+        alphas = xp.where(here, alpha, s.alphas)
+        size = xp.maximum(xp.max(abs(alphas)), xp.maximum(xp.max(s.betas), state.beta))
+        rounding = is_rounding(state.beta, size, eps)
+        ends = rounding & (count >= self.settled)
+        # What is rounding is orthogonal to nothing, also after once.
+        times = xp.where(rounding, 3, xp.where(s.top.turned, 1, 0))
+        state, found, _ = self.oracle.loop(
+            lambda c: c[2] > 0,
+            lambda c: (*self._cleaned(c[0], c[1], rows), c[2] - 1),
+            (state, s.overlap, xp.where(ends, 0, times)),
         )
-        thetas = xp.where(here & due, look.theta, s.thetas)
-        following = scale(w, 1 / positive(beta))
+        invariant = ends | (state.beta == 0)
+        overlap = xp.where(rounding, s.overlap, found)
+        betas = xp.where(here, state.beta, s.betas)
+        # A small residual certifies an eigenvalue; that none is larger takes a few steps.
+        sure = invariant | (count >= self.least)
+        due = sure | (count >= self.budget)
+        top = _if(
+            self.oracle, due,
+            lambda _: self._top(alphas, betas, count, invariant, sure), s.top,
+        )  # fmt: skip
+        thetas = xp.where(here & due, top.theta, s.thetas)
         # q, by way of beta: a row that could be written before the others are read would make XLA
         # copy all of them in every step, which takes as long as a product.
-        row = {ravel.NAME: xp.where(xp.isfinite(beta), q[ravel.NAME], 0 * q[ravel.NAME])}
-        return Steps(
-            following, q, image, beta, s.count + 1, alphas, betas, thetas,
-            xp.maximum(slip, s.slip), invariant, look,
-        ), row  # fmt: skip
+        row = map_blocks(lambda x: xp.where(xp.isfinite(state.beta), x, 0 * x), q)
+        after = Progress(state, image, count, alphas, betas, thetas, overlap, invariant, top)
+        return after, row
 
-    def _cleaned(self, w: Blocks, rows: Blocks) -> tuple[Blocks, Array]:
-        """w less its components along all rows, and the largest of these, relative to it."""
-        products = _along(self.norm, w, rows)
-        xp = array_namespace(products)
-        clean = subtract(w, _mixed(products, rows))
-        return clean, xp.max(xp.abs(products)) / positive(self.norm.value(w))
+    def _cleaned(self, state: State, overlap: Array, rows: Blocks) -> tuple[State, Array]:
+        """The state with its next vector orthogonal to all rows, and the largest overlap so far."""
+        w, products = orthogonalised(self.norm, state.next, rows)
+        length = self.norm.value(w)
+        xp = array_namespace(length)
+        next = scale(w, 1 / positive(length))
+        found = xp.maximum(overlap, xp.max(abs(products)))
+        return State(next, state.last, state.beta * length), found
 
-    def _look(
-        self, alphas: Array, betas: Array, here: Array, invariant: Array, sure: Array
-    ) -> Look:
-        """The top Ritz pair of the steps so far, the last of them ``here``."""
-        xp = array_namespace(alphas)
-        places, last = _places(alphas), xp.sum(xp.where(here, _places(alphas), 0 * _places(alphas)))
-        used, nothing = places <= last, xp.zeros_like(alphas)
-        reach = xp.max(xp.abs(alphas)) + 2 * xp.max(betas)
-        # What is not used lies below all that is.
-        low = -2 * xp.where(reach > 0, reach, xp.ones_like(reach))
-        off = xp.where(places < last, betas, nothing)[:, None] * xp.eye(
-            self.limit, k=1, dtype=alphas.dtype, device=device(alphas)
-        )
-        diagonal = xp.where(used, alphas, low)[:, None] * xp.eye(
-            self.limit, dtype=alphas.dtype, device=device(alphas)
-        )
-        values, vectors = xp.linalg.eigh(diagonal + off + xp.matrix_transpose(off))
-        beta = xp.sum(xp.where(here, betas, nothing))
-        residuals = beta * xp.abs(xp.sum(xp.where(here[:, None], vectors, 0 * vectors), axis=0))
-        ours = values > 0.75 * low
-        theta = values[-1]
-        size = xp.max(xp.where(ours, xp.abs(values), nothing))
-        eps = epsilon({ravel.NAME: alphas})
-        nearest = xp.min(xp.where(ours, residuals, size + residuals))
-        tilted = nearest < TILTED * math.sqrt(eps) * size
-        # A value near zero beside large |eigenvalues| resolves to rounding of these, no better.
-        enough = xp.maximum(self.rtol * xp.abs(theta), FLOOR * eps * size / 5)
-        return Look(theta, vectors[:, -1], tilted, invariant | (sure & (residuals[-1] <= enough)))
+    def _top(
+        self, alphas: Array, betas: Array, count: Array, invariant: Array, sure: Array
+    ) -> TopPair:
+        """The top Ritz pair of the steps so far."""
+        xp, eps, last = array_namespace(alphas), epsilon({"": alphas}), count - 1
+        places, nothing = _places(alphas), xp.zeros_like(alphas)
+        reach = xp.max(abs(alphas)) + 2 * xp.max(betas)
+        low = -2 * positive(reach)  # what is not in use lies below all that is
+        diagonal = xp.where(places <= last, alphas, low)
+        beside = xp.where(places < last, betas, nothing)
+        pairs = ritz_pairs(tridiagonal(diagonal, beside), betas[last], eps, last, 0.75 * low)
+        theta = pairs.values[-1]
+        enough = pairs.residual <= tolerated(theta, pairs.size, self.rtol, self.floor)
+        return TopPair(theta, pairs.vectors[:, -1], pairs.turned, invariant | (sure & enough))
+
+
+def _if(oracle: Oracle, condition: Array, f: Callable[[S], S], x: S) -> S:
+    """``f(x)`` where the condition holds, else ``x``, and then ``f`` is not computed."""
+    return oracle.loop(lambda s: s[1], lambda s: (f(s[0]), ~s[1]), (x, condition))[0]
 
 
 def _places(x: Array) -> Array:
     xp = array_namespace(x)
     return xp.arange(x.shape[0], dtype=xp.int32, device=device(x))
-
-
-def _along(norm: QuadraticNorm, w: Blocks, rows: Blocks) -> Array:
-    """The components of w along the rows, (limit,)."""
-    return rows[ravel.NAME] @ norm.metric(w)[ravel.NAME]
-
-
-def _mixed(weights: Array, rows: Blocks) -> Blocks:
-    """A combination of the rows."""
-    return {ravel.NAME: weights @ rows[ravel.NAME]}

@@ -1,221 +1,200 @@
-"""A Krylov space of P⁻¹H, self-adjoint in ⟨·, P·⟩, grown by one product at a time or by several.
+"""The Lanczos recurrence driven from the host: a basis of any size, kept orthogonal.
 
-Several at a time is the plain three-term recurrence, a program that an adapter may compile; the
-next vector is then orthogonalised against all before it. One at a time is orthogonalised in full,
-twice, and restarts from the best Ritz vectors where the basis is full.
+Its first steps come several at a time, as the plain recurrence, which an adapter may compile. After
+them every vector is orthogonalised against all before it, and where the basis is full it restarts
+from the best Ritz vectors (thick restart: Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    add,
-    epsilon,
-    scale,
-    subtract,
-    to_numpy,
-)
-from geodiag.core.batched import combine, cross, join, one, only
+from geodiag.blocks import Blocks, add, epsilon, scale, to_numpy
+from geodiag.core.batched import Matrix, count_of, join, members, mix, only
 from geodiag.errors import NonFiniteError
 from geodiag.norms.base import QuadraticNorm
-from geodiag.oracles.base import Oracle
-from geodiag.solvers import ravel
-from geodiag.solvers.lanczos.fused import INVARIANT, LOST, TILTED, Numbers, Searched
-from geodiag.solvers.lanczos.recurrence import Begin, Combination, Direction, Leap, Recurrence, unit
+from geodiag.solvers.lanczos.recurrence import (
+    LOST,
+    RitzPairs,
+    State,
+    Steps,
+    begin,
+    is_rounding,
+    orthogonalised,
+    ritz_pairs,
+    tridiagonal,
+)
+from geodiag.solvers.line_search import positive
 from geodiag.solvers.rayleigh import safe_value
 
-# For small matrices rows are kept in stacks of so many. Elsewhere they stay as they came: arrays of
-# ever new shapes would be compiled for, again and again.
-CHUNK = 16
-Matrix = np.ndarray[Any, Any]
+CHUNK = 16  # rows that are kept as one stack, where they are joined
+Advance = Callable[[State, int], Steps]  # so many steps of the recurrence
 
 
 class Krylov:
     """A P-orthonormal basis Q and T = Qᵀ P (P⁻¹H) Q."""
 
-    next: Blocks  # not yet of the basis
-    _last: tuple[Blocks, Array]  # the last row, and its coupling to the next
+    state: State
+    pairs: RitzPairs  # of T
 
-    def __init__(self, oracle: Oracle, norm: QuadraticNorm, limit: int) -> None:
-        """``limit``: directions kept at most."""
-        self._asked, self._run = norm, oracle.run
-        self.oracle, self.norm, self.view = ravel.quadratic(oracle, norm)
-        self.limit, self.size = limit, oracle.space.size
-        self.T = np.zeros((0, 0))
-        self.theta = self.scale = float("nan")
-        self.weights = np.zeros((0, 0))  # eigenvectors of T, the top one last
-        self.invariant = False  # whether the basis spans all that the start can reach
-        # Whether a leap has lost the orthogonality, as with 16-bit products.
-        self.lost = False
+    def __init__(
+        self,
+        advance: Advance,
+        norm: QuadraticNorm,
+        size: int,
+        limit: int,
+        *,
+        together: int = 0,
+        least: int = 1,
+        joined: bool = False,
+    ) -> None:
+        """On vectors of ``size`` entries, of which at most ``limit`` are kept.
+
+        ``together``: up to so many rows come several steps at a time. ``least``: rows from which a
+        coupling that is rounding ends the space. ``joined``: rows are kept in few stacks, which is
+        quicker for small vectors; compiled, every shape of a stack is another program.
+        """
+        self._advance, self.norm, self.size, self.limit = advance, norm, size, limit
+        self.together, self._least, self._joined = together, least, joined
+        self.T: Matrix = np.zeros((0, 0))
+        self._coupling: Matrix = np.zeros(0)  # of the next vector to each row
         self._stacks: list[Blocks] = []
-        self._image: Blocks | None = None  # H times the last row, after a leap
+        self.invariant = False  # whether the basis spans all that the start can reach
+        self.image: Blocks | None = None  # H times the one row, if there is but one
 
     def __len__(self) -> int:
         return len(self.T)
 
+    @property
+    def theta(self) -> float:
+        """The top Ritz value."""
+        return float(self.pairs.values[-1])
+
+    @property
+    def beta(self) -> float:
+        """The coupling of the next vector to the last row."""
+        return float(self._coupling[-1])
+
     def begin(self, start: Blocks, draw: Blocks | None, noise: float) -> None:
-        """With ``start`` of unit norm and ``noise`` times a random direction of unit norm.
+        """From ``start`` and ``noise`` times the random ``draw``, both taken at unit norm."""
+        self.state = begin(self.norm, start, draw, noise)
 
-        ``draw``: the latter, on the flat view if there is one.
+    def grow(self, steps: int = 1) -> None:
+        """Take in ``steps`` vectors; one, where every vector is orthogonalised.
+
+        Raises:
+            NonFiniteError: a product is not finite.
         """
-        begun = self._run(Begin(self._asked, noise), start, draw)
-        self.next, self._last = begun.first, (begun.before, begun.beta)
+        if len(self) + steps > self.together:
+            self.together, steps = 0, 1
+        if len(self) == self.limit:
+            self._keep_best()
+        self.take(self._advance(self.state, steps))
 
-    def resume(self, found: Searched, tridiagonal: Matrix, numbers: Numbers) -> None:
-        """Go on where a :class:`~geodiag.solvers.lanczos.fused.Whole` ended, with these numbers.
+    def take(self, found: Steps, checked: bool = False) -> None:
+        """Take in what the recurrence has made from :attr:`state`.
+
+        ``checked``: a coupling that is rounding was seen to, and does not end these steps.
 
         Raises:
             NonFiniteError: one of its products was not finite.
         """
-        alphas, betas = tridiagonal
-        _check(alphas, betas, np.asarray(numbers.value))
-        self.lost = bool(numbers.lost)
-        steps = len(alphas)
-        self._append({name: x[:steps, ...] for name, x in found.rows.items()})
-        self._last, self._image = (found.last, found.beta), found.image
-        self._settle(_tridiagonal(alphas, betas), found.following, float(betas[-1]))
+        alphas, betas = (to_numpy(x).astype(float) for x in (found.alphas, found.betas))
+        require_finite(alphas, betas)
+        steps, eps = len(betas), epsilon(found.rows)
+        size = max(np.abs(self.T).max(initial=0.0), np.abs(alphas).max(), betas.max())
+        ends = np.flatnonzero(is_rounding(betas, size, eps))
+        k = steps if checked or not ends.size else int(ends[0]) + 1
+        # Steps that come together are the plain recurrence, which rounding may spoil.
+        if steps > 1 and (ends.size or to_numpy(found.overlap) > LOST):
+            k = min(k, self._orthogonal(found.rows, math.sqrt(eps)))
+            self.together = 0
+        state = found.state
+        if k < steps:
+            last, after = (only(members(found.rows, i, i + 1)) for i in (k - 1, k))
+            state = State(after, last, found.betas[k - 1])
+        j, beta = len(self), float(betas[k - 1])
+        self.image = found.image if self.together and j + k == 1 else None
+        T = np.zeros((j + k, j + k))
+        T[:j, :j], T[j:, j:] = self.T, tridiagonal(alphas[:k], betas[:k])
+        T[:j, j] = T[j, :j] = self._coupling
+        self.T, self.state, self._coupling = T, state, np.zeros(j + k)
+        self._append(members(found.rows, 0, k))
+        whole = len(self) == self.size
+        if not self.together and not whole:
+            beta = self._orthogonalise(beta)
+        self.pairs = ritz_pairs(T, np.asarray(beta), eps)
+        if self.together and self.pairs.turned and not whole:
+            beta = self._orthogonalise(beta)
+        self._coupling[-1] = beta
+        rounding = bool(is_rounding(beta, max(size, beta), eps))
+        self.invariant = whole or (rounding and (beta == 0 or len(self) >= self._least))
 
-    def leap(self, steps: int) -> float:
-        """Take in ``steps`` directions; returns the absolute residual of the top Ritz pair."""
-        j = len(self)
-        before, beta = self._last
-        leap: Leap = self._run(Recurrence(self._asked, steps), self.next, before, beta)
-        alphas, betas = to_numpy(leap.alphas).astype(float), to_numpy(leap.betas).astype(float)
-        _check(alphas, betas)
-        rows = leap.basis
-        # Where a coupling vanishes the space is invariant, and what follows is noise, or zero.
-        least = INVARIANT * epsilon(rows) * max(np.abs(alphas).max(), betas.max())
-        ends = np.flatnonzero(betas <= least)
-        if ends.size:
-            steps = int(ends[0]) + 1
-            alphas, betas = alphas[:steps], betas[:steps]
-            rows = {name: x[:steps, ...] for name, x in rows.items()}
-        T = np.zeros((j + steps, j + steps))
-        T[:j, :j] = self.T
-        T[j:, j:] = _tridiagonal(alphas, betas)
-        if j:
-            T[j - 1, j] = T[j, j - 1] = float(beta)
-        self._append(rows)
-        self._last, self._image = (leap.last, leap.beta), leap.image
-        self.lost = bool(np.abs(to_numpy(leap.slip)).max() > LOST) and not ends.size
-        residual, tilted = self._settle(T, leap.following, float(betas[-1]))
-        if tilted and not self.invariant and not self.lost:
-            w, products = self._against_all(self.next)
-            self.next, self.lost = unit(self.norm, w), bool(np.abs(products).max() > LOST)
-        return residual
+    def _orthogonal(self, rows: Blocks, tolerance: float) -> int:
+        """How many of these rows are orthogonal to all before them; one at least."""
+        for i in range(1, count_of(rows)):
+            row, before = only(members(rows, i, i + 1)), members(rows, 0, i)
+            products = orthogonalised(self.norm, row, *self._stacks, before)[1]
+            if float(np.abs(to_numpy(products)).max()) > tolerance:
+                return i
+        return count_of(rows)
 
-    def image(self) -> Blocks | None:
-        """H times the one direction of the basis; None if there are more."""
-        if len(self) != 1 or self._image is None:
-            return None
-        return self.view.full(self._image) if self.view else self._image
+    def _orthogonalise(self, beta: float) -> float:
+        """Orthogonalise the next vector, of coupling ``beta``; returns what is left of that.
 
-    def extend(self) -> float:
-        """Take in one direction; returns as :meth:`leap`."""
-        if len(self) == self.limit:
-            self._restart()
-        self._image = None
-        self._append(one(self.next))
-        w = self.norm.inverse_metric(self.oracle.hvp(self.next))
-        coefficients = np.zeros(len(self) + 1)
-        for _ in range(2):  # twice is enough
-            w, products = self._against_all(w)
-            coefficients += products
-        length = safe_value(self.norm, w)
-        beta = float(length)
-        _check(coefficients, np.asarray(beta))
-        j = len(self) + 1
-        T = np.zeros((j, j))
-        T[:-1, :-1] = self.T
-        T[-1, :] = T[:, -1] = coefficients
-        return self._settle(T, scale(w, 1 / length) if beta > 0 else w, beta)[0]
-
-    def forget(self, noise: float) -> None:
-        """Restart from the top Ritz vector plus ``noise`` times the first direction.
-
-        The Ritz vector keeps the progress; the first direction has components outside of its space.
+        What is removed are entries of T.
         """
-        self.begin(self.ritz(), only(self._stacks[0]), noise)
-        self._stacks, self.lost = [], False
-        self.T = np.zeros((0, 0))
+        w, coupling, last = self.state.next, self.state.beta, self.T[:, -1].copy()
+        for _ in range(3):  # twice is enough, unless it is nothing but rounding
+            w, products = orthogonalised(self.norm, w, *self._stacks)
+            removed, length = to_numpy(products).astype(float), safe_value(self.norm, w)
+            require_finite(removed)
+            last += beta * removed
+            w, coupling = scale(w, 1 / positive(length)), coupling * length
+            beta *= float(length)
+            if np.abs(removed).max() < 0.1 or beta == 0:
+                break
+        self.T[:, -1] = self.T[-1, :] = last
+        self.state = State(w, self.state.last, coupling)
+        return beta
 
-    def ritz(self, which: int = -1) -> Blocks:
-        """A Ritz vector, as blocks of the parameters; the last is the top one."""
-        weights, parts, at = self.weights[:, [which]].T, [], 0
-        for rows in self._stacks:
-            parts.append(self._array(weights[:, at : at + _count(rows)]))
-            at += _count(rows)
-        found: Direction = self._run(Combination(), tuple(self._stacks), tuple(parts))
-        return found.direction
+    def combined(self, weights: Matrix) -> Blocks:
+        """The combination of the rows by ``weights``, (1, k)."""
+        return only(self.combinations(weights))
 
-    def _array(self, host: Matrix) -> Array:
-        return self.oracle.space.asarray(host)
-
-    def _settle(self, T: Matrix, following: Blocks, beta: float) -> tuple[float, bool]:
-        """The residual of the top Ritz pair, and whether rounding has turned a leap.
-
-        It turns the recurrence towards converged Ritz vectors, by ε‖A‖/residual (Paige).
-        """
-        self.T, self.next = T, following
-        values, self.weights = np.linalg.eigh(T)
-        self.theta, self.scale = float(values[-1]), float(np.abs(values).max())
-        eps = epsilon(following)
-        self.invariant = len(T) == self.size or beta <= INVARIANT * eps * max(self.scale, beta)
-        residuals = beta * np.abs(self.weights[-1, :])
-        tilted = residuals.min() < TILTED * math.sqrt(eps) * self.scale
-        return float(residuals[-1]), bool(tilted)
-
-    def _against_all(self, w: Blocks) -> tuple[Blocks, Matrix]:
-        """w less its components along the basis, and these."""
-        metric, found = one(self.norm.metric(w)), []
-        for rows in self._stacks:
-            products = cross(metric, rows)
-            w = subtract(w, only(combine(products, rows)))
-            found.append(to_numpy(products[0, ...]).astype(float))
-        return w, np.concatenate(found)
-
-    def _append(self, rows: Blocks) -> None:
-        held = self._stacks[-1] if self._stacks else None
-        if self.oracle.free_hvps and held is not None and _count(held) < CHUNK:
-            self._stacks[-1] = join(held, rows)
-        else:
-            self._stacks.append(rows)
-
-    def _mix(self, weights: Matrix) -> Blocks:
-        """Combinations of the basis: the rows of ``weights``."""
+    def combinations(self, weights: Matrix) -> Blocks:
+        """Combinations of the rows, stacked: one by each row of ``weights``."""
         total, at = None, 0
         for rows in self._stacks:
-            k = _count(rows)
-            part = weights[:, at : at + k]
-            mixed = combine(self._array(part), rows)
+            k = count_of(rows)
+            mixed = mix(weights[:, at : at + k], rows)
             total = mixed if total is None else add(total, mixed)
             at += k
         assert total is not None
         return total
 
-    def _restart(self) -> None:
-        """Thick restart: keep the best quarter of the Ritz vectors, which T diagonalises."""
+    def _append(self, rows: Blocks) -> None:
+        held = self._stacks[-1] if self._stacks else None
+        if self._joined and held is not None and count_of(held) < CHUNK:
+            self._stacks[-1] = join(held, rows)
+        else:
+            self._stacks.append(rows)
+
+    def _keep_best(self) -> None:
+        """Keep the best quarter of the Ritz vectors, which T diagonalises."""
         keep = max(2, self.limit // 4)
-        self._stacks = [self._mix(self.weights[:, : -keep - 1 : -1].T)]
-        self.T = np.diag(np.linalg.eigvalsh(self.T)[::-1][:keep])
+        self._stacks = [self.combinations(self.pairs.vectors[:, : -keep - 1 : -1].T)]
+        self.T = np.diag(self.pairs.values[::-1][:keep])
+        # What couples the next vector to all of them is found when it is orthogonalised.
+        self._coupling, nothing = np.zeros(keep), scale(self.state.last, 0)
+        self.state = State(self.state.next, nothing, 0 * self.state.beta)
 
 
-def _count(rows: Blocks) -> int:
-    return int(next(iter(rows.values())).shape[0])
-
-
-def _tridiagonal(alphas: Matrix, betas: Matrix) -> Matrix:
-    T: Matrix = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
-    return T
-
-
-def _check(*numbers: Matrix) -> None:
+def require_finite(*numbers: Matrix) -> None:
+    """Raise NonFiniteError for NaN and infinity."""
     if not all(np.all(np.isfinite(x)) for x in numbers):
         raise NonFiniteError(
             "a Hessian-vector product is not finite",
