@@ -1,5 +1,6 @@
 """``python -m benchmarks [--quick] [part ...]``: all parts, or those named.
 
+    import   what importing geodiag takes, beside NumPy
     hvp      the cost of a Hessian-vector product, per framework and engine
     paper    default S against the paper's Frank–Wolfe
     peers    λ_max against other libraries, cold and after a training step
@@ -20,6 +21,7 @@ import sys
 from benchmarks.report import machine
 
 PARTS = {
+    "import": "imports",
     "hvp": "hvp_cost",
     "paper": "paper",
     "peers": "peers",
