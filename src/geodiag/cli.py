@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: by argparse: 2 for wrong usage, 0 after ``--help`` and ``--version``.
     """
     _never_fail_to_print()
-    arguments = _parser().parse_args(argv)
+    arguments = vars(_parser().parse_args(argv))
+    run = arguments.pop("run")
     try:
-        status = int(arguments.run(arguments))
+        status = int(run(**arguments))
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
@@ -68,23 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     norms.set_defaults(run=_norms)
 
     show = commands.add_parser("demo", help="train on real digits and draw the edge of stability")
-    show.add_argument("--framework", choices=sorted(PACKAGES), default="torch")
     show.add_argument(
         "--norm",
         action="append",
+        dest="norms",
         metavar="NAME",
         help="l2, linf or spectral; may be repeated (default: all three)",
     )
     show.add_argument("--steps", type=int, help="training steps of each method")
-    show.add_argument(
-        "--out",
-        type=Path,
-        default=Path("geodiag-demo"),
-        metavar="DIR",
-        help="where the picture and the records go (default: %(default)s)",
-    )
-    show.add_argument("--seed", type=int, default=0)
-    show.set_defaults(run=_demo)
+    _add_training(show, "geodiag-demo", "where the picture and the records go")
+    show.set_defaults(run=demo.run)
     _add_reproduce(commands)
 
     draw = commands.add_parser("plot", help="draw the logs of one or more runs")
@@ -99,20 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     draw.set_defaults(run=_plot)
 
     follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
-    follow.add_argument("log", type=Path, metavar="LOG", help="a .jsonl or .csv log")
+    follow.add_argument("path", type=Path, metavar="LOG", help="a .jsonl or .csv log")
     follow.add_argument("--lines", type=int, default=12, help="records to show")
     follow.add_argument(
         "--interval", type=float, default=1.0, help="seconds between two readings of the log"
     )
     follow.add_argument("--once", action="store_true", help="show what is there, and stop")
-    follow.set_defaults(run=_watch)
+    follow.set_defaults(run=watch.run)
     return parser
 
 
 def _add_reproduce(commands: Any) -> None:
     parser = commands.add_parser("reproduce", help="run the paper's experiments on small data")
     parser.add_argument("--quick", action="store_true", help="the MLP alone: a few minutes")
-    parser.add_argument("--framework", choices=sorted(PACKAGES), default="torch")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)} (default: all)"
     )
@@ -121,22 +114,29 @@ def _add_reproduce(commands: Any) -> None:
     )
     parser.add_argument(
         "--data",
+        dest="data_folder",
         type=Path,
         metavar="DIR",
         help="CIFAR-10 in its binary layout (data_batch_1.bin, ...) instead of digits",
     )
+    _add_training(parser, "geodiag-reproduction", "finished runs are kept here and not run again")
+    parser.set_defaults(run=runner.run)
+
+
+def _add_training(parser: Any, folder: str, what: str) -> None:
+    """The options that the demo and the reproduction share."""
+    parser.add_argument("--framework", choices=sorted(PACKAGES), default="torch")
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("geodiag-reproduction"),
+        default=Path(folder),
         metavar="DIR",
-        help="finished runs are kept here and not run again (default: %(default)s)",
+        help=f"{what} (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_reproduce)
 
 
-def _norms(arguments: argparse.Namespace) -> int:
+def _norms() -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         entries = registry.norms().values()
@@ -149,39 +149,11 @@ def _norms(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    return demo.run(
-        framework=arguments.framework,
-        norms=arguments.norm,
-        steps=arguments.steps,
-        out=arguments.out,
-        seed=arguments.seed,
-    )
-
-
-def _plot(arguments: argparse.Namespace) -> int:
-    out = arguments.out or arguments.logs[0].with_suffix(".png")
-    plotting.plot(arguments.logs, out)
+def _plot(logs: list[Path], out: Path | None) -> int:
+    out = out or logs[0].with_suffix(".png")
+    plotting.plot(logs, out)
     print(f"picture: {out}")
     return 0
-
-
-def _watch(arguments: argparse.Namespace) -> int:
-    return watch.run(
-        arguments.log, lines=arguments.lines, interval=arguments.interval, once=arguments.once
-    )
-
-
-def _reproduce(arguments: argparse.Namespace) -> int:
-    return runner.run(
-        framework=arguments.framework,
-        methods=arguments.methods,
-        models=arguments.models,
-        data_folder=arguments.data,
-        out=arguments.out,
-        quick=arguments.quick,
-        seed=arguments.seed,
-    )
 
 
 def _never_fail_to_print() -> None:

@@ -5,6 +5,7 @@ All derive from :class:`GeodiagError`, so one ``except`` catches them all.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 LONGEST = 300  # characters of a value that an error shows
@@ -123,3 +124,15 @@ class PluginError(GeodiagError, RuntimeError):
 
 class PluginWarning(UserWarning):
     """A plugin could not be loaded; geodiag goes on without it."""
+
+
+def import_optional(module: str, what: str, do: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingDependency: it is not installed; ``what`` needs it, and ``do`` installs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as e:
+        raise MissingDependency(what, got=str(e), do=do) from e

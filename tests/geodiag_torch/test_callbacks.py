@@ -48,11 +48,11 @@ def test_the_adapter_imports_no_trainer():
 
 @pytest.mark.parametrize("name", callbacks.__all__)
 def test_a_missing_package_is_named(name, monkeypatch):
-    module = callbacks.MODULES[name]
+    module, package = callbacks.CALLBACKS[name]
     monkeypatch.delitem(sys.modules, f"geodiag_torch.callbacks.{module}", raising=False)
     for hidden in ("lightning.pytorch", "pytorch_lightning", "transformers"):
         monkeypatch.setitem(sys.modules, hidden, None)
-    with pytest.raises(errors.MissingDependency, match=callbacks.PACKAGES[module]):
+    with pytest.raises(errors.MissingDependency, match=package):
         getattr(callbacks, name)
 
 

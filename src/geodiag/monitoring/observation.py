@@ -6,7 +6,8 @@ The point is copied, because the optimizer may update the parameters in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,24 +22,6 @@ from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Problem
 from geodiag.records import BUILT_IN, Record
 from geodiag.results import Bound, SharpnessResult
-
-
-class Noting:
-    """See :meth:`Observation.noting`."""
-
-    def __init__(self, observation: Observation, what: str) -> None:
-        self._observation, self._what = observation, what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._observation.note(f"{self._what}: {said(error)}")
-        return True
 
 
 @dataclass
@@ -85,9 +68,13 @@ class Observation:
             if each.name not in BUILT_IN:
                 self.extras[each.name] = each.default
 
-    def noting(self, what: str) -> Noting:
-        """A ``with`` block; an exception in it ends the block and becomes a note."""
-        return Noting(self, what)
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """An exception in the ``with`` block ends the block and becomes a note."""
+        try:
+            yield
+        except Exception as e:
+            self.note(f"{what}: {said(e)}")
 
     def note(self, text: str) -> None:
         """Add to the record's note, once."""

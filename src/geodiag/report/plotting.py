@@ -10,15 +10,14 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import is_whole
-from geodiag.errors import ArgumentError, MissingDependency, shown
+from geodiag.errors import ArgumentError, import_optional, shown
 from geodiag.records import BUILT_IN, Panel, Quantity, Record, quantities, read_records
 from geodiag.report.html import page
 
@@ -45,6 +44,10 @@ HEIGHT = 1.85  # of a panel of height 1, in inches
 Runs: TypeAlias = dict[str, list[Record]]
 Style: TypeAlias = dict[str, Any]
 Log: TypeAlias = "str | os.PathLike[str] | Iterable[Record]"
+
+_matplotlib = partial(
+    import_optional, what="plots need matplotlib", do='pip install "geodiag[plot]"'
+)
 
 
 def plot(
@@ -80,7 +83,7 @@ def plot(
     target = None if path is None else _target(path)
     panels = _panels(runs)
     heights = [panel.height for panel in panels]
-    figure = _figure(7.2, HEIGHT * sum(heights))
+    figure = new_figure(7.2, HEIGHT * sum(heights))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (panel, drawn) in zip(grid, panels.items(), strict=True):
         _draw(axes, panel, drawn, runs)
@@ -115,9 +118,11 @@ def _runs(source: Any) -> Runs:
                 got=f"an empty log{label and f', {label}'}",
                 do="wait for the first measurement of the run",
             )
+        for r in found:
+            if not is_whole(r.step) or abs(r.step) > LARGEST_STEP:
+                raise ArgumentError("a step cannot be drawn", got=shown(r.step))
     if not runs:
         raise ArgumentError("there are no records to draw", got="no runs")
-    _check_steps(runs)
     return runs
 
 
@@ -133,13 +138,6 @@ def _read(source: Any) -> list[Record]:
             do="pass monitor.records, the path of a log, a list of paths, or a dict of these",
         )
     return found
-
-
-def _check_steps(runs: Runs) -> None:
-    for run in runs.values():
-        for r in run:
-            if not is_whole(r.step) or abs(r.step) > LARGEST_STEP:
-                raise ArgumentError("a step cannot be drawn", got=shown(r.step))
 
 
 def _labels(paths: list[Path]) -> dict[str, Path]:
@@ -272,41 +270,24 @@ def _known(quantity: Quantity, runs: Runs) -> list[float]:
 
 
 def _save(figure: Figure, runs: Runs, path: Path) -> None:
+    html = path.suffix.lower() == ".html"
+    svg = io.StringIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".html":
-            path.write_text(page(_svg(figure), runs), encoding="utf-8")
-        else:
-            with _any_letters():
-                figure.savefig(path, dpi=150)
+        with warnings.catch_warnings():  # a letter that the font does not have is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            figure.savefig(svg if html else path, format="svg" if html else None, dpi=150)
+        if html:
+            path.write_text(page(svg.getvalue(), runs), encoding="utf-8")
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the picture cannot be written", got=str(e)) from e
 
 
-def _svg(figure: Figure) -> str:
-    drawn = io.StringIO()
-    with _any_letters():
-        figure.savefig(drawn, format="svg")
-    return drawn.getvalue()
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches.
 
-
-@contextmanager
-def _any_letters() -> Iterator[None]:
-    """Letters of a label that the font does not have are drawn as boxes, without a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield
-
-
-def _figure(width: float, height: float) -> Figure:
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
     kind: type[Figure] = _matplotlib("matplotlib.figure").Figure
     return kind(figsize=(width, height), layout="constrained")
-
-
-def _matplotlib(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        raise MissingDependency(
-            "plots need matplotlib", got=str(e), do='pip install "geodiag[plot]"'
-        ) from e

@@ -6,16 +6,18 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geodiag.errors import ArgumentError, MissingDependency
+from geodiag.errors import ArgumentError, import_optional
 from geodiag.records import Quantity, Record, quantities, read_records
 from geodiag.records.reading import parse, parser
 
 BARS = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
+
+_rich = partial(import_optional, what="the live view needs rich", do='pip install "geodiag[watch]"')
 
 
 class Tail:
@@ -124,12 +126,3 @@ def _cell(record: Record, quantity: Quantity) -> str:
         lower = quantity.bound and getattr(record, quantity.bound) == "LOWER"
         return f"≥ {text}" if text and lower else text
     return str(value)
-
-
-def _rich(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        raise MissingDependency(
-            "the live view needs rich", got=str(e), do='pip install "geodiag[watch]"'
-        ) from e

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from importlib import import_module
 from typing import Any
 
-from geodiag.errors import MissingDependency
+from geodiag.errors import import_optional
 from geodiag.records import Record
 from geodiag.sinks.base import PREFIX, Sink, metrics
 
@@ -142,11 +141,5 @@ class MLflow(Sink):
 
 
 def _package(module: str, distribution: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        raise MissingDependency(
-            f"this sink needs the package {distribution}",
-            got=str(e),
-            do='pip install "geodiag[sinks]"',
-        ) from e
+    what = f"this sink needs the package {distribution}"
+    return import_optional(module, what, do='pip install "geodiag[sinks]"')

@@ -6,28 +6,25 @@ HuggingFaceMonitor    a TrainerCallback of Hugging Face transformers
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from geodiag.errors import MissingDependency
+from geodiag.errors import import_optional
 
 if TYPE_CHECKING:
     from geodiag_torch.callbacks.huggingface import HuggingFaceMonitor
     from geodiag_torch.callbacks.lightning import LightningMonitor
 
-MODULES = {"LightningMonitor": "lightning", "HuggingFaceMonitor": "huggingface"}
-PACKAGES = {"lightning": "lightning", "huggingface": "transformers"}
+CALLBACKS = {  # the module of each, and the package that it needs
+    "HuggingFaceMonitor": ("huggingface", "transformers"),
+    "LightningMonitor": ("lightning", "lightning"),
+}
 
 __all__ = ["HuggingFaceMonitor", "LightningMonitor"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
+    if name not in CALLBACKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = MODULES[name]
-    try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
-    except ImportError as e:
-        raise MissingDependency(
-            f"{name} needs {PACKAGES[module]}", got=str(e), do=f"pip install {PACKAGES[module]}"
-        ) from e
+    module, package = CALLBACKS[name]
+    what, do = f"{name} needs {package}", f"pip install {package}"
+    return getattr(import_optional(f"{__name__}.{module}", what, do), name)

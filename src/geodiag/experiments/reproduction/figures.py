@@ -6,14 +6,13 @@ Curves of normalized methods are divided by ‖g‖*, so that their edge is 2/lr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import ABOVE, BELOW, Quadratic
 from geodiag.experiments.reproduction.results import Row
-from geodiag.report.plotting import EDGE, LOSS, SHARPNESS, SMOOTHNESS
+from geodiag.report.plotting import EDGE, LOSS, SHARPNESS, SMOOTHNESS, new_figure
 
 Run: TypeAlias = "tuple[Cell, Sequence[Row]]"
 TOP = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "-."}
@@ -29,7 +28,7 @@ def draw(title: str, runs: Sequence[Run], path: Path) -> None:
         runs: cells with their rows.
         path: of the picture.
     """
-    figure = _figure(4.4 * len(runs), 5.6)
+    figure = new_figure(4.4 * len(runs), 5.6)
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(1, 2))
     one_method = len({cell.method for cell, _ in runs}) == 1
     legend: dict[str, Any] = {}
@@ -77,7 +76,7 @@ def _curvatures(axes: Any, rows: Sequence[Row], normalized: bool, lr: float) -> 
 
 def draw_quadratics(found: Sequence[Quadratic], path: Path) -> None:
     """The losses below the threshold from random starts, and above it from the line."""
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     below, above = figure.subplots(1, 2)
     for i, q in enumerate(found):
         for n, losses in enumerate(q.below):
@@ -93,7 +92,3 @@ def draw_quadratics(found: Sequence[Quadratic], path: Path) -> None:
         axes.legend(fontsize=8)
     below.set_ylabel("loss, relative to the start")
     figure.savefig(path, dpi=DPI)
-
-
-def _figure(width: float, height: float) -> Any:
-    return import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
