@@ -1,0 +1,80 @@
+"""``--perturb``: draws differ in their last bits from what they are, and in nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import perturbation
+
+ROOT = Path(__file__).parents[2]
+DRAWS = """
+import os, sys
+import jax, numpy as np, torch
+from tests import perturbation
+jax.config.update("jax_enable_x64", True)
+perturbation.install_as_parent()
+perturbation.single = "single" in sys.argv
+found = {"numpy": np.random.default_rng(0).standard_normal((2, 3))}
+found["again"] = np.random.default_rng(0).standard_normal(6).reshape(2, 3)
+found["one"] = np.full((), np.random.default_rng(0).normal())
+for name, dtype in (("double", torch.float64), ("single", torch.float32)):
+    torch.manual_seed(0)
+    found[f"torch, {name}"] = torch.randn(500, dtype=dtype).numpy()
+    bits = 8 * dtype.itemsize
+    found[f"jax, {name}"] = jax.random.normal(jax.random.key(0), (500,), f"float{bits}")
+torch.manual_seed(0)
+found["weights"] = torch.nn.Linear(20, 20).weight.detach().numpy()
+np.savez(sys.argv[1], **found)
+"""
+
+
+def drawn(path, seed=None, *options):
+    """The draws of a fresh interpreter."""
+    env = {name: x for name, x in os.environ.items() if name != perturbation.VARIABLE}
+    if seed is not None:
+        env[perturbation.VARIABLE] = str(seed)
+    subprocess.run(
+        [sys.executable, "-c", DRAWS, str(path), *options],
+        cwd=ROOT,
+        env=env | {"PYTHONPATH": os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])},
+        check=True,
+    )
+    return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def draws(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("draws")
+    asked = {"plain": (), "one": (1,), "same": (1,), "two": (2,), "single": (1, "single")}
+    return {name: drawn(folder / f"{name}.npz", *how) for name, how in asked.items()}
+
+
+def test_draws_move_by_their_last_bits(draws):
+    for name, x in draws["plain"].items():
+        y, z = draws["one"][name], draws["two"][name]
+        assert y.dtype == x.dtype
+        limit = 1e-14 if x.dtype == np.float64 else 2.0**-22
+        assert np.max(np.abs(y - x) / np.abs(x)) <= limit * 1.01
+        if x.size > 1:
+            assert np.mean(x != y) > 0.3
+            assert np.mean(y != z) > 0.3  # another seed
+
+
+def test_equal_draws_stay_equal(draws):
+    """Whatever their shape, and in another process."""
+    one = draws["one"]
+    assert np.array_equal(one["numpy"], one["again"])
+    assert one["one"] == one["numpy"].flat[0]
+    assert all(np.array_equal(x, draws["same"][name]) for name, x in one.items())
+
+
+def test_what_is_rounded_to_float32_still_moves(draws):
+    x, y = (draws[name]["torch, double"].astype("float32") for name in ("plain", "single"))
+    assert np.mean(x != y) > 0.3
+    assert np.max(np.abs(y - x) / np.abs(x)) < 3e-7
