@@ -29,7 +29,7 @@ from tests.distributed.problems import (
 )
 from tests.geodiag_torch.models import fingerprint
 
-PROMPT = 20.0  # seconds; the group's timeout is 60
+PROMPT = 45.0  # seconds, for a machine that does much else; the group's timeout is 60
 
 
 class Later:
@@ -186,7 +186,7 @@ def killed(rank: int) -> None:
         geodiag.sharpness(
             network(), "linf", criterion=dead, data=shard(rank), process_group=group.WORLD
         )
-    assert time.monotonic() - began < 15.0
+    assert time.monotonic() - began < PROMPT
 
 
 class _Killed(Exception):

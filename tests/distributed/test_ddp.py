@@ -24,7 +24,7 @@ def test_ranks_agree_on_what_to_keep(ranks: Any) -> None:
 
 
 def test_without_a_group_nothing_is_communicated(ranks: Any) -> None:
-    ranks(checks.alone_on_rank_0, timeout=10)
+    ranks(checks.alone_on_rank_0, timeout=30)
 
 
 def test_groups_of_some_ranks(ranks: Any) -> None:

@@ -36,7 +36,7 @@ def test_example_runs(tmp_path: Path, name: str, options: str, code: str) -> Non
         env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     # FSDP's threads abort some processes at their very end, also without geodiag: SIGABRT.
     aborted = "Signal 6" in done.stderr and "Traceback" not in done.stderr.partition("Signal 6")[0]

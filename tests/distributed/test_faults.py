@@ -29,7 +29,7 @@ def test_other_arguments_on_one_rank(ranks: Any) -> None:
 
 
 def test_a_rank_that_hangs(ranks: Any, tmp_path: Path) -> None:
-    ranks(checks.hanging, timeout=2, folder=str(tmp_path))
+    ranks(checks.hanging, timeout=6, folder=str(tmp_path))
 
 
 def test_a_rank_that_is_killed(ranks: Any) -> None:

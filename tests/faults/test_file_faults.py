@@ -271,7 +271,7 @@ def acks(process, killed=False):
     """The numbers that it printed; the last line may be cut short where it was killed."""
     with process.stdout:
         out = process.stdout.read()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert process.returncode == (-signal.SIGKILL if killed else 0)
     *lines, rest = out.split("\n")
     assert killed or not rest

@@ -89,7 +89,7 @@ def children(pid):
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -100,7 +100,7 @@ def until(condition, seconds=120):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs the system's list of processes")
 def test_a_killed_run_ends_with_its_processes_and_is_resumed(tmp_path):
     steps = 60
-    assert start(tmp_path / "whole", steps).wait(timeout=300) == 0
+    assert start(tmp_path / "whole", steps).wait(timeout=900) == 0
     out = tmp_path / "killed"
     run = start(out, steps)
     until(lambda: any(p.stat().st_size > 2000 for p in out.glob("*.part")))
@@ -108,12 +108,12 @@ def test_a_killed_run_ends_with_its_processes_and_is_resumed(tmp_path):
     assert len(workers) >= 2
     run.send_signal(signal.SIGKILL)
     run.wait()
-    until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in workers), seconds=10)
+    until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in workers), seconds=60)
     cut = [p.name for p in out.glob("*.part")]
     assert cut
     time.sleep(1)
     assert [p.name for p in out.glob("*.part")] == cut  # nobody finishes them
-    assert start(out, steps).wait(timeout=300) == 0
+    assert start(out, steps).wait(timeout=900) == 0
     assert not list(out.glob("*.part"))
     assert (out / "results.md").read_text().count("|") > 20
     for path in (tmp_path / "whole").glob("*.jsonl"):

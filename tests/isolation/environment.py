@@ -20,7 +20,7 @@ def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProc
         env={**inherited, **fixed, **env},
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
