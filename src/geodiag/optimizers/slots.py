@@ -22,11 +22,12 @@ class NoThreshold(Exception):
     """Why no threshold applies."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Slot:
     """One measured parameter w, and what its optimizer holds for it.
 
-    A reader fills what its family asks for. Arrays have the parameter's shape.
+    A reader fills what its family asks for. Arrays have the parameter's shape. Made for every
+    parameter at each record, and so not frozen: that would take five times as long.
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch.optim import Optimizer
@@ -13,8 +13,8 @@ from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import Norm
 from geodiag.optimizers.geometry import Geometry, unknown_geometry
 from geodiag.optimizers.thresholds import Update
-from geodiag.problems import as_norm
-from geodiag_torch.optimizers.readers import Entry, reader_of
+from geodiag.problems import NormSource, current_norm
+from geodiag_torch.optimizers.readers import Entry, options_of, reader_of
 
 
 class LiveGeometry:
@@ -24,11 +24,11 @@ class LiveGeometry:
         optimizer: held weakly.
         parameters: name → parameter, of those measured, all of them in the optimizer.
         space: theirs.
-        requested: a norm to measure in, instead of the optimizer's.
-        live: a function that returns such a norm, called at each measurement.
+        source: a norm to measure in instead of the optimizer's, or a function that returns one at
+            each measurement.
 
     Raises:
-        ArgumentError: neither is given, and the optimizer's norm is not known.
+        ArgumentError: there is no ``source``, and the optimizer's norm is not known.
     """
 
     def __init__(
@@ -36,23 +36,23 @@ class LiveGeometry:
         optimizer: Optimizer,
         parameters: Mapping[str, torch.Tensor],
         space: Space,
-        requested: Norm | None = None,
-        live: Callable[[], Norm] | None = None,
+        source: NormSource | None = None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._names = {id(p): name for name, p in parameters.items()}
-        self._space, self._requested, self._live = space, requested, live
+        self._space, self._source = space, source
+        self._requested = source if isinstance(source, Norm) else None
         self._kind = type(optimizer).__name__
         self._reader = reader_of(optimizer)
         self._compared: dict[Hashable, bool] = {}
-        if requested is None and live is None:
+        if source is None:
             self._read()
 
     @property
     def changes(self) -> bool:
         """Whether the norm must be read again at each measurement."""
-        if self._requested is not None or self._live is not None:
-            return self._live is not None
+        if self._source is not None:
+            return not isinstance(self._source, Norm)
         several = len({id(e.group) for e in self._entries()}) > 1
         return several or self._read().family.stateful
 
@@ -62,8 +62,8 @@ class LiveGeometry:
         Raises:
             NormError: the optimizer's state does not determine it yet.
         """
-        if self._live is not None:
-            self._requested = as_norm(self._live())
+        if self._source is not None:
+            self._requested = current_norm(self._source)
         return self._read().norm() if self._requested is None else self._requested
 
     def update(self, step: int) -> Update:
@@ -84,10 +84,11 @@ class LiveGeometry:
         optimizer = self._optimizer()
         if optimizer is None:
             raise ArgumentError("the optimizer is gone", do="attach to the new one")
-        held = [(group, p) for group in optimizer.param_groups for p in group["params"]]
-        whole = all(id(p) in self._names for _, p in held if p.requires_grad)
+        names, groups = self._names, optimizer.param_groups
+        whole = all(id(p) in names for g in groups for p in g["params"] if p.requires_grad)
         return [
-            Entry(self._names[id(p)], p, optimizer, group, optimizer.state.get(p, {}), whole)
-            for group, p in held
-            if id(p) in self._names
+            Entry(names[id(p)], p, optimizer, group, options, optimizer.state.get(p, {}), whole)
+            for group, options in zip(groups, map(options_of, groups), strict=True)
+            for p in group["params"]
+            if id(p) in names
         ]

@@ -31,7 +31,7 @@ from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 from geodiag_torch.sharding.detection import as_sharded
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
     """One measured parameter, and where its optimizer keeps what belongs to it."""
 
@@ -39,19 +39,13 @@ class Entry:
     param: Tensor
     optimizer: Optimizer
     group: Mapping[str, Any]
+    options: dict[str, Any]  # see options_of
     state: Mapping[str, Any]
     whole: bool  # whether every parameter of the optimizer is measured
 
     def slot(self, family: Family, **fields: Any) -> Slot:
         """A slot with the options that torch's optimizers share."""
-        group = self.group
-        betas = group.get("betas")
-        common = {
-            "momentum": float(betas[0] if betas else group.get("momentum", 0.0)),
-            "weight_decay": float(group.get("weight_decay", group.get("wd", 0.0))),
-            "maximize": bool(group.get("maximize", False)),
-        }
-        return Slot(self.name, family, float(group["lr"]), **(common | fields))
+        return Slot(self.name, family, **self.options, **fields)
 
     def matrix(self, axis: int) -> tuple[int, int] | None:
         """The sizes of this axis and of the next; None where Muon is not known to take it."""
@@ -64,6 +58,17 @@ class Entry:
 
 
 Reader = Callable[[Entry], Slot]
+
+
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that torch's optimizers share, as fields of a slot."""
+    betas = group.get("betas")
+    return {
+        "lr": float(group["lr"]),
+        "momentum": float(betas[0] if betas else group.get("momentum", 0.0)),
+        "weight_decay": float(group.get("weight_decay", group.get("wd", 0.0))),
+        "maximize": bool(group.get("maximize", False)),
+    }
 
 
 def read_sgd(e: Entry) -> Slot:
