@@ -109,8 +109,9 @@ class Krylov:
         ends = np.flatnonzero(is_rounding(betas, size, eps))
         k = steps if checked or not ends.size else int(ends[0]) + 1
         # Steps that come together are the plain recurrence, which rounding may spoil.
-        if steps > 1 and (ends.size or to_numpy(found.overlap) > LOST):
-            k = min(k, self._orthogonal(found.rows, math.sqrt(eps)))
+        if steps > 1 and (ends.size or to_numpy(found.overlap) > math.sqrt(eps)):
+            k = min(k, self._orthogonal(found.rows, math.sqrt(eps) if ends.size else LOST))
+        if k < steps or to_numpy(found.overlap) > LOST:
             self.together = 0
         state = found.state
         if k < steps:
