@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from geodiag.core.selection import Where
 from geodiag.core.validation import refuse
@@ -13,6 +13,8 @@ from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import registry
 
 BUILT = "pass it to geodiag.problem(...), which builds the problem"
+NormSource: TypeAlias = "Norm | Callable[[], Norm]"
+NormLike: TypeAlias = "Norm | str | Callable[[], Norm] | None"
 
 
 def problem(
@@ -123,3 +125,18 @@ def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None
 def as_norm(norm: Norm | str) -> Norm:
     """The norm of a registered name, or the norm itself, not yet bound to parameters."""
     return registry.norm(norm) if isinstance(norm, str) else require_norm(norm, "norm=")
+
+
+def norm_source(norm: NormLike) -> NormSource:
+    """The norm, or a function that returns it at each measurement of a run."""
+    return norm if callable(norm) and not isinstance(norm, Norm) else as_norm(norm)  # type: ignore[arg-type]
+
+
+def current_norm(source: NormSource) -> Norm:
+    """The norm of a :func:`norm_source` now."""
+    return source if isinstance(source, Norm) else as_norm(source())
+
+
+def is_of_optimizer(norm: NormLike) -> bool:
+    """Whether ``norm=`` asks for the optimizer's own: it is None or "auto"."""
+    return norm is None or (isinstance(norm, str) and norm == "auto")

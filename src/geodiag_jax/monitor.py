@@ -17,15 +17,13 @@ from geodiag.monitoring.observation import check_rule
 from geodiag.norms import Norm
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
-from geodiag.problems import as_norm
+from geodiag.problems import NormLike, current_norm, is_of_optimizer, norm_source
 from geodiag.records import Record
 from geodiag.sinks import Log
 from geodiag_jax.optimizers.geometry import check_hyperparams, mismatch, read_geometry
 from geodiag_jax.oracle import JaxOracle
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.pytree import is_array, leaves_of, read
-
-NormLike = Norm | str | Callable[[], Norm] | None
 
 
 class Monitor(geodiag.Monitor):
@@ -105,9 +103,8 @@ class Monitor(geodiag.Monitor):
     ) -> None:
         check_rule(lr, update)
         check_hyperparams(hyperparams)
-        automatic = norm is None or (isinstance(norm, str) and norm == "auto")
-        self._asked = norm if automatic or _is_live(norm) else as_norm(norm)  # type: ignore[arg-type]
-        self._automatic, self._hyperparams = automatic, dict(hyperparams or {})
+        self._source = None if is_of_optimizer(norm) else norm_source(norm)
+        self._hyperparams = dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
         self._opt_state: Any = None
         self._points: tuple[Any, Any] | None = None  # both ends of an observed step
@@ -181,10 +178,10 @@ class Monitor(geodiag.Monitor):
         _check_usable(params)
         self._deferred.open(params)
         try:
-            if self._automatic:
+            if self._source is None:
                 self._geometry(opt_state, None)
-            elif isinstance(self._asked, Norm):
-                self._asked.bind(self._deferred.space)
+            elif isinstance(self._source, Norm):
+                self._source.bind(self._deferred.space)
             oracle = self._deferred.at(params)
             jax.eval_shape(oracle.loss_at, oracle.point())  # computes nothing
         except BaseException:
@@ -201,14 +198,12 @@ class Monitor(geodiag.Monitor):
         return read_geometry(opt_state, self._deferred.space, lr, self._hyperparams)
 
     def _norm_now(self) -> Norm:
-        if self._automatic:
+        if self._source is None:
             self._measured = None
             lr = None if self._given_lr is None else 1.0  # one for all: no matter which
             self._measured = self._geometry(self._opt_state, lr).norm()
-        elif isinstance(self._asked, Norm):
-            self._measured = self._asked
         else:
-            self._measured = as_norm(self._asked())  # type: ignore[operator,misc]
+            self._measured = current_norm(self._source)
         return self._measured
 
     def _rule_now(self, step: int) -> Update | None:
@@ -223,7 +218,7 @@ class Monitor(geodiag.Monitor):
             found = self._geometry(self._opt_state, lr)
         except ArgumentError as e:
             return Update(float("nan") if lr is None else lr, unknown=e.what)
-        update = found.update(None if self._automatic else self._measured)
+        update = found.update(None if self._source is None else self._measured)
         if self._points is None or update.unknown:
             return update
         here, there = (self._deferred.at(point).point() for point in self._points)
@@ -261,10 +256,6 @@ class Deferred(JaxProblem):
         if params is None:
             raise ParameterError("the parameters are missing", do="pass them to before and after")
         return super().at(params)
-
-
-def _is_live(norm: Any) -> bool:
-    return callable(norm) and not isinstance(norm, Norm)
 
 
 def _check_usable(params: Any) -> None:

@@ -14,14 +14,11 @@ from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.monitor import Monitor
-from geodiag.norms import Norm
 from geodiag.optimizers.thresholds import Update
-from geodiag.problems import as_norm
+from geodiag.problems import NormLike, NormSource, is_of_optimizer, norm_source
 from geodiag.sinks import Log
 from geodiag_torch.optimizers.geometry import LiveGeometry
 from geodiag_torch.problem import TorchProblem
-
-NormLike = Norm | str | Callable[[], Norm] | None
 
 
 def attach(
@@ -108,23 +105,21 @@ def attach(
     problem = _problem(optimizer, model, where, problem_arguments)
     here = problem.at()
     here.loss_at(here.point())  # one forward pass, so that an unusable loss raises here
-    asked = None if isinstance(norm, str) and norm == "auto" else norm
-    live = asked if callable(asked) else None  # a Norm cannot be called
-    named = None if asked is None or live else as_norm(asked)  # type: ignore[arg-type]
-    geometry = LiveGeometry(optimizer, problem.live(), problem.space, named, live)
-    options: dict[str, Any] = {
-        "update": geometry.update if update is None else update,
-        "every": every,
-        "budget": budget,
-        "log": log,
-        "estimator": estimator,
-        "max_hvps": max_hvps,
-        "rtol": rtol,
-        "certificate": certificate,
-        "seed": seed,
-    }
+    asked = None if is_of_optimizer(norm) else norm_source(norm)
+    geometry = LiveGeometry(optimizer, problem.live(), problem.space, asked)
     return OptimizerMonitor(
-        optimizer, problem, geometry.norm if geometry.changes else geometry.norm(), **options
+        optimizer,
+        problem,
+        geometry.norm if geometry.changes else geometry.norm(),
+        update=geometry.update if update is None else update,
+        every=every,
+        budget=budget,
+        log=log,
+        estimator=estimator,
+        max_hvps=max_hvps,
+        rtol=rtol,
+        certificate=certificate,
+        seed=seed,
     )
 
 
@@ -140,7 +135,7 @@ class OptimizerMonitor(Monitor):
         self,
         optimizer: Optimizer,
         problem: TorchProblem,
-        norm: Norm | Callable[[], Norm],
+        norm: NormSource,
         **options: Any,
     ) -> None:
         super().__init__(problem, norm, **options)

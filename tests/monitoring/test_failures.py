@@ -180,6 +180,15 @@ class TestSinks:
         assert broken.seen == 4
         assert read_records(path) == records
 
+    def test_a_sink_without_a_hash(self):
+        class Unhashable(self.Broken):
+            __hash__ = None
+
+        monitor, w = pair(log=Unhashable(OSError("disk full")))
+        with pytest.warns(RuntimeWarning, match="disk full") as caught:
+            assert len(run(monitor, w, steps=4)) == 4
+        assert len(caught) == 1
+
     def test_not_even_where_warnings_are_errors(self, capsys):
         monitor, w = pair(log=self.Broken(OSError("disk full")))
         assert len(run(monitor, w)) == 3  # the suite runs with warnings as errors

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 from geodiag.core.validation import is_true, whole_step
@@ -24,8 +23,9 @@ from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
+from geodiag.oracles import Problem
 from geodiag.plugins import registry
-from geodiag.problems import as_norm, problem
+from geodiag.problems import current_norm, norm_source, problem
 from geodiag.records import Record, quantities
 from geodiag.sinks import Log, Sink, as_sinks
 
@@ -113,8 +113,7 @@ class Monitor:
             }
         )
         self._schedule = Schedule(every, budget)
-        self._live = norm if callable(norm) and not isinstance(norm, Norm) else None
-        self._norm = as_norm(norm) if isinstance(norm, (Norm, str)) or not callable(norm) else None
+        self._norm = norm_source(norm)
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
         self._closed = False
@@ -124,11 +123,12 @@ class Monitor:
         self._noted: set[str] = set()
         self.records: list[Record] = []
         try:
-            if self._norm is not None:
+            if isinstance(self._norm, Norm):
                 self._norm.bind(self._problem.at().space)
             self._sinks = as_sinks(log if self._problem.leads else None)
         except BaseException:
-            self._close_problem()
+            if self._owned:
+                self._try_to_close(self._problem, "the problem")
             raise
 
     def due(self, step: int) -> bool:
@@ -214,9 +214,10 @@ class Monitor:
         self.abandon()
         self._closed = True
         with ExitStack() as each:  # also where Ctrl-C ends one of them
-            each.callback(self._close_problem)
+            if self._owned:
+                each.callback(self._try_to_close, self._problem, "the problem")
             for sink in reversed(self._sinks):
-                each.callback(self._close_sink, sink)
+                each.callback(self._try_to_close, sink, shown(sink))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
@@ -245,19 +246,12 @@ class Monitor:
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _measure(self, pending: Observation, params: Any) -> None:
         pending.freeze(params)
-        norm = self._norm if self._live is None else as_norm(self._live())
-        assert norm is not None
-        result = pending.measure(norm, self._tracker)
+        result = pending.measure(current_norm(self._norm), self._tracker)
         for note in () if result is None else result.notes:
             if note not in self._noted:  # a note that holds for the whole run is written once
                 self._noted.add(note)
@@ -279,7 +273,7 @@ class Monitor:
             try:
                 sink.write(record)
             except Exception as e:
-                self._warn(sink, f"{shown(sink)} failed at step {record.step}: {said(e)}")
+                self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {said(e)}")
         self._schedule.spend(began)
         return record
 
@@ -293,18 +287,11 @@ class Monitor:
         except RuntimeWarning:
             print(f"geodiag.Monitor: {text}", file=sys.stderr)
 
-    def _close_sink(self, sink: Sink) -> None:
+    def _try_to_close(self, opened: Sink | Problem, name: str) -> None:
         try:
-            sink.close()
+            opened.close()
         except Exception as e:
-            self._warn(sink, f"{shown(sink)} failed to close: {said(e)}")
-
-    def _close_problem(self) -> None:
-        if self._owned:
-            try:
-                self._problem.close()
-            except Exception as e:
-                self._warn("problem", f"the problem failed to close: {said(e)}")
+            self._warn(id(opened), f"{name} failed to close: {said(e)}")
 
 
 def _check_estimator(estimator: Any) -> None:

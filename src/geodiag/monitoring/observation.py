@@ -114,7 +114,9 @@ class Observation:
         if result is None or result.status.failed:
             self.note("" if result is None else "; ".join(result.notes))
             with self.noting("the dual norm"):
-                self._dual_norm()
+                gradient = self.oracle.gradient()
+                if bool(all_finite(gradient)):
+                    self.known["dual_norm"] = float(self.norm.dual(gradient))
             return None
         self.known |= {
             "sharpness": result.value,
@@ -213,13 +215,6 @@ class Observation:
         self.known |= {"sharpness": curvature, "bound": Bound.LOWER.name}
         if "threshold" in self.known:
             self.known["ratio"] = curvature / self.known["threshold"]
-
-    def _dual_norm(self) -> None:
-        assert self.oracle is not None
-        assert self.norm is not None
-        gradient = self.oracle.gradient()
-        if bool(all_finite(gradient)):
-            self.known["dual_norm"] = float(self.norm.dual(gradient))
 
     def _no_threshold(self, update: Update) -> str:
         """Why none applies, for reasons unknown to :func:`geodiag.threshold`; "" if one may."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
-from geodiag_torch.attach import NormLike
 from geodiag_torch.callbacks.base import Attachment
 
 TrainerCallback: Any = import_module("transformers").TrainerCallback

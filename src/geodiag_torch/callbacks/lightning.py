@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from geodiag.errors import ArgumentError
+from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
-from geodiag_torch.attach import NormLike
 from geodiag_torch.callbacks.base import Attachment
 
 
