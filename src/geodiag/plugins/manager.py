@@ -249,15 +249,7 @@ class Registry:
 
     def _named(self, kind: str) -> dict[str, Registered]:
         """All of one kind by name, sorted: those of plugins, and those registered by hand."""
-        found = self._collect(f"geodiag_{kind}s", kind)
-        for name, entry in self._by_hand[kind].items():
-            if name in found:
-                raise _clash(kind, name, found[name].owner, entry.owner)
-            found[name] = entry
-        return dict(sorted(found.items()))
-
-    def _collect(self, hook: str, kind: str) -> dict[str, Registered]:
-        found: dict[str, Registered] = {}
+        hook, offered = f"geodiag_{kind}s", list[Registered]()
         for owner, answer in self.answers(hook):
             named = isinstance(answer, Mapping) and all(isinstance(n, str) for n in answer)
             if not named or not all(map(callable, answer.values())):
@@ -265,11 +257,13 @@ class Registry:
                     f"the plugin {owner!r} must return a dict of name → factory from {hook}",
                     got=shown(answer),
                 )
-            for name, factory in answer.items():
-                if name in found:
-                    raise _clash(kind, name, found[name].owner, owner)
-                found[name] = Registered(name, owner, factory)
-        return found
+            offered += [Registered(name, owner, factory) for name, factory in answer.items()]
+        found: dict[str, Registered] = {}
+        for entry in (*offered, *self._by_hand[kind].values()):
+            if entry.name in found:
+                raise _clash(kind, entry.name, found[entry.name].owner, entry.owner)
+            found[entry.name] = entry
+        return dict(sorted(found.items()))
 
     def _load(self) -> None:
         """Load the entry points that were not tried yet and may be loaded now."""

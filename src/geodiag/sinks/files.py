@@ -149,22 +149,6 @@ class CSV(_Lines):
                 self._widest = max(self._widest, len(columns))
 
 
-def open_file(path: Path) -> Sink:
-    """The sink for a path, by its suffix.
-
-    Raises:
-        ArgumentError: the suffix is neither ``.jsonl`` nor ``.csv``, or the file cannot be opened.
-    """
-    kinds: dict[str, Callable[[Path], Sink]] = {".jsonl": JSONL, ".csv": CSV}
-    if path.suffix.lower() not in kinds:
-        raise ArgumentError(
-            "log= has a suffix that names no format",
-            got=str(path),
-            do='end it in ".jsonl" or ".csv"',
-        )
-    return kinds[path.suffix.lower()](path)
-
-
 def as_sinks(log: Log) -> list[Sink]:
     """The sinks of ``log=``: a path, a Sink, a function, a list of these, or None.
 
@@ -176,7 +160,15 @@ def as_sinks(log: Log) -> list[Sink]:
     if isinstance(log, Sink):
         return [log]
     if isinstance(log, (str, os.PathLike)):
-        return [open_file(Path(log))]
+        path = Path(log)
+        kind: type[_Lines] | None = {".jsonl": JSONL, ".csv": CSV}.get(path.suffix.lower())
+        if kind is None:
+            raise ArgumentError(
+                "log= has a suffix that names no format",
+                got=str(path),
+                do='end it in ".jsonl" or ".csv"',
+            )
+        return [kind(path)]
     if isinstance(log, (list, tuple)):
         found: list[Sink] = []
         try:
