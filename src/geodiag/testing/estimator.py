@@ -38,7 +38,12 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
         >>> from geodiag.testing import check_estimator
         >>> check_estimator(geodiag.estimators.Enumerate())
     """
-    _require_estimator(estimator)
+    if not isinstance(estimator, SharpnessEstimator):
+        raise PluginError(
+            "check_estimator takes a SharpnessEstimator object",
+            got=shown(estimator),
+            do="pass an instance, e.g. MyEstimator()",
+        )
     probes.require_seed(seed)
     taken = 0
     for case in cases():
@@ -54,20 +59,6 @@ def check_estimator(estimator: SharpnessEstimator, *, seed: int = 0) -> None:
             f"{estimator!r} refuses every norm",
             got="a NormError from each of l2, l1, linf, spectral, block and their compositions",
             do="accept at least one",
-        )
-
-
-def _require_estimator(estimator: object) -> None:
-    """Raise for anything but an instance.
-
-    Raises:
-        PluginError: it is something else, perhaps a class.
-    """
-    if not isinstance(estimator, SharpnessEstimator):
-        raise PluginError(
-            "check_estimator takes a SharpnessEstimator object",
-            got=shown(estimator),
-            do="pass an instance, e.g. MyEstimator()",
         )
 
 

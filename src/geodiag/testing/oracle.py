@@ -177,17 +177,11 @@ class _Checker:
         o, g = self.oracle, self.oracle.gradient()
         for d in self.ds:
             exact = float(dot(g, d))
-
-            def slope(h: float, d: Blocks = d) -> float:
-                ahead, behind = axpy(h, d, self.point), axpy(-h, d, self.point)
-                return (float(o.loss_at(ahead)) - float(o.loss_at(behind))) / (2 * h)
-
-            h = self._step(d)
-            one, two = slope(h), slope(2 * h)
+            slope, truncation, h = self._central(lambda w: {"loss": o.loss_at(w)}, d)
+            one = float(slope["loss"])
             rounding = 100 * epsilon(self.point) * (abs(float(o.loss())) + abs(exact) * h) / h
             size = float(norm2(g)) * float(norm2(d))
-            # The error of a central difference is O(h²): a third of what doubling h changes.
-            if abs(one - exact) > abs(two - one) + rounding + self.tol * size:
+            if abs(one - exact) > truncation + rounding + self.tol * size:
                 raise self.fail(
                     "gradient is not the derivative of loss_at",
                     f"⟨g, d⟩ = {exact:.9g}, central difference {one:.9g}",
@@ -199,16 +193,8 @@ class _Checker:
         size = float(norm2(o.gradient()))
         for d in self.ds:
             exact = o.hvp(d)
-
-            def difference(h: float, d: Blocks = d) -> Blocks:
-                ahead, behind = axpy(h, d, self.point), axpy(-h, d, self.point)
-                return scale(subtract(o.gradient_at(ahead), o.gradient_at(behind)), 0.5 / h)
-
-            h = self._step(d)
-            one = difference(h)
-            off = float(norm2(subtract(one, exact)))
-            truncation = float(norm2(subtract(difference(2 * h), one)))
-            length = float(norm2(exact))
+            one, truncation, h = self._central(o.gradient_at, d)
+            off, length = float(norm2(subtract(one, exact))), float(norm2(exact))
             rounding = 100 * epsilon(self.point) * (size + length * h) / h
             if off > truncation + rounding + self.tol * length:
                 raise self.fail(
@@ -218,7 +204,20 @@ class _Checker:
                     "check the engine against float64, and that the loss is twice differentiable",
                 )
 
-    def _step(self, d: Blocks) -> float:
-        """ε^{1/3}, relative to the point: balances truncation and rounding."""
+    def _central(
+        self, function: Callable[[Blocks], Blocks], d: Blocks
+    ) -> tuple[Blocks, float, float]:
+        """The central difference along d, a bound on its truncation error, and its h.
+
+        The error is O(h²): a third of what doubling h changes. h is ε^{1/3}, relative to the point:
+        it balances truncation and rounding.
+        """
         cube_root = float(epsilon(self.point) ** (1 / 3))
-        return cube_root * (1 + float(norm2(self.point))) / float(norm2(d))
+        h = cube_root * (1 + float(norm2(self.point))) / float(norm2(d))
+
+        def difference(h: float) -> Blocks:
+            ahead, behind = axpy(h, d, self.point), axpy(-h, d, self.point)
+            return scale(subtract(function(ahead), function(behind)), 0.5 / h)
+
+        one = difference(h)
+        return one, float(norm2(subtract(difference(2 * h), one))), h

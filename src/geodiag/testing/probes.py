@@ -48,11 +48,7 @@ def require_blocks(example: Any, error: type[GeodiagError]) -> Blocks:
 
 
 def require_seed(seed: Any) -> None:
-    """Raise for anything but a seed.
-
-    Raises:
-        ArgumentError: it is no integer of at least 0.
-    """
+    """Raise an ArgumentError if ``seed`` is not an integer of at least 0."""
     if not is_whole(seed) or seed < 0:
         raise ArgumentError("seed= must be an integer of at least 0", got=shown(seed))
 
