@@ -36,17 +36,10 @@ def run(
     out: Path = Path("geodiag-demo"),
     seed: int = 0,
 ) -> int:
-    """Train, measure, and write ``demo.jsonl`` and ``demo.png`` to ``out``.
+    """Train, measure, and write ``demo.jsonl`` and ``demo.png`` to the folder ``out``.
 
-    Args:
-        framework: "torch" or "jax".
-        norms: of "l2", "linf" and "spectral"; None: all.
-        steps: of each run; None: as many as reach the edge.
-        out: the folder of the log and the picture.
-        seed: of the first weights.
-
-    Returns:
-        The exit status, 0.
+    ``norms`` are some of "l2", "linf" and "spectral"; None: all. Without ``steps``, each run takes
+    as many as reach the edge. Returns the exit status, 0.
 
     Raises:
         ArgumentError: an unknown framework or norm, or fewer than 10 steps.

@@ -284,10 +284,6 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches.
-
-    Raises:
-        MissingDependency: matplotlib is not installed.
-    """
+    """An empty figure of a size in inches."""
     kind: type[Figure] = _matplotlib("matplotlib.figure").Figure
     return kind(figsize=(width, height), layout="constrained")

@@ -56,11 +56,8 @@ class Tail:
 def run(path: Path, *, lines: int = 12, interval: float = 1.0, once: bool = False) -> int:
     """Show the last records of a log as they come, until interrupted. Returns 0.
 
-    Args:
-        path: the log; if it is missing, wait for it.
-        lines: how many records to show.
-        interval: seconds between two readings of the file.
-        once: show what is there, and return.
+    The log is read again every ``interval`` seconds, and waited for if it is missing; with
+    ``once``, it is shown as it is.
 
     Raises:
         ArgumentError: with ``once``, the file is missing or no log; a number is out of its range.

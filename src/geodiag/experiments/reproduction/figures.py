@@ -21,13 +21,7 @@ DPI = 90
 
 
 def draw(title: str, runs: Sequence[Run], path: Path) -> None:
-    """A column for each run: of one method on several models, or of several methods on one.
-
-    Args:
-        title: of the picture.
-        runs: cells with their rows.
-        path: of the picture.
-    """
+    """A column for each run: of one method on several models, or of several methods on one."""
     figure = new_figure(4.4 * len(runs), 5.6)
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(1, 2))
     one_method = len({cell.method for cell, _ in runs}) == 1

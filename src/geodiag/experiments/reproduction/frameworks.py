@@ -34,12 +34,7 @@ class Trainer(Protocol):
 
 
 def check_installed(framework: str, what: str) -> None:
-    """Raise unless ``framework`` is known and every package that ``what`` imports is installed.
-
-    Raises:
-        ArgumentError: an unknown framework.
-        MissingDependency: a package is not installed.
-    """
+    """Raise unless ``framework`` is known and every package that ``what`` imports is installed."""
     if framework not in PACKAGES:
         raise ArgumentError(
             "unknown framework", got=shown(framework), do=f"use one of {[*PACKAGES]}"

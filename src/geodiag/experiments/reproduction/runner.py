@@ -57,17 +57,8 @@ def run(
 ) -> int:
     """Train and measure the chosen cells; write records, figures and ``results.md`` to ``out``.
 
-    Args:
-        framework: "torch" or "jax"; float64 on the CPU in both.
-        methods: keys of ``METHODS``; None: all.
-        models: "mlp", "cnn", "transformer"; None: all.
-        data_folder: CIFAR-10 in its binary layout, for the image models; None: digits.
-        out: where finished cells are kept.
-        quick: the MLP alone.
-        seed: of the first weights.
-
-    Returns:
-        The exit status: 0, or 1 if a cell did not finish.
+    In float64, on the CPU. None means all ``methods`` or ``models``, and digits in place of
+    CIFAR-10 from ``data_folder``. Returns the exit status: 1 if a cell did not finish, else 0.
 
     Raises:
         ArgumentError: an unknown framework, method or model, or models with ``quick``.

@@ -32,15 +32,10 @@ class Step:
 
 
 def train(cell: Cell, trainer: Trainer, rtol: float | None = None) -> Iterator[Step]:
-    """Train to the end, and yield every ``cell.every``-th step.
-
-    Args:
-        cell: the method, its learning rate and the number of steps.
-        trainer: the model at its first weights.
-        rtol: of S, as in :func:`geodiag.sharpness`. Each search starts from the last result.
+    """Train to the end. Each search for S, to the tolerance ``rtol``, starts from the last result.
 
     Yields:
-        Step: what was measured before the step and along it.
+        Step: every ``cell.every``-th.
 
     Raises:
         NonFiniteError: training diverged.
