@@ -109,10 +109,12 @@ class Krylov:
         ends = np.flatnonzero(is_rounding(betas, size, eps))
         k = steps if checked or not ends.size else int(ends[0]) + 1
         # Steps that come together are the plain recurrence, which rounding may spoil.
-        if steps > 1 and (ends.size or to_numpy(found.overlap) > math.sqrt(eps)):
-            k = min(k, self._orthogonal(found.rows, math.sqrt(eps) if ends.size else LOST))
-        if k < steps or to_numpy(found.overlap) > LOST:
-            self.together = 0
+        overlap = float(to_numpy(found.overlap))
+        if steps > 1 and (ends.size or overlap > math.sqrt(eps)):
+            certain = ends.size or overlap > LOST
+            k = min(k, self._orthogonal(found.rows, math.sqrt(eps) if certain else LOST / 10))
+            if certain or k < steps:
+                self.together = 0
         state = found.state
         if k < steps:
             last, after = (only(members(found.rows, i, i + 1)) for i in (k - 1, k))
