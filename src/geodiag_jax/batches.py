@@ -70,12 +70,8 @@ class PreparedBatches:
     def __iter__(self) -> Iterator[PreparedBatch]:
         return self._prepared() if self._kept is None else iter(self._kept)
 
-    def total(self, f: Callable[[StaticBatch, tuple[Array, ...]], Any]) -> Any:
-        """``f`` (a pytree) of every batch, combined over one pass."""
-        return self.combine((weight, f(static, arrays)) for weight, static, arrays in self)
-
     def combine(self, answers: Iterable[tuple[float, Any]]) -> Any:
-        """Σ weight·answer, over Σ weight where the loss averages."""
+        """Σ weight·answer (a pytree) over one pass, divided by Σ weight where the loss averages."""
         total, weights = None, 0.0
         for weight, answer in answers:
             if self.single:

@@ -1,7 +1,7 @@
 """Compiled losses, gradients and Hessian-vector products, shared by all problems of one loss.
 
-What decides the compilation is static and hashable (:class:`StaticLoss`, the batch's static part);
-what changes from measurement to measurement is traced.
+What decides the compilation is static and hashable (:class:`StaticCall`); what changes from
+measurement to measurement is traced (:class:`Inputs`).
 
 value, value_and_gradient    L; L and ∇L
 linearized                   L, ∇L and d ↦ ∇²L d, kept: the cheapest for many products
@@ -17,7 +17,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from geodiag.errors import LossError
 from geodiag_jax.batches import StaticBatch
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.pytree import Tree
-from geodiag_jax.sharding import Placement, UserSharding, call_on_user_axes
+from geodiag_jax.sharding import call_on_user_axes
 
 Arrays: TypeAlias = tuple[Array, ...]
 Compiled: TypeAlias = Callable[..., Any]
@@ -35,43 +35,45 @@ Compiled: TypeAlias = Callable[..., Any]
 
 @dataclass(frozen=True)
 class StaticLoss:
-    """What the compilation of a loss depends on, apart from shapes: a static argument."""
+    """What the compilation of a loss depends on, apart from its batch and shapes; hashable."""
 
     loss: LossKey
     tree: Tree
-    dtype: Any  # of the measurement
-    placement: Placement
-    user_sharding: UserSharding
 
-    def evaluate(self, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays) -> Array:
-        """The loss in the measurement dtype.
 
-        Raises:
-            LossError: it is not a real scalar, or does not take these arguments.
-        """
-        n = len(point), len(point) + len(fixed)
+class Inputs(NamedTuple):
+    """The traced arguments of a loss."""
 
-        def loss(every: Arrays) -> Array:
-            params = self.tree.build(every[: n[0]], every[n[0] : n[1]])
-            rest = batch.arguments(every[n[1] :])
-            check_call(self.loss.call, (params, *rest))
-            return check_loss(self.loss.call(params, *rest)).astype(self.dtype)
+    point: Arrays
+    fixed: Arrays
+    batch: Arrays
+
+
+@dataclass(frozen=True)
+class StaticCall:
+    """A loss with the static part of its batch: a static argument of compiled functions."""
+
+    static: StaticLoss
+    batch: StaticBatch
+
+    def evaluate(self, at: Inputs) -> Array:
+        """The loss in the measurement dtype; LossError if it is not a real scalar."""
+        tree, loss = self.static.tree, self.static.loss.call
+        n = len(at.point), len(at.point) + len(at.fixed)
+
+        def call(every: Arrays) -> Array:
+            params = tree.build(every[: n[0]], every[n[0] : n[1]])
+            rest = self.batch.arguments(every[n[1] :])
+            check_call(loss, (params, *rest))
+            return check_loss(loss(params, *rest)).astype(tree.dtype)
 
         return call_on_user_axes(
-            loss, ((*point, *fixed), self.user_sharding), (arrays, batch.user_sharding)
+            call, (at.point + at.fixed, tree.user_sharding), (at.batch, self.batch.user_sharding)
         )
 
 
-# The static parts of loss and batch; the point, the fixed arrays and the batch's arrays.
-Inputs: TypeAlias = tuple[StaticLoss, StaticBatch, Arrays, Arrays, Arrays]
-
-
 def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Check that ``loss`` can be called with so many arguments.
-
-    Raises:
-        LossError: it cannot.
-    """
+    """Raise LossError where ``loss`` cannot be called with so many arguments."""
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):  # some builtins have none
@@ -88,11 +90,7 @@ def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
 
 
 def check_loss(loss: Any) -> Array:
-    """``loss``, if it is a JAX array of shape () and of a real floating dtype.
-
-    Raises:
-        LossError: it is not.
-    """
+    """``loss``; LossError if it is no JAX array of shape () and of a real floating dtype."""
     if isinstance(loss, (tuple, list)):
         raise LossError(
             "the loss must be one scalar",
@@ -120,53 +118,36 @@ def check_loss(loss: Any) -> Array:
     return loss
 
 
-def _derivative(
-    static: StaticLoss, batch: StaticBatch, fixed: Arrays, arrays: Arrays
-) -> Callable[[Arrays], tuple[Array, Arrays]]:
-    def loss_at(point: Arrays) -> Array:
-        return static.evaluate(batch, point, fixed, arrays)
-
-    def derivative(point: Arrays) -> tuple[Array, Arrays]:
-        loss, gradient = jax.value_and_grad(loss_at)(point)
-        return loss, static.placement.constrain(gradient)
-
-    return derivative
+def _derivative(call: StaticCall, at: Inputs, point: Arrays) -> tuple[Array, Arrays]:
+    """L and ∇L at ``point``."""
+    loss, gradient = jax.value_and_grad(lambda w: call.evaluate(at._replace(point=w)))(point)
+    return loss, call.static.tree.placement.constrain(gradient)
 
 
-def _forward(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
-) -> tuple[Array, Arrays]:
-    derivative = _derivative(static, batch, fixed, arrays)
-    (loss, _), (_, product) = jax.jvp(derivative, (point,), (d,))
+def _value_and_gradient(call: StaticCall, at: Inputs) -> tuple[Array, Arrays]:
+    return _derivative(call, at, at.point)
+
+
+def _forward(call: StaticCall, at: Inputs, d: Arrays) -> tuple[Array, Arrays]:
+    derivative = functools.partial(_derivative, call, at)
+    (loss, _), (_, product) = jax.jvp(derivative, (at.point,), (d,))
     return loss, product
 
 
-def _reverse(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays, d: Arrays
-) -> tuple[Array, Arrays]:
-    derivative = _derivative(static, batch, fixed, arrays)
-
-    def slope(at: Arrays) -> tuple[Array, Array]:
-        loss, gradient = derivative(at)
+def _reverse(call: StaticCall, at: Inputs, d: Arrays) -> tuple[Array, Arrays]:
+    def slope(point: Arrays) -> tuple[Array, Array]:
+        loss, gradient = _derivative(call, at, point)
         pairs = zip(gradient, d, strict=True)
         return functools.reduce(jnp.add, [jnp.sum(g * x) for g, x in pairs]), loss
 
-    product, loss = jax.grad(slope, has_aux=True)(point)
-    return loss, static.placement.constrain(product)
+    product, loss = jax.grad(slope, has_aux=True)(at.point)
+    return loss, call.static.tree.placement.constrain(product)
 
 
-def _linearized(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
-) -> tuple[Array, Arrays, Any]:
-    derivative = _derivative(static, batch, fixed, arrays)
-    (loss, gradient), linear = jax.linearize(derivative, point)
+def _linearized(call: StaticCall, at: Inputs) -> tuple[Array, Arrays, Any]:
+    derivative = functools.partial(_derivative, call, at)
+    (loss, gradient), linear = jax.linearize(derivative, at.point)
     return loss, gradient, linear
-
-
-def _value_and_gradient(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
-) -> tuple[Array, Arrays]:
-    return _derivative(static, batch, fixed, arrays)(point)
 
 
 def _apply(linear: Any, d: Arrays) -> Arrays:
@@ -176,17 +157,16 @@ def _apply(linear: Any, d: Arrays) -> Arrays:
 def _many(f: Compiled) -> Compiled:
     """A product for k directions stacked on a leading axis; the loss is returned once."""
 
-    def batched(static: StaticLoss, batch: StaticBatch, *traced: Arrays) -> tuple[Array, Arrays]:
-        *where, ds = traced
-        one = functools.partial(f, static, batch, *where)
+    def batched(call: StaticCall, at: Inputs, ds: Arrays) -> tuple[Array, Arrays]:
+        one = functools.partial(f, call, at)
         answer: tuple[Array, Arrays] = jax.vmap(one, out_axes=(None, 0))(ds)
         return answer
 
     return batched
 
 
-_jit = functools.partial(jax.jit, static_argnums=(0, 1))
-value = _jit(StaticLoss.evaluate)
+_jit = functools.partial(jax.jit, static_argnums=0)
+value = _jit(StaticCall.evaluate)
 value_and_gradient = _jit(_value_and_gradient)
 linearized = _jit(_linearized)
 forward = _jit(_forward)
@@ -197,24 +177,21 @@ apply = jax.jit(_apply)
 apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
 
 
-def inline(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
-) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
+def inline(call: StaticCall, at: Inputs) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
     """∇L and d ↦ ∇²L d within the current trace, over which the loss may close."""
-    here = (static, batch, point, fixed, arrays)
     try:
-        _, gradient, linear = _linearized(*here)
+        _, gradient, linear = _linearized(call, at)
         product = functools.partial(_apply, linear)
-        jax.eval_shape(jax.vmap(product), tuple(x[None] for x in point))
+        jax.eval_shape(jax.vmap(product), tuple(x[None] for x in at.point))
     except (TypeError, NotImplementedError):  # forward mode is blocked by a custom_vjp
-        return _value_and_gradient(*here)[1], lambda d: _reverse(*here, d)[1]
+        return _value_and_gradient(call, at)[1], lambda d: _reverse(call, at, d)[1]
     return gradient, product
 
 
-def kept_bytes(*inputs: Any) -> int:
+def kept_bytes(call: StaticCall, at: Inputs) -> int:
     """The bytes that a kept linearization takes, from its shapes alone."""
     eval_shape: Compiled = linearized.eval_shape
-    linear = eval_shape(*inputs)[2]
+    linear = eval_shape(call, at)[2]
     return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(linear))
 
 

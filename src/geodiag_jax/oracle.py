@@ -8,6 +8,7 @@ the frozen one means that the data changed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,8 +21,9 @@ from geodiag.errors import EngineError, GeodiagError, first_line
 from geodiag.oracles import Differences, Oracle, jittered_hvp
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
-from geodiag_jax.batches import PreparedBatches, StaticBatch
-from geodiag_jax.derivatives import Arrays, StaticLoss
+from geodiag_jax.batches import PreparedBatches
+from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
+from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import (
     SINGLE,
     check_same_loss,
@@ -52,24 +54,21 @@ class JaxOracle(Oracle):
 
     def __init__(
         self,
-        static: StaticLoss,
+        loss: LossKey,
         parameters: Parameters,
         batches: PreparedBatches,
         engine: str,
         memory: int | None,
     ) -> None:
         self.space, self._parameters = parameters.space, parameters
-        self._static, self._batches, self._memory = static, batches, memory
-        self._point, self._fixed = parameters.point, parameters.fixed
-        self._kind = static.dtype, parameters.placement
+        self._static = StaticLoss(loss, parameters.tree)
+        self._batches, self._memory = batches, memory
         self._auto = engine == "auto"
         self._engine = engine
         if self._auto:
             self._engine = "linearize" if batches.single else "recompute"
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
-        self._scales: tuple[float, float] | None = None  # ‖∇L‖ and ‖w‖, once asked for
-        self._differences: Differences | None = None
         self._notes: list[str] = []
         if engine == "finite-difference":
             self._note("Hessian-vector products are central differences of gradients")
@@ -81,13 +80,13 @@ class JaxOracle(Oracle):
     @cached_property
     @jax_errors_explained()
     def precision(self) -> float:
-        _, batch, arrays = next(iter(self._batches))
-        return precision_of(*self._inputs(batch, arrays))
+        _, call, at = next(self._inputs())
+        return precision_of(call, at)
 
     @jax_errors_explained()
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
-            return self._central().independent_hvp(self.gradient_at, d)
+            return self._differences.independent_hvp(self.gradient_at, d)
         eps = self.precision
         if not eps > SINGLE:
             return None
@@ -98,15 +97,14 @@ class JaxOracle(Oracle):
         """A product at other parameters; a single one, so no linearization is kept."""
         engine = "recompute" if self._engine == "linearize" else self._engine
         parameters = self._parameters.moved(params)
-        return JaxOracle(self._static, parameters, self._batches, engine, None).hvp(d)
+        return JaxOracle(self._static.loss, parameters, self._batches, engine, None).hvp(d)
 
-    def _central(self) -> Differences:
-        if self._differences is None:
-            self._differences = Differences(self.point(), require_float32(self.precision))
-        return self._differences
+    @cached_property
+    def _differences(self) -> Differences:
+        return Differences(self.point(), require_float32(self.precision))
 
     def point(self) -> Blocks:
-        return as_blocks(self.names, self._point)
+        return as_blocks(self.names, self._parameters.point)
 
     @jax_errors_explained()
     def loss(self) -> Array:
@@ -118,20 +116,18 @@ class JaxOracle(Oracle):
 
     @jax_errors_explained()
     def loss_at(self, params: Blocks) -> Array:
-        point = self._arrays(params)
-        loss: Array = self._batches.total(
-            lambda batch, arrays: derivatives.value(self._static, batch, point, self._fixed, arrays)
-        )
+        loss: Array = self._total(derivatives.value, self._arrays(params))
         return loss
 
     @jax_errors_explained()
     def gradient_at(self, params: Blocks) -> Blocks:
-        return as_blocks(self.names, self._value_and_gradient(self._arrays(params))[1])
+        answer = self._total(derivatives.value_and_gradient, self._arrays(params))
+        return as_blocks(self.names, answer[1])
 
     @jax_errors_explained()
     def hvp(self, d: Blocks) -> Blocks:
         if self._engine == "finite-difference":
-            return self._central().hvp(self.gradient_at, d)
+            return self._differences.hvp(self.gradient_at, d)
         return as_blocks(self.names, self._product(self._arrays(d), many=False))
 
     @jax_errors_explained()
@@ -153,7 +149,7 @@ class JaxOracle(Oracle):
             found = None if program.key is None else source()
             if found is None:
                 continue
-            job = programs.Job.of(program, found[0], self.space, *self._kind)
+            job = programs.Job.of(program, found[0], self._static, self.space)
             refusals = programs.refusals(job)
             if len(refusals) >= programs.REFUSED:
                 continue
@@ -172,8 +168,8 @@ class JaxOracle(Oracle):
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
         if not unasked or not self._batches.single or self._forward_blocked():
             return None
-        ((_, batch, arrays),) = self._batches
-        return programs.Fresh(self._static, batch), (self._point, self._fixed, arrays)
+        _, call, at = next(self._inputs())
+        return programs.Fresh(call), at
 
     def _held(self) -> tuple[programs.Source, Any] | None:
         """The source of a program from what this oracle keeps, and its operands.
@@ -186,15 +182,21 @@ class JaxOracle(Oracle):
         if self._kept is not None and len(self._kept) <= UNROLLED:
             return programs.Kept(), (frozen, self._batches.shares(self._kept))
         if self._kept is None and self._batches.single:
-            ((_, batch, arrays),) = self._batches
+            _, call, at = next(self._inputs())
             forward = self._engine == "recompute" and not self._forward_blocked()
-            where = (self._point, self._fixed, arrays)
-            return programs.Recomputed(self._static, batch, forward), (frozen, where)
+            return programs.Recomputed(call, forward), (frozen, at)
         return None
 
-    def _inputs(self, batch: StaticBatch, arrays: Arrays) -> derivatives.Inputs:
-        """What the compiled functions of a batch take."""
-        return self._static, batch, self._point, self._fixed, arrays
+    def _inputs(self, point: Arrays | None = None) -> Iterator[tuple[float, StaticCall, Inputs]]:
+        """One pass: the weight of each batch, and what its compiled functions take."""
+        own, fixed = self._parameters.point, self._parameters.fixed
+        for weight, batch, arrays in self._batches:
+            at = Inputs(own if point is None else point, fixed, arrays)
+            yield weight, StaticCall(self._static, batch), at
+
+    def _total(self, f: Callable[[StaticCall, Inputs], Any], point: Arrays | None = None) -> Any:
+        """``f`` of every batch, combined over one pass."""
+        return self._batches.combine((w, f(call, at)) for w, call, at in self._inputs(point))
 
     def _forward_blocked(self) -> bool:
         """Whether reverse mode must replace forward mode, and may."""
@@ -206,7 +208,7 @@ class JaxOracle(Oracle):
 
     def _array(self, name: str, x: Any) -> Array:
         """One tensor, or a stack of such, in the measurement dtype where the parameter is."""
-        if isinstance(x, jax.Array) and x.dtype == self._static.dtype:
+        if isinstance(x, jax.Array) and x.dtype == self._static.tree.dtype:
             return with_auto_axes(x)
         one = x.shape == self.space.shapes[name]
         return self.space.place(name, x) if one else self.space.asarray(x)
@@ -216,30 +218,21 @@ class JaxOracle(Oracle):
         if self._frozen is None and self._engine == "linearize":
             self._frozen = self._linearize()
         if self._frozen is None:
-            self._frozen = self._value_and_gradient(self._point)
+            self._frozen = self._total(derivatives.value_and_gradient)
         return self._frozen
-
-    def _value_and_gradient(self, point: Arrays) -> tuple[Array, Arrays]:
-        answer: tuple[Array, Arrays] = self._batches.total(
-            lambda batch, arrays: derivatives.value_and_gradient(
-                self._static, batch, point, self._fixed, arrays
-            )
-        )
-        return answer
 
     def _linearize(self) -> tuple[Array, Arrays] | None:
         """Keep the linearization of every batch; None, and another engine, where that fails."""
         left = math.inf if self._memory is None else float(self._memory)
         kept: list[tuple[float, Any]] = []
         answers: list[tuple[float, tuple[Array, Arrays]]] = []
-        for weight, batch, arrays in self._batches:
-            inputs = self._inputs(batch, arrays)
-            if self._forward_blocked():
-                self._use_reverse()
-                return None
+        if self._forward_blocked():
+            self._use_reverse()
+            return None
+        for weight, call, at in self._inputs():
             try:
                 if self._memory is not None:
-                    left -= derivatives.kept_bytes(*inputs)
+                    left -= derivatives.kept_bytes(call, at)
                 if left < 0:
                     self._engine = "recompute"
                     self._note(
@@ -247,7 +240,7 @@ class JaxOracle(Oracle):
                         "every Hessian-vector product is recomputed"
                     )
                     return None
-                loss, gradient, linear = derivatives.linearized(*inputs)
+                loss, gradient, linear = derivatives.linearized(call, at)
                 self._try_forward(linear)
             except _UNDERIVABLE as e:
                 if self._auto and "context mesh" in str(e).lower():
@@ -266,7 +259,7 @@ class JaxOracle(Oracle):
         """Lower it once per loss: only then a ``custom_vjp`` in a linearization raises."""
         known = derivatives.forward_works(self._static)
         if known != [True]:
-            derivatives.apply.lower(linear, self._point)
+            derivatives.apply.lower(linear, self._parameters.point)
             known[:] = [True]
 
     def _product(self, d: Arrays, many: bool) -> Arrays:
@@ -277,25 +270,22 @@ class JaxOracle(Oracle):
             apply = derivatives.apply_many if many else derivatives.apply
             product = self._batches.combine((w, apply(linear, d)) for w, linear in self._kept)
             return product
-        loss, product = self._batches.total(
-            lambda batch, arrays: self._recomputed(batch, arrays, d, many)
-        )
+        loss, product = self._total(lambda call, at: self._recomputed(call, at, d, many))
         if not self._batches.single and not isinstance(loss, jax.core.Tracer):
             self._check_unchanged(float(frozen), float(loss), d, product)
         return product
 
-    def _recomputed(self, batch: StaticBatch, arrays: Arrays, d: Arrays, many: bool) -> Any:
+    def _recomputed(self, call: StaticCall, at: Inputs, d: Arrays, many: bool) -> Any:
         """(loss, product) of one batch."""
-        inputs = (*self._inputs(batch, arrays), d)
         if self._engine == "recompute" and self._forward_blocked():
             self._use_reverse()
         if self._engine == "recompute":
             try:
-                return _PRODUCTS["recompute"][many](*inputs)
+                return _PRODUCTS["recompute"][many](call, at, d)
             except _UNDERIVABLE as e:
                 self._fall_back(e)
         try:
-            return _PRODUCTS["reverse"][many](*inputs)
+            return _PRODUCTS["reverse"][many](call, at, d)
         except _UNDERIVABLE as e:
             if isinstance(e, GeodiagError):
                 raise
@@ -326,10 +316,13 @@ class JaxOracle(Oracle):
             "Hessian-vector products are reverse over reverse"
         )
 
+    @cached_property
+    def _scales(self) -> tuple[float, float]:
+        """‖∇L‖ and ‖w‖."""
+        return float(norm2(self.gradient())), float(norm2(self.point()))
+
     def _check_unchanged(self, frozen: float, found: float, d: Arrays, product: Arrays) -> None:
         """Raise if the loss of a pass differs from the frozen one."""
-        if self._scales is None:
-            self._scales = float(norm2(self.gradient())), float(norm2(self.point()))
         check_same_loss(frozen, found, *self._scales, curvature(d, product), epsilon(self.point()))
 
     def _note(self, text: str) -> None:

@@ -18,33 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from geodiag.errors import DataError, EngineError
-from geodiag_jax.batches import StaticBatch
-from geodiag_jax.derivatives import Arrays, StaticLoss
+from geodiag_jax.derivatives import Arrays, Inputs, StaticCall
 
 SINGLE = float(np.finfo(np.float32).eps)
 
 
-def precision_of(
-    static: StaticLoss, batch: StaticBatch, point: Arrays, fixed: Arrays, arrays: Arrays
-) -> float:
+def precision_of(call: StaticCall, at: Inputs) -> float:
     """The machine epsilon of the coarsest dtype between the parameters and the loss.
 
     The loss is traced once for the same static parts and shapes.
     """
-    shapes = jax.tree_util.tree_map(jax.api_util.shaped_abstractify, (point, fixed, arrays))
-    return _precision_of(static, batch, *shapes)
+    return _precision_of(call, jax.tree_util.tree_map(jax.api_util.shaped_abstractify, at))
 
 
 @functools.lru_cache(maxsize=1024)
-def _precision_of(
-    static: StaticLoss, batch: StaticBatch, point: Any, fixed: Any, arrays: Any
-) -> float:
-    def loss(point: Arrays, fixed: Arrays, arrays: Arrays) -> Any:
-        return static.evaluate(batch, point, fixed, arrays)
-
-    jaxpr = jax.make_jaxpr(loss)(point, fixed, arrays).jaxpr
-    found = _dtypes(jaxpr, set(jaxpr.invars[: len(point)]))
-    return max(_eps(dtype) for dtype in {static.dtype, *found})
+def _precision_of(call: StaticCall, shapes: Inputs) -> float:
+    jaxpr = jax.make_jaxpr(call.evaluate)(shapes).jaxpr
+    found = _dtypes(jaxpr, set(jaxpr.invars[: len(shapes.point)]))
+    return max(_eps(dtype) for dtype in {call.static.tree.dtype, *found})
 
 
 def _eps(dtype: Any) -> float:

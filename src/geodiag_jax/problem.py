@@ -11,7 +11,6 @@ from geodiag.core.validation import is_number
 from geodiag.errors import ArgumentError, shown
 from geodiag.oracles import Problem
 from geodiag_jax.batches import PreparedBatches
-from geodiag_jax.derivatives import StaticLoss
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
 from geodiag_jax.pytree import read
@@ -93,15 +92,8 @@ class JaxProblem(Problem):
             ShapeError: another structure, or other names or shapes.
         """
         parameters = self._parameters if params is None else self._parameters.moved(params)
-        static = StaticLoss(
-            self._loss,
-            parameters.tree,
-            parameters.dtype,
-            parameters.placement,
-            parameters.user_sharding,
-        )
-        batches = self._data_for(parameters.placement)
-        return JaxOracle(static, parameters, batches, self._engine, self._memory)
+        batches = self._data_for(parameters.tree.placement)
+        return JaxOracle(self._loss, parameters, batches, self._engine, self._memory)
 
     def _data_for(self, placement: Placement) -> PreparedBatches:
         """The data on the devices of the parameters; kept for the next point."""

@@ -20,10 +20,8 @@ from geodiag.errors import EngineError
 from geodiag.oracles import Oracle
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives
-from geodiag_jax.batches import StaticBatch
-from geodiag_jax.derivatives import Arrays, StaticLoss
+from geodiag_jax.derivatives import Arrays, StaticCall, StaticLoss
 from geodiag_jax.pytree import as_blocks
-from geodiag_jax.sharding import Placement
 
 S = TypeVar("S")
 REFUSED = 2  # failures in a row to trace a program, after which it runs eagerly ever after
@@ -205,30 +203,28 @@ class Kept:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Anew on one batch; operands: what is frozen, and the point, the fixed arrays, the batch's."""
+    """By differentiating one batch for each product; operands: what is frozen, and the inputs."""
 
-    static: StaticLoss
-    batch: StaticBatch
+    call: StaticCall
     forward: bool
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
-        frozen, where = operands
+        frozen, at = operands
         compute = derivatives.forward if self.forward else derivatives.reverse
-        return frozen, lambda d: compute(self.static, self.batch, *where, d)[1]
+        return frozen, lambda d: compute(self.call, at, d)[1]
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """By a linearization within the program; operands: the point, the fixed arrays, the batch's.
+    """By a linearization within the program; operands: the inputs.
 
     One call of XLA fewer, where the oracle has not been asked anything yet.
     """
 
-    static: StaticLoss
-    batch: StaticBatch
+    call: StaticCall
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
-        loss, gradient, linear = derivatives.linearized(self.static, self.batch, *operands)
+        loss, gradient, linear = derivatives.linearized(self.call, operands)
         return (loss, gradient), functools.partial(derivatives.apply, linear)
 
 
@@ -242,17 +238,14 @@ class Job:
 
     program: _Held
     source: Source
+    static: StaticLoss
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     views: tuple[tuple[str, MatrixView], ...]
-    dtype: Any  # of the measurement
-    placement: Placement
 
     @classmethod
-    def of(
-        cls, program: Program[Any], source: Source, space: Space, dtype: Any, placement: Placement
-    ) -> Job:
+    def of(cls, program: Program[Any], source: Source, static: StaticLoss, space: Space) -> Job:
         shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
-        return cls(_Held(program), source, shapes, views, dtype, placement)
+        return cls(_Held(program), source, static, shapes, views)
 
 
 def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
@@ -262,11 +255,12 @@ def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
-    space = job.placement.space(dict(job.shapes), dict(job.views), job.dtype, traced=True)
+    tree = job.static.tree
+    space = tree.placement.space(dict(job.shapes), dict(job.views), tree.dtype, traced=True)
     frozen, product = job.source.open(operands)
     oracle = TracedOracle(space, product, frozen)
     answer = job.program.program(oracle, *in_order(oracle.names, arguments))
-    return job.placement.constrain_blocks(space.shapes, answer)
+    return tree.placement.constrain_blocks(space.shapes, answer)
 
 
 @functools.lru_cache(maxsize=1024)

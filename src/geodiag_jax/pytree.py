@@ -63,6 +63,9 @@ class Tree:
     measured: tuple[tuple[int, Any], ...]  # place among the leaves, and the leaf's own dtype
     fixed: tuple[int, ...]
     static: tuple[tuple[int, Static], ...]
+    dtype: Any  # of the measurement
+    placement: Placement
+    user_sharding: UserSharding  # of the measured and the fixed arrays
 
     def build(self, point: Sequence[Array], fixed: Sequence[Array]) -> Any:
         """The pytree with these arrays; measured ones are cast back to their leaves' dtypes."""
@@ -82,11 +85,8 @@ class Parameters:
 
     tree: Tree
     space: Space
-    dtype: Any  # of the measurement
     point: tuple[Array, ...]  # the measured arrays, in the measurement dtype
     fixed: tuple[Array, ...]
-    placement: Placement
-    user_sharding: UserSharding  # of the point and the fixed arrays
 
     def moved(self, params: Any) -> Parameters:
         """The same choice of parameters at another point: a whole pytree, or measured blocks.
@@ -236,15 +236,15 @@ def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space
         tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),
         tuple(others),
         tuple((i, Static(x, "a leaf of params=")) for i, x in enumerate(leaves) if not is_array(x)),
+        dtype,
+        placement,
+        UserSharding.of([*chosen, *fixed]),
     )
     return Parameters(
         tree,
         placement.space(space.shapes, space.matrix_view, dtype),
-        dtype,
         tuple(_as_given(x, dtype, placement) for x in chosen),
         tuple(_as_given(x, None, placement) for x in fixed),
-        placement,
-        UserSharding.of([*chosen, *fixed]),
     )
 
 

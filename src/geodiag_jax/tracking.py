@@ -28,7 +28,7 @@ from geodiag.solvers.multistart import MultiStart, Plan
 from geodiag.solvers.warm_start import Refresh
 from geodiag_jax import derivatives
 from geodiag_jax.batches import prepare
-from geodiag_jax.derivatives import StaticLoss
+from geodiag_jax.derivatives import Inputs, StaticCall, StaticLoss
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
@@ -127,16 +127,13 @@ def tracker(
         layout = read(params, where)
         zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
         # Where the answers will be: elsewhere, the second measurement would compile anew.
-        return TrackerState(zeros, layout.placement.place(jnp.zeros((), jnp.int32)))
+        return TrackerState(zeros, layout.tree.placement.place(jnp.zeros((), jnp.int32)))
 
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
         layout, (form, arrays) = read(params, where), prepare(batch)
         slope, product = derivatives.inline(
-            StaticLoss(held, layout.tree, layout.dtype, layout.placement, layout.user_sharding),
-            form,
-            layout.point,
-            layout.fixed,
-            arrays,
+            StaticCall(StaticLoss(held, layout.tree), form),
+            Inputs(layout.point, layout.fixed, arrays),
         )
         oracle, gradient = TracedOracle(layout.space, product), as_blocks(layout.space.names, slope)
         bound = asked.bind(layout.space)

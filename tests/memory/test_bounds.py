@@ -198,8 +198,8 @@ def test_memory_near_the_limit_in_jax():
         return geodiag.problem(loss, params=jax.numpy.ones(3), data=(x,), memory=memory).at()
 
     oracle = at(10**9)
-    ((_, batch, arrays),) = oracle._batches
-    need = derivatives.kept_bytes(oracle._static, batch, oracle._point, oracle._fixed, arrays)
+    ((_, call, inputs),) = oracle._inputs()
+    need = derivatives.kept_bytes(call, inputs)
     for memory, kept in ((need, True), (need - 1, False)):
         oracle = at(memory)
         oracle.hvp(oracle.point())
