@@ -58,11 +58,8 @@ STACK, STACK_PARAMETERS = 4, 10_000
 class TorchOracle(Oracle):
     """See :class:`geodiag.Oracle`. Raises StaleOracle once the model has changed.
 
-    Args:
-        objective: the loss over the data.
-        params: the point as blocks; None: the model's parameters as they are now.
-        engine: one of :data:`ENGINES`.
-        memory: bytes that the kept graphs may hold, where the engine is "auto".
+    Without ``params`` it is at the model's parameters as they are now. ``memory``: bytes that the
+    kept graphs may hold, where the engine is "auto".
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class TorchOracle(Oracle):
         self._evaluation = Evaluation(objective)
         tensors = objective.loss.tensors()
         live = objective.live(tensors)
-        self._leaves = outside_inference(lambda: objective.leaves(params, live))
+        self._leaves = objective.leaves(params, live)
         self._versions = Versions(tensors, () if params is None else live.values())
         self._dtypes = {name: leaf.dtype for name, leaf in self._leaves.items()}
         self._notes: list[str] = []
@@ -138,7 +135,10 @@ class TorchOracle(Oracle):
     def hvp(self, d: Blocks) -> Blocks:
         self._versions.check(self._objective.ranks.announce)
         check_like(d, self.space.shapes, "the direction")
-        return self._product(self._exact_hvp, self._finite_difference, d)
+        fallback = self._fallback
+        return self._product(
+            self._exact_hvp, lambda d: fallback.hvp(d, self.precision, self._notes), d
+        )
 
     def hvps(self, ds: Blocks) -> Blocks:
         self._versions.check(self._objective.ranks.announce)
@@ -164,40 +164,28 @@ class TorchOracle(Oracle):
         self._graph = None
 
     def _exact_hvp(self, d: Blocks) -> Blocks:
-        direction = self._objective.directions(d, self._dtypes)
-        graph = self._kept()
-        if graph is not None:
-            return self._summed(direction, lambda: graph.hvp(direction))
-        return self._recomputed(
-            direction, lambda g: second_derivative(g, self._leaves, direction, False)
-        )
+        return self._exact(second_derivative, self._objective.directions(d, self._dtypes))
 
     def _exact_hvps(self, ds: Blocks) -> Blocks:
         stack = self._objective.directions(ds, self._dtypes)
-        graph = self._kept()
-        if graph is None:
-            return self._recomputed(
-                stack, lambda g: second_derivatives(g, self._leaves, stack, False)
-            )
         k = len(next(iter(stack.values())))
         small = k >= STACK and self.space.size <= STACK_PARAMETERS
-        if self._stacks and k > 1 and (small or self._objective.device.type != "cpu"):
+        pays = k > 1 and (small or self._objective.device.type != "cpu")
+        if pays and self._stacks and self._kept() is not None:
             try:
-                found = self._summed(stack, lambda: graph.hvps(stack, batched=True))
-                if self._passed("stacks", self._rows_agree(graph, stack, found)):
+                found = self._exact(partial(second_derivative, batched=True), stack)
+                if self._passed("stacks", self._rows_agree(stack, found)):
                     return found
             except EngineError:  # some operation cannot be vectorised, or memory is short
                 pass
             self._stacks = False
-        return self._summed(stack, lambda: graph.hvps(stack, batched=False))
+        return self._exact(second_derivatives, stack)
 
-    def _rows_agree(self, graph: KeptGraph, stack: Leaves, found: Blocks) -> bool:
+    def _rows_agree(self, stack: Leaves, found: Blocks) -> bool:
         """Whether the product of a weighted sum of directions is that of the rows found."""
         if self._passed_everywhere("stacks"):
             return True
-        direction = weighted_sum(stack)
-        alone = self._summed(direction, lambda: graph.hvp(direction))
-        return agree(alone, weighted_sum(found))
+        return agree(self._exact(second_derivative, weighted_sum(stack)), weighted_sum(found))
 
     def _kept(self) -> KeptGraph | None:
         """The kept graph, built if need be; None where the engine keeps none."""
@@ -205,23 +193,30 @@ class TorchOracle(Oracle):
             self._build_graph()
         return self._graph
 
-    def _recomputed(self, directions: Leaves, second: Callable[[Leaves], Leaves]) -> Blocks:
+    def _exact(self, second: Callable[..., Leaves], directions: Leaves) -> Blocks:
+        """The product, or those of a stack, by a ``second`` derivative on kept or new graphs."""
+        graph = self._kept()
+        keep = graph is not None
+        product = partial(second, leaves=self._leaves, direction=directions, keep=keep)
+        if graph is None:
+            return self._recomputed(directions, product)
+        nothing = torch.zeros(())
+
+        def local() -> Sums:
+            return Sums(0.0, nothing, self._backward(lambda: graph.sum(product)))
+
+        return self._objective.ranks.sum("a product", directions, local).blocks
+
+    def _recomputed(self, directions: Leaves, product: Callable[[Leaves], Leaves]) -> Blocks:
         loss, _ = self._loss_and_gradient()
 
         def inspected(gradient: Leaves) -> Leaves:
             self._inspect(gradient)
-            return second(gradient)
+            return product(gradient)
 
-        seen, product = self._evaluation.through_gradient(self._leaves, directions, inspected)
+        seen, found = self._evaluation.through_gradient(self._leaves, directions, inspected)
         check_same_loss(loss, seen, self.precision)
-        return product
-
-    def _summed(self, directions: Leaves, run: Callable[[], Leaves]) -> Blocks:
-        """A product on the kept graph, over all ranks."""
-        nothing = torch.zeros(())
-        return self._objective.ranks.sum(
-            "a product", directions, lambda: Sums(0.0, nothing, self._backward(run))
-        ).blocks
+        return found
 
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
         """A backward pass, with the leaves in the module where it recomputes activations."""
@@ -246,9 +241,6 @@ class TorchOracle(Oracle):
         except Exception:  # some code ran that rejects NaN
             return False
         return all(bool(x.isfinite().all()) for x in poisoned.values()) and agree(poisoned, answer)
-
-    def _finite_difference(self, d: Blocks) -> Blocks:
-        return self._fallback.hvp(d, self.precision, self._notes)
 
     def _fall_back(self, error: EngineError) -> None:
         """Switch to finite differences, and note why; raise where an engine was named."""
@@ -315,7 +307,7 @@ class TorchOracle(Oracle):
     def _build_graph(self) -> None:
         """One graph per batch, unless they would hold more than the allowed memory."""
         limit = self._memory if self._auto else None
-        graph = KeptGraph(self._leaves, self._objective.dtype, limit)
+        graph = KeptGraph(self._objective.dtype, limit)
 
         def part(value: Tensor, weight: float) -> Leaves:
             gradient = derivative(value, self._leaves, create_graph=not graph.full)
@@ -337,4 +329,4 @@ class TorchOracle(Oracle):
     def _leaves_at(self, params: Blocks) -> Leaves:
         self._versions.check(self._objective.ranks.announce)
         check_like(params, self.space.shapes, "params")
-        return outside_inference(lambda: self._objective.leaves(params))
+        return self._objective.leaves(params)

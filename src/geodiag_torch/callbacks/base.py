@@ -67,9 +67,6 @@ class Attachment:
 
     def fresh(self) -> list[Record]:
         """The records since the last call."""
-        count = len(self._past) + (0 if self.monitor is None else len(self.monitor.records))
-        if count == self._taken:
-            return []
         found = self.records[self._taken :]
-        self._taken = count
+        self._taken += len(found)
         return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from geodiag.errors import EngineError, first_line
 from geodiag_torch.derivatives.forward import Leaves
+
+DIFFERENCES = 'pass engine="finite-difference"'
 
 
 def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict[str, Tensor]:
@@ -17,22 +20,11 @@ def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict
     Raises:
         EngineError: the module's backward pass cannot be used this way.
     """
-    try:
-        found = torch.autograd.grad(
-            loss,
-            list(leaves.values()),
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
-    except RuntimeError as e:
-        raise EngineError(
-            "the loss could not be differentiated" + (" twice" if create_graph else ""),
-            got=first_line(e),
-            do='pass engine="finite-difference"'
-            if create_graph
-            else "checkpoint with use_reentrant=False, if it is checkpointing that fails",
-        ) from e
-    return dict(zip(leaves, found, strict=True))
+    what = "the loss could not be differentiated" + (" twice" if create_graph else "")
+    do = "checkpoint with use_reentrant=False, if it is checkpointing that fails"
+    return _grad(
+        [loss], leaves, what, DIFFERENCES if create_graph else do, create_graph=create_graph
+    )
 
 
 def reentrant_derivative(
@@ -91,28 +83,34 @@ def second_derivative(
     live = [name for name, g in gradient.items() if g.requires_grad]
     if not live:
         return {name: torch.zeros_like(d) for name, d in direction.items()}
-    try:
-        found = torch.autograd.grad(
-            [gradient[name] for name in live],
-            list(leaves.values()),
-            grad_outputs=[direction[name] for name in live],
-            retain_graph=keep,
-            is_grads_batched=batched,
-            materialize_grads=True,
-        )
-    except RuntimeError as e:
-        raise EngineError(
-            "the gradient could not be differentiated again",
-            got=first_line(e),
-            do='pass engine="finite-difference"',
-        ) from e
-    return dict(zip(leaves, found, strict=True))
+    return _grad(
+        [gradient[name] for name in live],
+        leaves,
+        "the gradient could not be differentiated again",
+        DIFFERENCES,
+        grad_outputs=[direction[name] for name in live],
+        retain_graph=keep,
+        is_grads_batched=batched,
+    )
 
 
 def second_derivatives(
-    gradient: Mapping[str, Tensor], leaves: Leaves, stack: Leaves, keep: bool
+    gradient: Mapping[str, Tensor], leaves: Leaves, direction: Leaves, keep: bool
 ) -> dict[str, Tensor]:
     """:func:`second_derivative` for stacked directions, one after the other."""
-    rows = [dict(zip(stack, row, strict=True)) for row in zip(*stack.values(), strict=True)]
+    stacks = direction.values()
+    rows = [dict(zip(direction, row, strict=True)) for row in zip(*stacks, strict=True)]
     found = [second_derivative(gradient, leaves, row, keep or row is not rows[-1]) for row in rows]
-    return {name: torch.stack([x[name] for x in found]) for name in stack}
+    return {name: torch.stack([x[name] for x in found]) for name in direction}
+
+
+def _grad(
+    outputs: Sequence[Tensor], leaves: Leaves, what: str, do: str, **options: Any
+) -> dict[str, Tensor]:
+    """``torch.autograd.grad``; ``what``, ``do``: of the error where it fails."""
+    inputs = list(leaves.values())
+    try:
+        found = torch.autograd.grad(outputs, inputs, materialize_grads=True, **options)
+    except RuntimeError as e:
+        raise EngineError(what, got=first_line(e), do=do) from e
+    return dict(zip(leaves, found, strict=True))

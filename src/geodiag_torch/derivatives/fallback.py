@@ -18,7 +18,6 @@ from geodiag_torch.derivatives.autograd import derivative
 from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
 from geodiag_torch.derivatives.forward import Leaves
 from geodiag_torch.derivatives.objective import Objective
-from geodiag_torch.state.rng import outside_inference
 
 # What a loss in float16 is multiplied by, to see whether its gradients underflow: 6e-8 becomes
 # 6e-5, the smallest number with full precision; gradients of up to 64 do not overflow.
@@ -87,14 +86,11 @@ class FallbackProducts:
     def gradient_at(self, params: Blocks) -> Blocks:
         """The gradient at other parameters, with the padding rows of embeddings fixed."""
         rows = padding_rows(self._objective, self._leaves)
-        leaves = self._leaves_at(params)
+        leaves = self._objective.leaves(params)
         return self._evaluation.gradient(leaves, partial(fixed_padding, rows))[1]
 
     def _hvp_at(self, params: Blocks, d: Blocks) -> Blocks:
-        return self._evaluation.hvp(self._leaves_at(params), d)
-
-    def _leaves_at(self, params: Blocks) -> Leaves:
-        return outside_inference(lambda: self._objective.leaves(params))
+        return self._evaluation.hvp(self._objective.leaves(params), d)
 
 
 def padding_rows(objective: Objective, leaves: Leaves) -> PaddingRows:

@@ -13,15 +13,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 
 from geodiag.core.batches import DEEPEST
-from geodiag.errors import ArgumentError, DataError, EngineError, LossError, first_line, shown
+from geodiag.errors import ArgumentError, DataError, LossError, first_line, shown
 from geodiag_torch.state.module_tensors import ModuleTensors
 
 # What torch says where it has no kernel for a dtype on a device.
 NO_KERNEL = ("could not create a primitive", "not implemented for 'Half'", "for 'BFloat16'")
+GIVE_A_LOSS = "pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss"
 Leaves = dict[str, Tensor]
 T = TypeVar("T")
 
@@ -38,12 +37,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class LossModule(nn.Module):
-    """A model with its loss, as one module whose tensors can be replaced.
-
-    :meth:`with_tensors` runs a function while other tensors replace the parameters; there
-    ``value(batch)`` is the loss. Derivatives must be computed inside of it too: the backward pass
-    recomputes checkpointed activations, with whatever the module holds then.
-    """
+    """A model with its loss, as one module whose tensors can be replaced."""
 
     def __init__(
         self,
@@ -73,36 +67,22 @@ class LossModule(nn.Module):
             self._tensors = ModuleTensors(self)
         return self._tensors
 
-    def with_tensors(
-        self,
-        tensors: ModuleTensors,
-        new: Mapping[int, Tensor],
-        run: Callable[[], T],
-        poison: bool = False,
-    ) -> T:
-        """``run()`` with ``new`` tensors in :meth:`tensors`, see :meth:`ModuleTensors.replaced`.
-
-        Attention runs on the math kernel: the fused ones have no double backward.
-
-        Raises:
-            EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
-        """
-        if getattr(parametrize, "_cache_enabled", 0):
-            raise EngineError(
-                "inside of torch.nn.utils.parametrize.cached() the loss does not depend on its "
-                "leaves",
-                do="measure outside of that context",
-            )
-        with tensors.replaced(new, poison), sdpa_kernel([SDPBackend.MATH]):
-            return run()
-
     def value(self, batch: Any) -> Tensor:
-        """The loss of one batch, checked; to be called inside of :meth:`with_tensors`.
+        """The loss of one batch, checked; to be called while leaves replace the parameters.
 
         Raises:
             LossError: not a real scalar tensor that depends on the leaves.
         """
-        value = self._run(batch)
+        try:
+            value = self._compute(batch)
+        except RuntimeError as e:
+            if not any(mark in str(e) for mark in NO_KERNEL):
+                raise
+            raise LossError(
+                "the model does not run in this precision on this device",
+                got=first_line(e),
+                do="measure it in float32 or bfloat16, outside of autocast",
+            ) from e
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
             raise LossError(
                 "the loss must be a real scalar tensor",
@@ -118,26 +98,11 @@ class LossModule(nn.Module):
             )
         return value
 
-    def _run(self, batch: Any) -> Any:
-        try:
-            return self._compute(batch)
-        except RuntimeError as e:
-            if not any(mark in str(e) for mark in NO_KERNEL):
-                raise
-            raise LossError(
-                "the model does not run in this precision on this device",
-                got=first_line(e),
-                do="measure it in float32 or bfloat16, outside of autocast",
-            ) from e
-
     def _compute(self, batch: Any) -> Any:
         if self.loss_fn is not None:
             return self.loss_fn(self.model, batch)
-        if self.criterion is not None:
-            return self.criterion(*self._output_and_target(batch))
-        return self._own_loss(batch)
-
-    def _output_and_target(self, batch: Any) -> tuple[Any, Any]:
+        if self.criterion is None:
+            return self._own_loss(batch)
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise DataError(
                 "criterion= needs batches (x, y), or (x1, …, xk, y)",
@@ -146,24 +111,21 @@ class LossModule(nn.Module):
                 "make a single one a tuple), or use loss_fn(model, batch)",
             )
         *inputs, target = batch
-        return self.model(*inputs), target
+        return self.criterion(self.model(*inputs), target)
 
     def _own_loss(self, batch: Any) -> Any:
         if batch is None:
             raise DataError("there is no loss to measure: no data", do="pass data= and criterion=")
-        positional: tuple[Any, ...] = ()
-        named: Mapping[str, Any] = {}
-        if isinstance(batch, Mapping):
-            named = batch
-        else:
-            positional = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        named = batch if isinstance(batch, Mapping) else {}
+        several = isinstance(batch, (tuple, list))
+        positional = () if named is batch else tuple(batch) if several else (batch,)
         try:
             inspect.signature(self.model.forward).bind(*positional, **named)
         except TypeError as e:
             raise LossError(
                 "neither criterion= nor loss_fn= was given, and the model does not take the batch",
                 got=str(e),
-                do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
+                do=GIVE_A_LOSS,
             ) from e
         output = self.model(*positional, **named)
         loss = output.get("loss") if isinstance(output, Mapping) else None
@@ -172,7 +134,7 @@ class LossModule(nn.Module):
             raise LossError(
                 "the model's output has no .loss",
                 got=type(output).__name__,
-                do="pass criterion=, for criterion(model(x), y), or loss_fn=(model, batch) -> loss",
+                do=GIVE_A_LOSS,
             )
         return loss
 

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from geodiag_torch.derivatives.autograd import second_derivative, second_derivatives
-from geodiag_torch.derivatives.forward import Leaves
 
 
 class KeptGraph:
     """The gradient of each batch with its graph.
 
     Args:
-        leaves: what the gradients are with respect to.
         dtype: of the measurement.
         limit: bytes that the graphs may hold; None: no limit.
-
-    Attributes:
-        bytes: what the gradients hold, and what was saved inside of :meth:`counting`.
-        full: whether that was more than the limit, so that nothing is kept.
-        divisor: of the weighted sum over the batches; to be set.
     """
 
-    def __init__(self, leaves: Leaves, dtype: torch.dtype, limit: float | None) -> None:
-        self._leaves, self._dtype, self._limit = leaves, dtype, limit
-        self._parts: list[tuple[float, Mapping[str, Tensor]]] = []
+    def __init__(self, dtype: torch.dtype, limit: float | None) -> None:
+        self._dtype, self._limit = dtype, limit
+        self._parts: list[tuple[float, dict[str, Tensor]]] = []
         self._storages = _Storages()
-        self.bytes = 0
-        self.full = False
-        self.divisor = 1.0
+        self.bytes = 0  # what the gradients hold, and what was saved inside of :meth:`counting`
+        self.full = False  # whether that was more than the limit, so that nothing is kept
+        self.divisor = 1.0  # of the weighted sum over the batches; to be set
 
-    def add(self, weight: float, gradient: Mapping[str, Tensor]) -> None:
+    def add(self, weight: float, gradient: dict[str, Tensor]) -> None:
         """Keep one batch's gradient, which carries its graph."""
         self._parts.append((weight, gradient))
         for g in gradient.values():
@@ -58,19 +48,11 @@ class KeptGraph:
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
 
-    def hvp(self, direction: Leaves) -> dict[str, Tensor]:
-        """∇²L d."""
-        return self._sum(lambda g: second_derivative(g, self._leaves, direction, keep=True))
-
-    def hvps(self, stack: Leaves, batched: bool) -> dict[str, Tensor]:
-        """∇²L d for stacked directions; ``batched``: in one vectorised backward pass."""
-        products = partial(second_derivative, batched=True) if batched else second_derivatives
-        return self._sum(lambda g: products(g, self._leaves, stack, keep=True))
-
-    def _sum(self, of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def sum(self, second: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """``second`` of each batch's gradient, summed and normalised as the loss is."""
         total: dict[str, Tensor] = {}
         for weight, gradient in self._parts:
-            add_weighted(total, of(gradient), weight / self.divisor, self._dtype)
+            add_weighted(total, second(gradient), weight / self.divisor, self._dtype)
         return total
 
 

@@ -8,41 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
 from geodiag.blocks import Blocks
 from geodiag.core.batches import Batches
 from geodiag.core.spaces import Space
-from geodiag.errors import ParameterError
+from geodiag.errors import EngineError, ParameterError
 from geodiag_torch.derivatives.forward import Leaves, LossModule, T
 from geodiag_torch.ranks import Alone
 from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
+from geodiag_torch.state.rng import outside_inference
 
 ABSENT: tuple[TensorDict, str] = ({"": None}, "")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an oracle needs to know of a problem.
-
-    Attributes:
-        loss: the model with its loss.
-        data: as the user gave them.
-        batches: the same, batch by batch.
-        ranks: those that measure together.
-        space: of the measured parameters.
-        device: of the parameters.
-        dtype: of the measurement.
-        raw_names: the public name of each measured parameter, and its name in ``loss``.
-    """
+    """What an oracle needs to know of a problem."""
 
     loss: LossModule
-    data: Any
+    data: Any  # as the user gave them
     batches: Batches
-    ranks: Alone
+    ranks: Alone  # those that measure together
     space: Space
     device: torch.device
-    dtype: torch.dtype
-    raw_names: Mapping[str, str]
+    dtype: torch.dtype  # of the measurement
+    raw_names: Mapping[str, str]  # of each measured parameter, its name in ``loss``
 
     def live(self, tensors: ModuleTensors | None = None) -> Leaves:
         """The measured parameters as they are now; ``tensors``: those of the loss, where known.
@@ -74,12 +66,16 @@ class Objective:
 
         ``live``: the live parameters, where they are known.
         """
-        live = self.live() if live is None else live
-        if params is None:
-            return {name: p.detach().requires_grad_() for name, p in live.items()}
-        asarray = self.space.asarray
-        at = {name: asarray(params[name]).to(p.dtype) for name, p in live.items()}
-        return {name: x.clone().requires_grad_() for name, x in at.items()}
+        found = self.live() if live is None else live
+
+        def make() -> Leaves:
+            if params is None:
+                return {name: p.detach().requires_grad_() for name, p in found.items()}
+            asarray = self.space.asarray
+            at = {name: asarray(params[name]).to(p.dtype) for name, p in found.items()}
+            return {name: x.clone().requires_grad_() for name, x in at.items()}
+
+        return outside_inference(make)
 
     def directions(self, d: Blocks, dtypes: Mapping[str, torch.dtype]) -> Leaves:
         """``d`` in the dtypes of the leaves, on their device, as autograd needs it."""
@@ -88,11 +84,23 @@ class Objective:
         return {name: x if x.dtype is t else x.to(t) for name, (x, t) in found.items()}
 
     def with_leaves(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
-        """``run()`` while ``leaves`` replace the measured parameters.
+        """``run()`` while ``leaves`` replace the measured parameters, and clones the buffers.
 
-        ``poison``: fill the clones of buffers with NaN.
+        Backward passes must run inside of it too: they recompute checkpointed activations, with
+        whatever the module holds then. Attention runs on the math kernel: the fused ones have no
+        double backward. ``poison``: fill the clones of buffers with NaN.
+
+        Raises:
+            EngineError: inside of ``torch.nn.utils.parametrize.cached``, which would hide leaves.
         """
+        if getattr(parametrize, "_cache_enabled", 0):
+            raise EngineError(
+                "inside of torch.nn.utils.parametrize.cached() the loss does not depend on its "
+                "leaves",
+                do="measure outside of that context",
+            )
         tensors = self.loss.tensors()
         live = self.live(tensors) if leaves else {}
         new = {id(live[name]): leaf for name, leaf in leaves.items()}
-        return self.loss.with_tensors(tensors, new, run, poison)
+        with tensors.replaced(new, poison), sdpa_kernel([SDPBackend.MATH]):
+            return run()
