@@ -42,7 +42,7 @@ class Trainer:
         self._loss: Callable[..., Array] = loss
         self.problem = geodiag.problem(loss, params=self._params, data=self._batch)
 
-    def descend(self, norm: Any, lr: float, normalized: bool) -> None:
+    def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
         """Set the optimizer of the following steps."""
         transform = non_euclidean_gd(lr, norm, normalized)
         self._state = transform.init(self._params)

@@ -33,7 +33,7 @@ class Trainer:
         self._loss = lambda: criterion(self._net(inputs), targets)
         self.problem = geodiag.problem(self._net, criterion=criterion, data=(inputs, targets))
 
-    def descend(self, norm: Any, lr: float, normalized: bool) -> None:
+    def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
         """Set the optimizer of the following steps."""
         self._optimizer = NonEuclideanGD(self._net.named_parameters(), lr, norm, normalized)
 

@@ -24,6 +24,7 @@ from geodiag.experiments.reproduction import (
     runner,
     training,
 )
+from geodiag.records import Record
 
 FRAMEWORKS = ["torch", "jax"]
 MODELS = list(cells.MODELS)
@@ -124,8 +125,9 @@ def test_every_method_on_the_mlp(framework, method):
         cell = dataclasses.replace(cell, lr=1e-4)
     rows = list(measuring.measured(cell, trainer(framework, "mlp")))
     kind = cells.METHODS[method]
-    assert [record.step for record, _ in rows] == [0, 3]
-    for record, extra in rows:
+    assert [record.step for record in rows] == [0, 3]
+    for record in rows:
+        extra = record.extras
         # From losses, and from Hessian-vector products along the step.
         d = record.directional_smoothness
         assert extra["quadrature"] == pytest.approx(d, rel=1e-7)
@@ -137,15 +139,15 @@ def test_every_method_on_the_mlp(framework, method):
         assert record.threshold == pytest.approx(edge)
         assert record.ratio == pytest.approx(record.sharpness / edge)
         assert d <= record.sharpness * 1.05  # S is the largest curvature; the step is short
-    assert rows[1][0].loss < rows[0][0].loss
+    assert rows[1].loss < rows[0].loss
 
 
 @pytest.mark.parametrize("model", ["cnn", "transformer"])
 def test_the_identity_holds_on_the_other_models(model):
     cell = tiny("torch", model, "spectral-gd", lr=1e-3, steps=2, measurements=1)
-    ((record, extra),) = measuring.measured(cell, trainer("torch", model))
-    assert extra["identity"] < 1e-8
-    assert extra["quadrature"] == pytest.approx(record.directional_smoothness, rel=1e-7)
+    (record,) = measuring.measured(cell, trainer("torch", model))
+    assert record.identity < 1e-8
+    assert record.quadrature == pytest.approx(record.directional_smoothness, rel=1e-7)
 
 
 def test_the_identity_is_missed_by_a_wrong_step():
@@ -242,13 +244,13 @@ def test_a_cell_that_diverges_is_told_and_not_kept(short, monkeypatch, tmp_path,
 
 def test_an_outcome_is_of_the_late_phase():
     cell = tiny("torch", "mlp", "gd", steps=100)
-    rows = [
-        {"step": s, "loss": 1.0 - s / 200, "threshold": 10.0, "sharpness": 4.0 + s / 10,
-         "ratio": 0.4 + s / 100, "directional_smoothness": 5.0, "identity": s * 1e-12}
+    records = [
+        Record(s, loss=1.0 - s / 200, threshold=10.0, sharpness=4.0 + s / 10, ratio=0.4 + s / 100,
+               directional_smoothness=5.0, extras={"identity": s * 1e-12})
         for s in range(0, 100, 5)
     ]  # fmt: skip
-    rows[2]["quadrature"] = 5.5
-    found = results.outcome(cell, rows)
+    records[2].extras["quadrature"] = 5.5
+    found = results.outcome(cell, records)
     assert found.early == pytest.approx(0.45)
     assert found.late == pytest.approx(1.275)  # the median of S at 80, 85, 90, 95, over 10
     assert found.growth == pytest.approx(1.275 / 0.45)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from geodiag.experiments.reproduction import cells, data, results, runner
+from geodiag.experiments.reproduction import cells, data, runner
+from geodiag.records import read_records, to_json
+from geodiag.report.watch import Tail
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -20,7 +23,7 @@ pytest.importorskip("sklearn")
 
 def rows(path):
     """What does not depend on the clock."""
-    return [{k: x for k, x in row.items() if k != "seconds"} for row in results.read(path)]
+    return [dataclasses.replace(r, seconds=0.0).to_dict() for r in read_records(path)]
 
 
 def same(a, b):
@@ -37,14 +40,14 @@ def test_an_interrupted_cell_is_not_kept_and_is_run_again(error, monkeypatch, tm
     finished.unlink()
     made = []
 
-    def fails_at_the_third(record, extra, line=results.to_line):
+    def fails_at_the_third(record):
         made.append(record.step)
         if len(made) == 3:
             raise error("injected")
-        return line(record, extra)
+        return to_json(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "to_line", fails_at_the_third)
+        patch.setattr(runner, "to_json", fails_at_the_third)
         with pytest.raises(error):
             runner.work(cell, None, tmp_path)
     assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
@@ -56,8 +59,9 @@ def test_an_interrupted_cell_is_not_kept_and_is_run_again(error, monkeypatch, tm
 def test_a_note_may_hold_what_ends_a_line_elsewhere(tmp_path):
     path = tmp_path / "cell.jsonl"
     path.write_text('{"step": 0, "note": "a\u2028b\x85c"}\n{"step": 1, "loss": null}\n', "utf-8")
-    assert [row["step"] for row in results.read(path)] == [0, 1]
-    assert runner._last_row(path)["step"] == 1
+    log = Tail(path)
+    assert log.update()
+    assert [r.step for r in read_records(path)] == [r.step for r in log.records] == [0, 1]
 
 
 # Long enough to be killed in the middle; nothing is drawn.

@@ -19,6 +19,7 @@ from geodiag.experiments.reproduction import data, figures, results, runner
 from geodiag.experiments.reproduction.cells import METHODS, Cell, Training, chosen
 from geodiag.experiments.reproduction.frameworks import check_installed, make_trainer
 from geodiag.experiments.reproduction.training import train
+from geodiag.records import to_json
 
 # By norm: a method of the reproduction, with a learning rate and a length that reach the edge.
 RUNS = {
@@ -60,31 +61,37 @@ def run(
             cell = Cell(framework, method, "mlp", t.lr, t.steps, t.measurements, seed, task.digest)
             bar = progress.add_task(f"{METHODS[method].title:18}", total=cell.steps, now="")
             labels = {"method": METHODS[method].title, "norm": METHODS[method].norm}
-            rows = []
+            labels["framework"] = framework
+            records = []
             for taken in train(cell, make_trainer(framework, "mlp", task)):
-                line = results.to_line(taken.record, labels | {"framework": framework})
-                log.write(line + "\n")
+                record = replace(taken.record, extras=labels)
+                log.write(to_json(record) + "\n")
                 log.flush()
-                row = results.from_line(line)
-                rows.append(row)
-                now = f"loss {row['loss']:.4f}  lr·S/2 {row['ratio']:.2f}"
-                progress.update(bar, completed=row["step"] + 1, now=now)
+                records.append(record)
+                now = f"loss {record.loss:.4f}  lr·S/2 {record.ratio:.2f}"
+                progress.update(bar, completed=record.step + 1, now=now)
             progress.update(bar, completed=cell.steps)
-            runs.append((cell, rows))
+            runs.append((cell, records))
     title = f"tanh MLP on digits, full batch, in {framework}"
     figures.draw(title, runs, out / "demo.png")
     _print_table(runs)
-    print(f"records: {out / 'demo.jsonl'}\npicture: {out / 'demo.png'}")
+    print(f"records: {out / 'demo.jsonl'}\nfigure: {out / 'demo.png'}")
     return 0
 
 
 def _print_table(runs: Sequence[figures.Run]) -> None:
-    print("\nmethod                lr  steps    loss   S: first → last     2/lr  late lr·S/2")
-    for cell, rows in runs:
-        rise = f"{rows[0]['sharpness']:.4g} → {rows[-1]['sharpness']:.4g}"
-        late = results.outcome(cell, rows).late
-        print(
-            f"{METHODS[cell.method].title:16} {cell.lr:>7g} {cell.steps:>6} "
-            f"{rows[-1]['loss']:>7.4f} {rise:>17} {2 / cell.lr:>8.4g} {late:>12.3f}"
+    head = ("method", "lr", "steps", "loss", "S: first → last", "2/lr", "late lr·S/2")
+    rows = [
+        (
+            METHODS[cell.method].title,
+            f"{cell.lr:g}",
+            f"{cell.steps}",
+            f"{records[-1].loss:.4f}",
+            f"{records[0].sharpness:.4g} → {records[-1].sharpness:.4g}",
+            f"{2 / cell.lr:.4g}",
+            f"{results.outcome(cell, records).late:.3f}",
         )
+        for cell, records in runs
+    ]
+    print(f"\n{results.markdown(head, rows)}")
     print("late: the median over the last fifth of the steps; the edge is at 1")

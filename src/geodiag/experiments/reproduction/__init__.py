@@ -7,6 +7,6 @@ training    the training loop: measure, step, measure the step; the demo's too
 measuring   one cell: the loop, with checks of S and D
 runner      all cells, two at a time; finished ones are kept
 quadratics  Section 5: below 2/S linear convergence, above it divergence from a line
-results     a cell's rows in a file, as a few numbers, and in a table
-figures     pictures of the rows
+results     a cell's records as a few numbers, and in a table
+figures     plots of the records
 """

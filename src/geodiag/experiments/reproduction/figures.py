@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import ABOVE, BELOW, Quadratic
-from geodiag.experiments.reproduction.results import Row
+from geodiag.records import Record
 from geodiag.report.plotting import EDGE, LOSS, SHARPNESS, SMOOTHNESS, new_figure
 
-Run: TypeAlias = "tuple[Cell, Sequence[Row]]"
+Run: TypeAlias = "tuple[Cell, Sequence[Record]]"
 TOP = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "-."}
 HIGHEST, LOWEST = 2.5, -0.5  # of what is shown, in units of the edge
 DPI = 90
@@ -26,14 +26,14 @@ def draw(title: str, runs: Sequence[Run], path: Path) -> None:
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", height_ratios=(1, 2))
     one_method = len({cell.method for cell, _ in runs}) == 1
     legend: dict[str, Any] = {}
-    for column, (cell, rows) in enumerate(runs):
+    for column, (cell, records) in enumerate(runs):
         top, bottom = axes[0, column], axes[1, column]
         method = METHODS[cell.method]
-        top.plot([r["step"] for r in rows], [r["loss"] for r in rows], **LOSS)
+        top.plot([r.step for r in records], [r.loss for r in records], **LOSS)
         top.set_yscale("log")
         heading = MODELS[cell.model] if one_method else method.title
         top.set_title(f"{heading}\nlr = {cell.lr:g}", fontsize=10)
-        _curvatures(bottom, rows, method.normalized, cell.lr)
+        _curvatures(bottom, records, method.normalized, cell.lr)
         bottom.set_xlabel("step")
         divided = ", divided by ‖g‖*" if method.normalized else ""
         if column == 0 or not one_method:
@@ -47,18 +47,18 @@ def draw(title: str, runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _curvatures(axes: Any, rows: Sequence[Row], normalized: bool, lr: float) -> None:
-    steps, edge = [r["step"] for r in rows], 2 / lr
+def _curvatures(axes: Any, records: Sequence[Record], normalized: bool, lr: float) -> None:
+    steps, edge = [r.step for r in records], 2 / lr
 
-    def curve(key: str) -> list[float]:
-        return [r[key] / (r["dual_norm"] if normalized else 1.0) for r in rows]
+    def curve(name: str) -> list[float]:
+        return [getattr(r, name) / (r.dual_norm if normalized else 1.0) for r in records]
 
-    lower = ", lower bound" if rows[-1]["bound"] == "LOWER" else ""
+    lower = ", lower bound" if records[-1].bound == "LOWER" else ""
     axes.plot(
         steps, curve("directional_smoothness"), label="directional smoothness D", **SMOOTHNESS
     )
     axes.plot(steps, curve("sharpness"), label=f"sharpness S{lower}", **SHARPNESS)
-    if "lambda_max" in rows[0]:
+    if "lambda_max" in records[0].extras:
         axes.plot(steps, curve("lambda_max"), label="λ_max, as Euclidean GD sees it", **TOP)
     axes.axhline(edge, label="edge of stability 2/lr", **EDGE)
     highest = max(*curve("sharpness"), 1.1 * edge)

@@ -23,7 +23,7 @@ class Trainer(Protocol):
 
     problem: Problem
 
-    def descend(self, norm: Norm, lr: float, normalized: bool) -> None:
+    def set_optimizer(self, norm: Norm, lr: float, normalized: bool) -> None:
         """Set the optimizer of the following steps."""
 
     def point(self) -> Blocks:

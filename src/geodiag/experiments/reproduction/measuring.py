@@ -1,6 +1,6 @@
 """One cell of the reproduction: each measured step, and checks of S and of D along it.
 
-Beside the fields of a :class:`geodiag.Record`, a row holds
+The extras of each :class:`geodiag.Record` are
 
     lambda_max       the Euclidean sharpness, for ℓ∞ and spectral methods
     identity         |ΔL + η(1 − ηD/2)‖g‖*²| / (η‖g‖*²) of unnormalized steps; 0 in exact arithmetic
@@ -35,11 +35,11 @@ POINTS = 8
 RTOL = 0.02
 
 
-def measured(cell: Cell, trainer: Trainer) -> Iterator[tuple[Record, dict[str, float]]]:
+def measured(cell: Cell, trainer: Trainer) -> Iterator[Record]:
     """Train to the end.
 
     Yields:
-        tuple: a record, and the further numbers of its row.
+        Record: each measured step.
 
     Raises:
         NonFiniteError: training diverged.
@@ -63,7 +63,13 @@ def measured(cell: Cell, trainer: Trainer) -> Iterator[tuple[Record, dict[str, f
         if record.step in integrated:
             extra |= integral(trainer.problem, oracle.point(), norm, moved)
         seconds = record.seconds + time.perf_counter() - began
-        yield replace(record, curvature=curvature, num_hvps=oracle.num_hvps, seconds=seconds), extra
+        yield replace(
+            record,
+            curvature=curvature,
+            num_hvps=oracle.num_hvps,
+            seconds=seconds,
+            extras=extra,
+        )
 
 
 def identity(oracle: Oracle, moved: Blocks, dual_norm: float, d: float, lr: float) -> float:

@@ -1,21 +1,17 @@
-"""Results: a cell's rows in a file, as a few numbers, and in a table."""
+"""Results: a cell's records as a few numbers, and in a table."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import Quadratic
-from geodiag.records import Record, to_json
+from geodiag.records import Record
 
-Row: TypeAlias = "dict[str, Any]"
 LATE, EARLY = 0.8, 0.05  # fractions of a run: its late phase, and where growth is counted from
 AT_THE_EDGE = (0.9, 1.5)
 GROWTH = 1.5
@@ -50,50 +46,27 @@ class Outcome:
         return AT_THE_EDGE[0] <= self.late <= AT_THE_EDGE[1]
 
 
-def to_line(record: Record, extra: Mapping[str, Any]) -> str:
-    """A row as a line of JSON: the record's fields and further ones; null is NaN or infinite."""
-    known = {
-        k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in extra.items()
-    }
-    row = json.loads(to_json(record)) | known
-    return json.dumps(row, allow_nan=False, ensure_ascii=False)
-
-
-def from_line(line: str) -> Row:
-    """The row of a line; null is NaN."""
-    return {k: math.nan if x is None else x for k, x in json.loads(line).items()}
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that end, which another process may be writing."""
-    # Not by splitlines: it also splits at characters that may stand in a note.
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a cell's file."""
-    return [from_line(line) for line in whole_lines(path)]
-
-
-def outcome(cell: Cell, rows: Sequence[Row]) -> Outcome:
+def outcome(cell: Cell, records: Sequence[Record]) -> Outcome:
     """The numbers of a cell."""
-    early = next((r for r in rows if r["step"] >= EARLY * cell.steps), rows[-1])
-    late = [r for r in rows if r["step"] >= LATE * cell.steps] or [rows[-1]]
+    early = next((r for r in records if r.step >= EARLY * cell.steps), records[-1])
+    late = [r for r in records if r.step >= LATE * cell.steps] or [records[-1]]
 
-    def median(key: str) -> float:
-        return float(np.median([r.get(key, math.nan) / r["threshold"] for r in late]))
+    def median(name: str) -> float:
+        return float(np.median([getattr(r, name, math.nan) / r.threshold for r in late]))
 
     differences = [
-        abs(r["directional_smoothness"] / r["quadrature"] - 1) for r in rows if "quadrature" in r
+        abs(r.directional_smoothness / r.quadrature - 1)
+        for r in records
+        if "quadrature" in r.extras
     ]
     return Outcome(
         cell,
-        loss=(rows[0]["loss"], rows[-1]["loss"]),
-        early=early["ratio"],
+        loss=(records[0].loss, records[-1].loss),
+        early=early.ratio,
         late=median("sharpness"),
         late_d=median("directional_smoothness"),
         late_top=median("lambda_max"),
-        identity=max((r["identity"] for r in rows if "identity" in r), default=math.nan),
+        identity=max((r.identity for r in records if "identity" in r.extras), default=math.nan),
         quadrature=max(differences, default=math.nan),
     )
 

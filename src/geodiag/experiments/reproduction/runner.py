@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,9 @@ from geodiag.experiments.reproduction.cells import METHODS, MODELS, TRAININGS, C
 from geodiag.experiments.reproduction.frameworks import check_installed, make_trainer
 from geodiag.experiments.reproduction.measuring import measured
 from geodiag.experiments.reproduction.quadratics import Quadratic, quadratics
-from geodiag.experiments.reproduction.results import (
-    Row,
-    from_line,
-    outcome,
-    quadratics_table,
-    read,
-    table,
-    to_line,
-    whole_lines,
-)
+from geodiag.experiments.reproduction.results import outcome, quadratics_table, table
+from geodiag.records import read_records, to_json
+from geodiag.report.watch import Tail
 
 WORKERS = 2
 QUICK = ("mlp",)
@@ -71,10 +64,10 @@ def run(
     cells = plan(framework, methods, QUICK if quick else models, data_folder, seed)
     out.mkdir(parents=True, exist_ok=True)
     failed = _run_all([c for c in cells if not _path(c, out).exists()], data_folder, out)
-    runs = [(c, read(_path(c, out))) for c in cells if c.key not in failed]
+    runs = [(c, read_records(_path(c, out))) for c in cells if c.key not in failed]
     shown = quadratics()
     _draw_all(runs, shown, out)
-    cells_table = table([outcome(c, rows) for c, rows in runs], failed)
+    cells_table = table([outcome(c, records) for c, records in runs], failed)
     report = f"{cells_table}\n### Quadratics of Section 5\n\n{quadratics_table(shown)}\n"
     draft = out / "results.md.part"
     draft.write_text(report, encoding="utf-8")
@@ -122,9 +115,10 @@ def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
     trainer = make_trainer(cell.framework, cell.model, task)
     part = out / f"{cell.key}.part"
     with part.open("w", encoding="utf-8") as log:
-        for record, extra in measured(cell, trainer):
-            settings = {"settings": asdict(cell)} if record.step == 0 else {}
-            log.write(to_line(record, extra | settings) + "\n")
+        for record in measured(cell, trainer):
+            if record.step == 0:
+                record = replace(record, extras=record.extras | {"settings": asdict(cell)})
+            log.write(to_json(record) + "\n")
             log.flush()
         os.fsync(log.fileno())  # else after a power failure the renamed file could be empty
     part.replace(_path(cell, out))
@@ -170,24 +164,16 @@ def _show(progress: Any, bar: Any, cell: Cell, future: Future[None], out: Path) 
         now = "" if future.exception() is None else "failed"
         progress.update(bar, completed=cell.steps, now=now)
         return
-    last = _last_row(out / f"{cell.key}.part") if future.running() else None
-    if last is not None:
-        now = f"loss {last['loss']:.4f}  S/edge {last['ratio']:.2f}"
-        progress.update(bar, completed=last["step"], now=now)
-
-
-def _last_row(part: Path) -> Row | None:
-    """The last whole line of a file that another process is writing."""
-    try:
-        lines = whole_lines(part)
-    except FileNotFoundError:
-        return None
-    return from_line(lines[-1]) if lines else None
+    log = Tail(out / f"{cell.key}.part")  # another process writes to it
+    if future.running() and log.update():
+        last = log.records[-1]
+        now = f"loss {last.loss:.4f}  S/edge {last.ratio:.2f}"
+        progress.update(bar, completed=last.step, now=now)
 
 
 def _draw_all(runs: Sequence[figures.Run], shown: list[Quadratic], out: Path) -> None:
     for key, method in METHODS.items():
-        own = [(cell, rows) for cell, rows in runs if cell.method == key]
+        own = [(cell, records) for cell, records in runs if cell.method == key]
         if own:
             title = (
                 f"{method.title[0].upper()}{method.title[1:]}\nfull batch, in {own[0][0].framework}"

@@ -42,7 +42,7 @@ def train(cell: Cell, trainer: Trainer, rtol: float | None = None) -> Iterator[S
     """
     method = METHODS[cell.method]
     norm = geometry(method.norm, trainer.problem.at(trainer.point()).gradient())
-    trainer.descend(norm, cell.lr, method.normalized)
+    trainer.set_optimizer(norm, cell.lr, method.normalized)
     last: Any = None
     for step in range(cell.steps):
         if step % cell.every:
