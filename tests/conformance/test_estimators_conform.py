@@ -14,7 +14,7 @@ from geodiag.errors import NormError, PluginError
 from geodiag.estimators import Options, choose
 from geodiag.norms import L1, Linf
 from geodiag.testing import check_estimator
-from geodiag.testing.cases import cases, cross_maximum, cube_maximum
+from geodiag.testing.cases import cases, cross_polytope_maximum, cube_maximum
 from tests import truth
 
 
@@ -57,7 +57,7 @@ def test_the_checkers_own_truths():
     for seed, n in itertools.product(range(10), (1, 2, 3, 4)):
         H = truth.symmetric(n, seed)
         assert cube_maximum(H) == pytest.approx(truth.cube_faces(H), rel=1e-11)
-        assert cross_maximum(H) == pytest.approx(truth.cross_faces(H), rel=1e-11)
+        assert cross_polytope_maximum(H) == pytest.approx(truth.cross_faces(H), rel=1e-11)
     rows = {Linf: lambda D: np.abs(D).max(axis=1), L1: lambda D: np.abs(D).sum(axis=1)}
     checked = 0
     for case in cases():

@@ -39,7 +39,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """All of them, the same at each call."""
     rng = np.random.default_rng(0)
-    yield from _whole(rng)
+    yield from _one_block(rng)
     yield from _rank_one(rng)
     A = _symmetric(rng, 3, definite=True)
     # ⟨D, D A⟩ over 2 × 3 matrices: rows of D do not interact.
@@ -49,7 +49,7 @@ def cases() -> Iterator[Case]:
     yield Case("a mixed pair", mixed, SumOver(L2()), 0.5, {"a": (1,), "b": (1,)})
 
 
-def _whole(rng: np.random.Generator) -> Iterator[Case]:
+def _one_block(rng: np.random.Generator) -> Iterator[Case]:
     """One block ``x``; every matrix in ℓ2, preconditioned, ℓ∞ and ℓ1."""
     matrices = {
         "a positive definite matrix": _symmetric(rng, 4, definite=True),
@@ -70,7 +70,7 @@ def _whole(rng: np.random.Generator) -> Iterator[Case]:
         cube = cube_maximum(H)
         yield Case(label, H, Linf(), cube, shapes)
         yield Case(label, H, Scaled(Linf(), 2.0), cube / 4.0, shapes)
-        yield Case(label, H, L1(), cross_maximum(H), shapes)
+        yield Case(label, H, L1(), cross_polytope_maximum(H), shapes)
 
 
 def _rank_one(rng: np.random.Generator) -> Iterator[Case]:
@@ -112,7 +112,7 @@ def cube_maximum(H: Vector) -> float:
     return best
 
 
-def cross_maximum(H: Vector) -> float:
+def cross_polytope_maximum(H: Vector) -> float:
     """max of ⟨d, Hd⟩ over Σ|d_i| = 1: per support and signs, the stationary point of a simplex."""
     best = -np.inf
     for signs in itertools.product((-1.0, 0.0, 1.0), repeat=len(H)):

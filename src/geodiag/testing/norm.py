@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, add, axpy, check_like, dot, scale, zeros_like
+from geodiag.blocks import Blocks, add, axpy, check_like, dot, scale, zeros_like
 from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.norms.base import Norm, QuadraticNorm, require_norm
 from geodiag.testing import probes
 
-CLIMB = 60  # steps of the local search that tries to beat the LMO,
-CLIMBS = 6  # at this many of the probed g
+LOCAL_STEPS = 60  # steps of the local search that tries to beat the LMO,
+LOCAL_SEARCHES = 6  # at this many of the probed g
 
 
 def check_norm(norm: Norm, example: Blocks, *, space: Space | None = None, seed: int = 0) -> None:
@@ -61,33 +61,33 @@ class _Checker:
         lengths = [self._value_of(d) for d in found]
         for d, length in zip(found, lengths, strict=True):
             self._homogeneity(d, length)
-        self._zero()
+        at_zero = self.value(zeros_like(self.example))
+        if at_zero != 0.0:
+            raise self.fail("value(0) must be 0", f"{at_zero:.6g}", "remove the offset")
         self._triangle(found, lengths)
         for g in found:
             self._feasible(g)
         self._lmo_of_zero()
         units = [scale(d, 1.0 / length) for d, length in zip(found, lengths, strict=True)]
         for k, g in enumerate(found):
-            self._optimal(g, units, climb=k < CLIMBS)
+            self._optimal(g, units, search=k < LOCAL_SEARCHES)
         for g in found:
             self._dual_and_scale(g)
         if isinstance(self.norm, QuadraticNorm):
             self._quadratic(self.norm, found)
 
     def value(self, d: Blocks) -> float:
-        return probes.scalar(self.norm.value(d), self._one(), self._what("value(d)"), NormError)
+        return self._number(self.norm.value(d), "value(d)")
 
     def lmo(self, g: Blocks) -> Blocks:
-        answer = self.norm.lmo(g)
-        check_like(answer, self.space.shapes, self._what("lmo(g)"), NormError)
-        probes.check_arrays(answer, self.example, self._what("lmo(g)"), NormError)
+        answer, what = self.norm.lmo(g), f"lmo(g) of {self.given!r}"
+        check_like(answer, self.space.shapes, what, NormError)
+        probes.check_arrays(answer, self.example, what, NormError)
         return answer
 
-    def _one(self) -> Array:
-        return next(iter(self.example.values()))
-
-    def _what(self, method: str) -> str:
-        return f"{method} of {self.given!r}"
+    def _number(self, x: Any, method: str) -> float:
+        like = next(iter(self.example.values()))
+        return probes.scalar(x, like, f"{method} of {self.given!r}", NormError)
 
     def fail(self, what: str, got: str, do: str) -> NormError:
         return NormError(f"{self.given!r}: {what}", got=got, do=do)
@@ -113,11 +113,6 @@ class _Checker:
             raise self.fail(
                 f"{method} modifies its input in place", "other entries afterwards", "copy first"
             )
-
-    def _zero(self) -> None:
-        value = self.value(zeros_like(self.example))
-        if value != 0.0:
-            raise self.fail("value(0) must be 0", f"{value:.6g}", "remove the offset")
 
     def _homogeneity(self, d: Blocks, one: float) -> None:
         for c in (2.0, -1.0, 0.3, -7.0, 1e-3):
@@ -166,22 +161,29 @@ class _Checker:
                 "return zeros where g = 0",
             )
 
-    def _optimal(self, g: Blocks, units: list[Blocks], climb: bool) -> None:
+    def _optimal(self, g: Blocks, units: list[Blocks], search: bool) -> None:
         """No direction may be better than the LMO: probes, LMOs of others, a local search."""
         answer = self.lmo(g)
         reached = float(dot(g, answer))
-        slack = self.tol * max(abs(reached), probes.largest(g) * self._reach(answer))
+        # Σ|d_i|: the rounding of ⟨g, d⟩ per unit of max |g_i|.
+        terms = sum(float(abs(x).sum()) for x in probes.host(answer).values())
+        slack = self.tol * max(abs(reached), probes.largest(g) * terms)
         candidates = [answer, g, *(self.lmo(axpy(0.3, d, g)) for d in units[:4])]
         parts = [self.lmo(zeros_like(g) | {name: x}) for name, x in g.items()]
         together = parts[0]
         for part in parts[1:]:
             together = add(together, part)
         candidates += [*parts, together]
-        scored = [(self._score(g, d), d) for d in candidates if probes.largest(d) > 0.0]
+        # |⟨g, d⟩|: the better of d and −d.
+        scored = [
+            (abs(float(dot(g, d))) / self.value(d), d)
+            for d in candidates
+            if probes.largest(d) > 0.0
+        ]
         scored += [(abs(float(dot(g, d))), d) for d in units]
         best, start = max(scored, key=lambda pair: pair[0])
-        if climb and best <= reached + slack:
-            best = self._climb(g, start, best, reached + slack)
+        if search and best <= reached + slack:
+            best = self._local_search(g, start, best, reached + slack)
         if best > reached + slack:
             raise self.fail(
                 "lmo(g) does not maximise ⟨g, d⟩ over the unit ball",
@@ -189,19 +191,11 @@ class _Checker:
                 "check its sign, its scale, and that it belongs to this norm and to all tensors",
             )
 
-    def _reach(self, d: Blocks) -> float:
-        """Σ|d_i|: the rounding of ⟨g, d⟩ per unit of max |g_i|."""
-        return sum(float(abs(x).sum()) for x in probes.host(d).values())
-
-    def _score(self, g: Blocks, d: Blocks) -> float:
-        """|⟨g, d⟩|/‖d‖: the better of d and −d."""
-        return abs(float(dot(g, d))) / self.value(d)
-
-    def _climb(self, g: Blocks, d: Blocks, best: float, target: float) -> float:
+    def _local_search(self, g: Blocks, d: Blocks, best: float, target: float) -> float:
         """Random local search; ⟨g, d⟩/‖d‖ is quasi-concave, so it has no other local maxima."""
         d = scale(d, 1.0 / self.value(d))
         step = 0.5
-        for k in range(CLIMB):
+        for k in range(LOCAL_STEPS):
             move = self._move(k)
             for sign in (1.0, -1.0):
                 trial = axpy(sign * step / self.value(move), move, d)
@@ -225,7 +219,7 @@ class _Checker:
 
     def _dual_and_scale(self, g: Blocks) -> None:
         reached = float(dot(g, self.lmo(g)))
-        dual = probes.scalar(self.norm.dual(g), self._one(), self._what("dual(g)"), NormError)
+        dual = self._number(self.norm.dual(g), "dual(g)")
         if abs(dual - reached) > self.tol * abs(reached):
             raise self.fail(
                 "dual(g) must equal ⟨g, lmo(g)⟩",
