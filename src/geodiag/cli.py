@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="l2, linf or spectral; may be repeated (default: all three)",
     )
     show.add_argument("--steps", type=int, help="training steps of each method")
-    _add_training(show, "geodiag-demo", "where the picture and the records go")
+    _add_training(show, "geodiag-demo", "where the figure and the records go")
     show.set_defaults(run=demo.run)
     _add_reproduce(commands)
 
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FILE",
-        help=f"the picture: {', '.join(plotting.SUFFIXES)} (default: the first log's name, .png)",
+        help=f"the figure: {', '.join(plotting.SUFFIXES)} (default: the first log's name, .png)",
     )
     draw.set_defaults(run=_plot)
 
@@ -152,7 +152,7 @@ def _norms() -> int:
 def _plot(logs: list[Path], out: Path | None) -> int:
     out = out or logs[0].with_suffix(".png")
     plotting.plot(logs, out)
-    print(f"picture: {out}")
+    print(f"figure: {out}")
     return 0
 
 

@@ -214,7 +214,7 @@ class TestCommand:
         out = tmp_path / "both.svg"
         assert main(["plot", *logs, "-o", str(out)]) == 0
         assert out.exists()
-        assert capsys.readouterr().out == f"picture: {out}\n"
+        assert capsys.readouterr().out == f"figure: {out}\n"
 
     def test_is_named_after_the_first_log(self, tmp_path, capsys):
         assert main(["plot", str(save(tmp_path / "run.jsonl"))]) == 0

@@ -1,4 +1,4 @@
-"""The HTML report: a picture and a table of runs in one file, without scripts or a network."""
+"""The HTML report: a figure and a table of runs in one file, without scripts or a network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left;
 
 
 def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
-    """One HTML file with an SVG picture and the last record of each run; it fetches nothing."""
+    """One HTML file with an SVG figure and the last record of each run; it fetches nothing."""
     last = {label or "run": run[-1].to_dict() for label, run in runs.items()}
     names = dict.fromkeys(name for row in last.values() for name in row)  # in their order
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("run", *names))

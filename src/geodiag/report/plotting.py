@@ -1,4 +1,4 @@
-"""Pictures of measurements (matplotlib, without a display).
+"""Figures of measurements (matplotlib, without a display).
 
 :func:`plot` shows logged runs, panel above panel on a shared axis of steps. Which quantity is drawn
 where, and how, is part of its declaration: see :class:`geodiag.records.Quantity`.
@@ -64,11 +64,11 @@ def plot(
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
             or a dict that gives each run's records or path a label. Numbers beyond 1e100 are left
             out.
-        path: where to save the picture: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
+        path: where to save the figure: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
             file that needs no network and holds a table of the last records too.
 
     Returns:
-        matplotlib.figure.Figure: the picture, with one axes object for each panel, in order.
+        matplotlib.figure.Figure: the figure, with one axes object for each panel, in order.
 
     Raises:
         ArgumentError: there is nothing to draw, or a path that cannot be used.
@@ -148,11 +148,11 @@ def _labels(paths: list[Path]) -> dict[str, Path]:
 
 def _target(given: Any) -> Path:
     if not isinstance(given, (str, os.PathLike)):
-        raise ArgumentError("path= must be the path of a picture", got=shown(given))
+        raise ArgumentError("path= must be the path of a figure", got=shown(given))
     path = Path(given)
     if path.suffix.lower() not in SUFFIXES:
         raise ArgumentError(
-            "the picture's suffix is not known", got=str(path), do=f"use one of {SUFFIXES}"
+            "the figure's suffix is not known", got=str(path), do=f"use one of {SUFFIXES}"
         )
     return path
 
@@ -280,7 +280,7 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
         if html:
             path.write_text(page(svg.getvalue(), runs), encoding="utf-8")
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
-        raise ArgumentError("the picture cannot be written", got=str(e)) from e
+        raise ArgumentError("the figure cannot be written", got=str(e)) from e
 
 
 def new_figure(width: float, height: float) -> Figure:
