@@ -146,7 +146,8 @@ def measured(
         GeodiagError: as there.
     """
     norm = require_norm(asked.bind(oracle.space), "bind of the norm")
-    chosen = _resolve_estimator(estimator, norm, oracle)
+    asked_for = named_estimator(estimator)
+    chosen = choose(norm, oracle.space) if asked_for is None else asked_for
     with own_arithmetic():
         first, age = as_start(start, oracle, norm)
     counted, options = CountingOracle(oracle), replace(options, age=age)
@@ -165,9 +166,12 @@ def measured(
     return result if result.norm == name else replace(result, norm=name)
 
 
-def _resolve_estimator(
-    estimator: SharpnessEstimator | str, norm: Norm, oracle: Oracle
-) -> SharpnessEstimator:
+def named_estimator(estimator: SharpnessEstimator | str) -> SharpnessEstimator | None:
+    """The estimator of a registered name, or the object itself; None for "auto".
+
+    Raises:
+        GeodiagError: it is neither, or no estimator has the name.
+    """
     if isinstance(estimator, SharpnessEstimator):
         return estimator
     if not isinstance(estimator, str):
@@ -176,9 +180,7 @@ def _resolve_estimator(
             got=shown(estimator),
             do='pass "auto", or e.g. geodiag.estimators.Ascent()',
         )
-    if estimator == "auto":
-        return choose(norm, oracle.space)
-    return registry.estimator(estimator)
+    return None if estimator == "auto" else registry.estimator(estimator)
 
 
 @contextmanager

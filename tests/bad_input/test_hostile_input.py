@@ -75,8 +75,8 @@ def restored(pace=(), last=LAST, **following):
     """A monitor that goes on from a state with these parts."""
     monitor, _ = pair()
     state = monitor.state_dict()
-    whole = state["following"] | {"last": last, "ahead": WITNESS} | following
-    monitor.load_state_dict(state | {"following": whole, "pace": state["pace"] | dict(pace)})
+    whole = state["tracker"] | {"last": last, "ahead": WITNESS} | following
+    monitor.load_state_dict(state | {"tracker": whole, "schedule": state["schedule"] | dict(pace)})
     return monitor
 
 
@@ -309,10 +309,11 @@ def test_a_state_goes_through_json():
 def test_a_damaged_state_changes_nothing():
     monitor = restored()
     before = monitor.state_dict()
-    assert before["following"]["last"] == LAST
-    for wrong in ({"following": {"x": 1}}, {"pace": {}}, {"version": 2}, {"pace": {"spent": "1"}}):
+    assert before["tracker"]["last"] == LAST
+    schedules = {}, {"spent": "1"}
+    for wrong in ({"tracker": {"x": 1}}, {"version": 2}, *({"schedule": x} for x in schedules)):
         with pytest.raises(ArgumentError):
-            monitor.load_state_dict(monitor.state_dict() | {"pace": before["pace"]} | wrong)
+            monitor.load_state_dict(monitor.state_dict() | {"schedule": before["schedule"]} | wrong)
         assert monitor.state_dict() == before
 
 

@@ -61,8 +61,9 @@ EXAMPLES = {each.name: each for module in modules() for each in examples(module)
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    by_hand = {kind: dict(found) for kind, found in registry._by_hand.items()}
-    monkeypatch.setattr(registry, "_by_hand", by_hand)  # what an example registers is forgotten
+    registered = {kind: dict(found) for kind, found in registry._registered.items()}
+    # What an example registers is forgotten.
+    monkeypatch.setattr(registry, "_registered", registered)
     known = {plugin for plugin, _ in registry._manager.list_name_plugin()}
     test, said = EXAMPLES[name], []
     test.globs.update(np=np, geodiag=geodiag)

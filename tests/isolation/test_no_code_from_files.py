@@ -138,7 +138,7 @@ def test_reading_hostile_files_runs_nothing(tmp_path, python):
         "python.csv": b"=cmd|' /C calc'!A0,__import__('os')\n",
         "yaml.jsonl": b"!!python/object/apply:os.system ['echo boom']\n",
         "object.jsonl": b'{"__reduce__": ["os.system", "boom"], "step": 1}\n',
-        "state.jsonl": b'{"version": 1, "following": {"__class__": "os"}, "pace": "eval"}\n',
+        "state.jsonl": b'{"version": 1, "tracker": {"__class__": "os"}, "schedule": "eval"}\n',
         "start.jsonl": b'{"witness": {"x": "__import__"}, "age": 0, "norm": "L2()"}\n',
         "template.jsonl": b'{"step": 1, "note": "{0.__class__} %s ${x} {{x}}"}\n',
     }

@@ -160,7 +160,7 @@ class TestTracking:
         state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
         second = Monitor(self.problem(), lr=LR, every=1, budget=0.5)
         second.load_state_dict(state)
-        assert second.state_dict()["following"] == first.state_dict()["following"]
+        assert second.state_dict()["tracker"] == first.state_dict()["tracker"]
         first.before(2, {"x": np.full(200, 0.81)})
         second.before(2, {"x": np.full(200, 0.81)})
         one, other = (m.after({"x": np.full(200, 0.729)}) for m in (first, second))
@@ -180,18 +180,18 @@ class TestTracking:
             {},
             {"version": 2},
             None,
-            {"version": 1, "following": {"last": {"x": 1}}, "pace": {}},
-            {"version": 1, "following": {"last": [], "ahead": None}, "pace": {}},
-            {"version": 1, "following": {"last": None, "ahead": {"x": [1.0]}}, "pace": {}},
-            {"version": 1, "following": state_with(ahead={"x": {"x": [1.0]}}), "pace": PACE},
-            {"version": 1, "following": state_with(witness={"x": [[1.0], [2, 3]]}), "pace": PACE},
-            {"version": 1, "following": state_with(), "pace": np.float16(1.0)},
+            {"version": 1, "tracker": {"last": {"x": 1}}, "schedule": {}},
+            {"version": 1, "tracker": {"last": [], "ahead": None}, "schedule": {}},
+            {"version": 1, "tracker": {"last": None, "ahead": {"x": [1.0]}}, "schedule": {}},
+            {"version": 1, "tracker": state_with(ahead={"x": {"x": [1.0]}}), "schedule": PACE},
+            {"version": 1, "tracker": state_with(witness={"x": [[1.0], [2, 3]]}), "schedule": PACE},
+            {"version": 1, "tracker": state_with(), "schedule": np.float16(1.0)},
         ],
     )
     def test_another_state_is_refused(self, state):
         monitor = Monitor(self.problem())
         with pytest.raises(ArgumentError, match="not the state"):
             monitor.load_state_dict(state)
-        plain = {"version": 1, "following": state_with(), "pace": PACE}
+        plain = {"version": 1, "tracker": state_with(), "schedule": PACE}
         monitor.load_state_dict(plain)  # what the refused ones differ from
-        assert json.loads(json.dumps(monitor.state_dict()))["following"] == state_with()
+        assert json.loads(json.dumps(monitor.state_dict()))["tracker"] == state_with()

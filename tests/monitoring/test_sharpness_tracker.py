@@ -214,7 +214,7 @@ def test_where_nothing_is_positive_no_exploration_is_due_every_second_time(sign)
     due = []
     for step in range(18):  # no cold search but the first
         run.observe()
-        if run.monitor.state_dict()["following"]["since"] == 0:
+        if run.monitor.state_dict()["tracker"]["since"] == 0:
             due.append(step)
     # The values of searches lie far apart there. That is not taken for a Hessian that has changed,
     # which would bring an exploration at every second measurement.
@@ -232,6 +232,5 @@ def test_a_state_of_other_parameters_leaves_no_schedule():
     fresh.observe()
     for name in ("age", "cold_after", "since", "explore_after"):
         assert (
-            new.monitor.state_dict()["following"][name]
-            == fresh.monitor.state_dict()["following"][name]
+            new.monitor.state_dict()["tracker"][name] == fresh.monitor.state_dict()["tracker"][name]
         )

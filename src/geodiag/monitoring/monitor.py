@@ -18,15 +18,15 @@ from typing import Any
 from geodiag.core.validation import is_true, whole_step
 from geodiag.errors import ArgumentError, shown
 from geodiag.estimators import Options, SharpnessEstimator
-from geodiag.monitoring.observation import Observation, check_rule, said
+from geodiag.monitoring.observation import Observation, check_rule, one_line
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import Problem
-from geodiag.plugins import registry
 from geodiag.problems import current_norm, norm_source, problem
 from geodiag.records import Record, quantities
+from geodiag.sharpness import named_estimator
 from geodiag.sinks import Log, Sink, as_sinks
 
 
@@ -99,9 +99,10 @@ class Monitor:
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
-        Options(rtol=rtol, max_hvps=max_hvps, seed=seed)  # raises where one cannot be used
+        # Each raises here where it cannot be used, not at the first measurement.
+        Options(rtol=rtol, max_hvps=max_hvps, seed=seed)
         check_rule(lr, update)
-        _check_estimator(estimator)
+        named_estimator(estimator)
         self._lr, self._update = lr, update
         self._tracker = SharpnessTracker(
             {
@@ -137,9 +138,9 @@ class Monitor:
             return False
         try:
             due = is_true(self._schedule.due(step), "every=")
-            return due if self._schedule.plain else self._problem.agree(due)
+            return due if self._schedule.by_step_alone else self._problem.agree(due)
         except Exception as e:
-            self._warn("every", f"every= failed, and nothing is measured: {said(e)}")
+            self._warn("every", f"every= failed, and nothing is measured: {one_line(e)}")
             return False
 
     def before(self, step: int, params: Any = None) -> None:
@@ -221,8 +222,8 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
-        following, schedule = self._tracker.state_dict(), self._schedule.state_dict()
-        return {"version": 1, "following": following, "pace": schedule}
+        tracker, schedule = self._tracker.state_dict(), self._schedule.state_dict()
+        return {"version": 1, "tracker": tracker, "schedule": schedule}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned, in this process or an earlier one.
@@ -236,11 +237,11 @@ class Monitor:
             if not isinstance(state["version"], int) or state["version"] != 1:
                 raise ValueError(f"version {shown(state['version'])}")
             tracker, schedule = copy.copy(self._tracker), copy.copy(self._schedule)
-            tracker.load_state_dict(state["following"])
-            schedule.load_state_dict(state["pace"])
+            tracker.load_state_dict(state["tracker"])
+            schedule.load_state_dict(state["schedule"])
         except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
-            raise ArgumentError(what, got=said(e), do=do) from e
+            raise ArgumentError(what, got=one_line(e), do=do) from e
         self._tracker, self._schedule = tracker, schedule
 
     def __enter__(self) -> Monitor:
@@ -273,7 +274,7 @@ class Monitor:
             try:
                 sink.write(record)
             except Exception as e:
-                self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {said(e)}")
+                self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {one_line(e)}")
         self._schedule.spend(began)
         return record
 
@@ -291,14 +292,4 @@ class Monitor:
         try:
             opened.close()
         except Exception as e:
-            self._warn(id(opened), f"{name} failed to close: {said(e)}")
-
-
-def _check_estimator(estimator: Any) -> None:
-    if isinstance(estimator, str):
-        if estimator != "auto":
-            registry.estimator(estimator)
-    elif not isinstance(estimator, SharpnessEstimator):
-        raise ArgumentError(
-            "estimator= must be a name or a SharpnessEstimator object", got=shown(estimator)
-        )
+            self._warn(id(opened), f"{name} failed to close: {one_line(e)}")

@@ -74,7 +74,7 @@ class Observation:
         try:
             yield
         except Exception as e:
-            self.note(f"{what}: {said(e)}")
+            self.note(f"{what}: {one_line(e)}")
 
     def note(self, text: str) -> None:
         """Add to the record's note, once."""
@@ -249,7 +249,7 @@ def check_rule(lr: Any, update: Any) -> None:
         )
 
 
-def said(e: BaseException) -> str:
+def one_line(e: BaseException) -> str:
     """The type and the text of an exception in one line; the type alone if it has no text."""
     try:
         text = str(e)

@@ -41,7 +41,7 @@ class Schedule:
         self._spent = self._cost = 0.0  # in seconds: of all measurements, of the last
 
     @property
-    def plain(self) -> bool:
+    def by_step_alone(self) -> bool:
         """Whether the number of the step alone decides, so that all ranks agree."""
         return self._budget is None and not callable(self._every)
 

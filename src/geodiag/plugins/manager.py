@@ -67,7 +67,7 @@ class Registry:
         self._find_entry_points = entry_points or _entry_points
         self._entry_points: list[tuple[Any, str]] | None = None  # read once, which is slow
         self._tried: set[str] = set()
-        self._by_hand: dict[str, dict[str, Registered]] = {"norm": {}, "estimator": {}}
+        self._registered: dict[str, dict[str, Registered]] = {"norm": {}, "estimator": {}}
         self._lock = threading.RLock()
 
     def register(self, plugin: Any, name: str | None = None) -> None:
@@ -164,13 +164,13 @@ class Registry:
         with self._lock:
             known = self._named(kind).get(name)
             if known is not None and _same(known.factory, factory):
-                if name in self._by_hand[kind]:
-                    self._by_hand[kind][name] = replace(known, factory=factory)
+                if name in self._registered[kind]:
+                    self._registered[kind][name] = replace(known, factory=factory)
                 return
             owner = f"register_{kind} (module {getattr(factory, '__module__', '?')})"
             if known is not None:
                 raise _clash(kind, name, known.owner, owner)
-            self._by_hand[kind][name] = Registered(name, owner, factory)
+            self._registered[kind][name] = Registered(name, owner, factory)
 
     def norms(self) -> dict[str, Registered]:
         """All registered norms by name, sorted."""
@@ -248,7 +248,7 @@ class Registry:
         return made
 
     def _named(self, kind: str) -> dict[str, Registered]:
-        """All of one kind by name, sorted: those of plugins, and those registered by hand."""
+        """All of one kind by name, sorted: of plugins, and of ``register_norm`` and the like."""
         hook, offered = f"geodiag_{kind}s", list[Registered]()
         for owner, answer in self.answers(hook):
             named = isinstance(answer, Mapping) and all(isinstance(n, str) for n in answer)
@@ -259,7 +259,7 @@ class Registry:
                 )
             offered += [Registered(name, owner, factory) for name, factory in answer.items()]
         found: dict[str, Registered] = {}
-        for entry in (*offered, *self._by_hand[kind].values()):
+        for entry in (*offered, *self._registered[kind].values()):
             if entry.name in found:
                 raise _clash(kind, entry.name, found[entry.name].owner, entry.owner)
             found[entry.name] = entry
@@ -278,7 +278,7 @@ class Registry:
             self._tried.add(ep.name)
             try:
                 plugin = ep.load()
-                if not self._manager.is_registered(plugin):  # by hand, under another name
+                if not self._manager.is_registered(plugin):  # by register, under another name
                     self._add(plugin, ep.name)
             except PluginError:
                 raise

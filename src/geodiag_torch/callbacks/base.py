@@ -65,7 +65,7 @@ class Attachment:
             self.monitor.detach()
             self._past, self.monitor = self.records, None
 
-    def fresh(self) -> list[Record]:
+    def new_records(self) -> list[Record]:
         """The records since the last call."""
         found = self.records[self._taken :]
         self._taken += len(found)

@@ -65,7 +65,9 @@ class HuggingFaceMonitor(TrainerCallback):
         if not self._attachment.takes_part(kwargs["model"], state.is_world_process_zero):
             return
         if self._attachment.data is None:
-            self._hook = kwargs["model"].register_forward_pre_hook(self._see, with_kwargs=True)
+            self._hook = kwargs["model"].register_forward_pre_hook(
+                self._keep_first_batch, with_kwargs=True
+            )
         else:
             self._attach(state, kwargs)
 
@@ -85,7 +87,7 @@ class HuggingFaceMonitor(TrainerCallback):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self._attachment.attach(optimizer, model, self._batch, state.global_step)
 
-    def _see(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _keep_first_batch(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep the first training batch. Taking one from the loader would change its order."""
         if not model.training:  # evaluation comes first
             return
@@ -101,7 +103,7 @@ class HuggingFaceMonitor(TrainerCallback):
         self._attachment.detach()
 
     def _log(self, state: Any, control: Any) -> None:
-        for record in self._attachment.fresh():
+        for record in self._attachment.new_records():
             found = metrics(record, self._prefix)
             if self._trainer is None:
                 state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})

@@ -113,7 +113,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for record in self._attachment.fresh():
+        for record in self._attachment.new_records():
             found = metrics(record, self._prefix)
             self._to_loggers(trainer, record)
             pl_module.log_dict(
@@ -136,7 +136,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         self._steps = self._steps if monitor is None else monitor.steps
         self._attachment.detach()
         self._seen = False
-        for record in self._attachment.fresh():
+        for record in self._attachment.new_records():
             self._to_loggers(trainer, record)
 
     def _to_loggers(self, trainer: Any, record: Record) -> None:

@@ -127,7 +127,7 @@ def states(made: geodiag.Monitor) -> Any:
             "found": st.sampled_from((1.0, None)),
         }
     )
-    loaded = following.map(lambda f: damaged(("following",), f)) if "following" in whole else wild()
+    loaded = following.map(lambda f: damaged(("tracker",), f)) if "tracker" in whole else wild()
     paths = st.sampled_from([path for path in places(whole) if path])
     return loaded | st.builds(damaged, paths, wild() | st.sampled_from(NUMBERS)) | wild()
 
