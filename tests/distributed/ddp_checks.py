@@ -47,7 +47,7 @@ def equal_the_union(rank: int) -> None:
         expected = alone(model, kind)
         found = together(ddp, rank, kind)
         same_everywhere(found.value)
-        agree(found, expected, lambda at, k=kind: together(ddp, rank, k, start=at), model, kind)
+        agree(found, expected, lambda k=kind, **asked: together(ddp, rank, k, **asked), model, kind)
     expected = alone(model, "l2", "sum")
     for engine in ("graph", "recompute", "finite-difference"):
         found = together(ddp, rank, "l2", "sum", engine=engine)
@@ -126,10 +126,10 @@ def subgroups(rank: int) -> None:
     else:
         found = together(model, rank, "linf", process_group=pair)
 
-        def warm(start: Any) -> Any:
-            return together(model, rank, "linf", process_group=pair, start=start)
+        def ask(**options: Any) -> Any:
+            return together(model, rank, "linf", process_group=pair, **options)
 
-        agree(found, alone(model, "linf"), warm, model, "linf")
+        agree(found, alone(model, "linf"), ask, model, "linf")
 
 
 def synchronised_batch_norm(rank: int) -> None:

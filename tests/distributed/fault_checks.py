@@ -108,8 +108,8 @@ def same_fall_back(rank: int) -> None:
     expected = alone(network(), "linf")
     for memory in (None, 10**9):
 
-        def measured(start: Any = None, memory: int | None = memory) -> Any:
-            asked = {"criterion": loss, "data": shard(rank), "memory": memory, "start": start}
+        def measured(memory: int | None = memory, **asked: Any) -> Any:
+            asked |= {"criterion": loss, "data": shard(rank), "memory": memory}
             return geodiag.sharpness(model, "linf", **asked, **shared)
 
         found = measured()

@@ -78,7 +78,9 @@ def equal_the_union(rank: int) -> None:
             found = together(model, rank, kind, **options)
         check_gathered(model, kind, shapes)
         same_everywhere(found.value)
-        agree(found, expected, lambda at, k=kind: together(model, rank, k, start=at), truth, kind)
+        agree(
+            found, expected, lambda k=kind, **asked: together(model, rank, k, **asked), truth, kind
+        )
         parameters = dict(model.named_parameters())
         for name, d in found.direction.items():
             assert isinstance(d, DTensor), (kind, type(d))

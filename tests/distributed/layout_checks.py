@@ -39,12 +39,12 @@ def replicas(rank: int) -> None:
         found = geodiag.sharpness(model, norm(kind), data=batches()[rank::4], **options)
         same_everywhere(found.value)
 
-        def warm(start: Any, kind: str = kind, options: Any = options) -> Any:
+        def ask(kind: str = kind, options: Any = options, **asked: Any) -> Any:
             return geodiag.sharpness(
-                model, norm(kind), data=batches()[rank::4], start=start, **options
+                model, norm(kind), data=batches()[rank::4], **{**options, **asked}
             )
 
-        agree(found, expected, warm, truth, kind)
+        agree(found, expected, ask, truth, kind)
         assert state(model) == before, kind
 
 
@@ -65,7 +65,7 @@ def placements(rank: int) -> None:
             agree(
                 found,
                 expected,
-                lambda at, m=model, k=kind: together(m, rank, k, start=at),
+                lambda m=model, k=kind, **asked: together(m, rank, k, **asked),
                 plain,
                 kind,
             )
