@@ -70,6 +70,8 @@ class JaxOracle(Oracle):
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
         self._notes: list[str] = []
+        if self._auto and derivatives.forward_blocked(self._static):
+            self._use_reverse()
         if engine == "finite-difference":
             self._note("Hessian-vector products are central differences of gradients")
 
@@ -166,7 +168,7 @@ class JaxOracle(Oracle):
     def _fresh(self) -> tuple[programs.Source, Any] | None:
         """The source of a program that linearizes within itself, where nothing is computed yet."""
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
-        if not unasked or not self._batches.single or self._forward_blocked():
+        if not unasked or not self._batches.single:
             return None
         _, call, at = next(self._inputs())
         return programs.Fresh(call), at
@@ -183,8 +185,7 @@ class JaxOracle(Oracle):
             return programs.Kept(), (frozen, self._batches.shares(self._kept))
         if self._kept is None and self._batches.single:
             _, call, at = next(self._inputs())
-            forward = self._engine == "recompute" and not self._forward_blocked()
-            return programs.Recomputed(call, forward), (frozen, at)
+            return programs.Recomputed(call, self._engine == "recompute"), (frozen, at)
         return None
 
     def _inputs(self, point: Arrays | None = None) -> Iterator[tuple[float, StaticCall, Inputs]]:
@@ -197,10 +198,6 @@ class JaxOracle(Oracle):
     def _total(self, f: Callable[[StaticCall, Inputs], Any], point: Arrays | None = None) -> Any:
         """``f`` of every batch, combined over one pass."""
         return self._batches.combine((w, f(call, at)) for w, call, at in self._inputs(point))
-
-    def _forward_blocked(self) -> bool:
-        """Whether reverse mode must replace forward mode, and may."""
-        return self._auto and derivatives.forward_blocked(self._static)
 
     def _arrays(self, blocks: Blocks) -> Arrays:
         """Blocks as arguments of the compiled functions."""
@@ -226,9 +223,6 @@ class JaxOracle(Oracle):
         left = math.inf if self._memory is None else float(self._memory)
         kept: list[tuple[float, Any]] = []
         answers: list[tuple[float, tuple[Array, Arrays]]] = []
-        if self._forward_blocked():
-            self._use_reverse()
-            return None
         for weight, call, at in self._inputs():
             try:
                 if self._memory is not None:
@@ -277,8 +271,6 @@ class JaxOracle(Oracle):
 
     def _recomputed(self, call: StaticCall, at: Inputs, d: Arrays, many: bool) -> Any:
         """(loss, product) of one batch."""
-        if self._engine == "recompute" and self._forward_blocked():
-            self._use_reverse()
         if self._engine == "recompute":
             try:
                 return _PRODUCTS["recompute"][many](call, at, d)

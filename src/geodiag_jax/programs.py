@@ -7,8 +7,8 @@ loss, at whatever point, finds the compilation of equal programs again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax
@@ -162,20 +162,6 @@ def _wider(x: Array, after: Any) -> Array:
     return x.astype(jnp.result_type(x, other))
 
 
-class _Held:
-    """A program as a static argument: equal where the types and the keys are."""
-
-    def __init__(self, program: Program[Any]) -> None:
-        self.program = program
-        self._key = (type(program), program.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
 class Source(Protocol):
     """How a program's questions are answered from the operands that it is called with; hashable."""
 
@@ -192,13 +178,14 @@ class Kept:
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
         frozen, kept = operands
-        return frozen, functools.partial(self._product, kept)
-
-    def _product(self, kept: Any, d: Arrays) -> Arrays:
         if len(kept) == 1:
-            return derivatives.apply(kept[0][1], d)  # type: ignore[no-any-return]
-        parts = [_scaled(c, derivatives.apply(linear, d)) for c, linear in kept]
-        return tuple(functools.reduce(jnp.add, each) for each in zip(*parts, strict=True))
+            return frozen, functools.partial(derivatives.apply, kept[0][1])
+
+        def product(d: Arrays) -> Arrays:
+            parts = [[x * c.astype(x.dtype) for x in derivatives.apply(f, d)] for c, f in kept]
+            return tuple(functools.reduce(jnp.add, each) for each in zip(*parts, strict=True))
+
+        return frozen, product
 
 
 @dataclass(frozen=True)
@@ -228,15 +215,12 @@ class Fresh:
         return (loss, gradient), functools.partial(derivatives.apply, linear)
 
 
-def _scaled(c: Array, arrays: Arrays) -> Arrays:
-    return tuple(x * c.astype(x.dtype) for x in arrays)
-
-
 @dataclass(frozen=True)
 class Job:
     """What the compilation of a program depends on, apart from the shapes of its arguments."""
 
-    program: _Held
+    program: Program[Any] = field(compare=False)
+    key: Hashable  # of the program, which stands for it
     source: Source
     static: StaticLoss
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -245,7 +229,7 @@ class Job:
     @classmethod
     def of(cls, program: Program[Any], source: Source, static: StaticLoss, space: Space) -> Job:
         shapes, views = tuple(space.shapes.items()), tuple(space.matrix_view.items())
-        return cls(_Held(program), source, static, shapes, views)
+        return cls(program, (type(program), program.key), source, static, shapes, views)
 
 
 def run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
@@ -259,7 +243,7 @@ def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
     space = tree.placement.space(dict(job.shapes), dict(job.views), tree.dtype, traced=True)
     frozen, product = job.source.open(operands)
     oracle = TracedOracle(space, product, frozen)
-    answer = job.program.program(oracle, *in_order(oracle.names, arguments))
+    answer = job.program(oracle, *in_order(oracle.names, arguments))
     return tree.placement.constrain_blocks(space.shapes, answer)
 
 

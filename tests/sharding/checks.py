@@ -191,7 +191,7 @@ def gathers() -> None:
 
     def recorded(job: Any, operands: Any, arguments: Any) -> Any:
         text = run.lower(job, operands, arguments).compile().as_text()
-        texts[type(job.program.program).__name__] = text
+        texts[type(job.program).__name__] = text
         return run(job, operands, arguments)
 
     programs._run = recorded
