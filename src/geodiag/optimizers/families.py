@@ -171,17 +171,11 @@ class MuonDescent(_Normalized):
 
 @dataclass(frozen=True)
 class SteepestDescent(Family):
-    """w⁺ = w − η‖g‖*·lmo(g), or w − η·lmo(g) if ``normalized``, in a norm that it was given.
-
-    Attributes:
-        own: the norm.
-        normalized: the factor ‖g‖* is left out.
-        whole: all parameters of the optimizer are measured.
-    """
+    """w⁺ = w − η‖g‖*·lmo(g), or w − η·lmo(g) if ``normalized``, in a norm that it was given."""
 
     own: Norm
     normalized: bool
-    whole: bool
+    whole: bool  # all parameters of the optimizer are measured
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)

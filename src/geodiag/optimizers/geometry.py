@@ -21,15 +21,9 @@ ROUNDING = 4.0  # machine epsilons of the parameters allowed besides
 class Geometry:
     """The geometry in which all measured parameters together are updated.
 
-    Args:
-        slots: one for each parameter of the space, at least one.
-        space: the parameters.
-        of: the optimizer, as notes name it.
-        compared: a cache of norms already compared, by their keys.
-
-    Raises:
-        ArgumentError: the parameters have update rules of several families, or the norm can be
-            seen not to be known.
+    ArgumentError if they have update rules of several families, or the norm can be seen not to be
+    known. ``of`` is the optimizer's name in notes; ``compared`` is a cache of norms compared, by
+    their keys.
     """
 
     def __init__(
@@ -51,11 +45,7 @@ class Geometry:
         self.family.check(slots, space)
 
     def norm(self) -> Norm:
-        """The norm in which the optimizer descends.
-
-        Raises:
-            NormError: the preconditioner is not known yet, or not positive.
-        """
+        """The norm in which the optimizer descends."""
         return self.family.norm(self._slots, self._space)
 
     def update(self, measured: Norm | None = None) -> Update:

@@ -63,19 +63,11 @@ class Family(ABC):
 
     @abstractmethod
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
-        """The norm in which the optimizer descends.
-
-        Raises:
-            NormError: the state does not determine it yet.
-        """
+        """The norm in which the optimizer descends; NormError if the state is not enough for it."""
 
     @abstractmethod
     def update(self, slots: Sequence[Slot]) -> Update:
-        """The update rule in that norm, with the first slot's learning rate.
-
-        Raises:
-            NoThreshold: none applies.
-        """
+        """The update rule in that norm, with the first slot's learning rate, or NoThreshold."""
 
     def direction(self, slot: Slot) -> Array | None:
         """(w − w⁺)/η without weight decay, if the state after a step determines it."""
@@ -90,11 +82,7 @@ def relative_rates(slots: Sequence[Slot]) -> dict[str, float]:
 
 
 def shared(slots: Sequence[Slot], field: str) -> Any:
-    """The value of a field that all slots must share.
-
-    Raises:
-        NoThreshold: they do not.
-    """
+    """The value of a field that all slots must share, or NoThreshold."""
     values = {getattr(s, field) for s in slots}
     if len(values) > 1:
         raise NoThreshold(f"the groups differ in {field}")

@@ -88,11 +88,8 @@ def threshold(
     """
     normalized, ema = require_flag(normalized, "normalized"), require_flag(ema, "ema")
     nesterov, decoupled = require_flag(nesterov, "nesterov"), require_flag(decoupled, "decoupled")
-    lr, beta, decay = (
-        require_lr(lr),
-        _number(momentum, "momentum"),
-        _number(weight_decay, "weight_decay"),
-    )
+    lr = require_lr(lr)
+    beta, decay = _number(momentum, "momentum"), _number(weight_decay, "weight_decay")
     if not 0.0 <= beta < 1.0:
         raise ArgumentError("momentum must lie in [0, 1)", got=shown(beta))
     if not 0.0 <= decay < math.inf:
@@ -165,11 +162,7 @@ class Update:
 
 
 def require_lr(lr: Any, do: str | None = None) -> float:
-    """A learning rate as a float.
-
-    Raises:
-        ArgumentError: it is no positive, finite number.
-    """
+    """A learning rate as a float; ArgumentError if it is no positive, finite number."""
     value = as_number(lr)
     if value is None or not 0.0 < value < math.inf:
         raise ArgumentError("lr must be positive and finite", got=shown(lr), do=do)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from geodiag.blocks import Array, Blocks, map_blocks, stack, unstack
@@ -147,10 +146,7 @@ class Oracle(ABC):
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
         """``program(asks or self, *arguments)``; an adapter may compile it, once for equal keys.
 
-        Args:
-            program: what to run.
-            arguments: its trees of arrays.
-            asks: an oracle around this one that counts, for a program that is not compiled.
+        ``asks``: an oracle around this one that counts, for a program that is not compiled.
         """
         return program(asks or self, *arguments)
 
@@ -191,10 +187,5 @@ class Problem(ABC):
     def __enter__(self) -> Problem:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -86,7 +86,14 @@ class CallablesProblem(Problem):
             raise ParameterError("the names of params= must be texts", got=shown(list(params)))
         self._loss, self._gradient = loss, gradient
         self._params = {name: _real(name, x) for name, x in params.items()}
-        _check_together(self._params)
+        try:
+            array_namespace(*self._params.values())
+        except TypeError as e:
+            raise ParameterError(
+                "the arrays of params= belong to several frameworks",
+                got=shown(e),
+                do="convert them",
+            ) from e
         self._measured = tuple(select(self._params, where))
 
     def at(self, params: Any = None) -> CallablesOracle:
@@ -105,15 +112,6 @@ class CallablesProblem(Problem):
         here = as_blocks(chosen if params is None else params, space, "params")
         point = {name: x + 0 for name, x in here.items()}  # a copy, so that it is frozen
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)
-
-
-def _check_together(params: Mapping[str, Any]) -> None:
-    try:
-        array_namespace(*params.values())
-    except TypeError as e:
-        raise ParameterError(
-            "the arrays of params= belong to several frameworks", got=shown(e), do="convert them"
-        ) from e
 
 
 def _real(name: str, x: Any) -> Any:
