@@ -144,16 +144,13 @@ class Ranks(Alone):
     def _gather(self, row: list[float]) -> list[list[float]]:
         row = row + [0.0] * (2 + 5 - len(row))
         mine = torch.tensor(row, dtype=torch.float64, device=self._device)
-        rows = [torch.empty_like(mine) for _ in range(self.size)]
-        collective(lambda: dist.all_gather(rows, mine, group=self.group))
-        found: list[list[float]] = torch.stack(rows).tolist()
+        found: list[list[float]] = torch.stack(all_gather(mine, self.group)).tolist()
         return found
 
     def _texts(self, mine: str) -> list[str]:
         raw = mine.encode()[:TEXT].ljust(TEXT)
         text = torch.tensor(list(raw), dtype=torch.uint8, device=self._device)
-        texts = [torch.empty_like(text) for _ in range(self.size)]
-        collective(lambda: dist.all_gather(texts, text, group=self.group))
+        texts = all_gather(text, self.group)
         return [bytes(t.tolist()).decode(errors="replace").strip() for t in texts]
 
     def _reduced(self, blocks: Blocks) -> Blocks:
@@ -162,19 +159,16 @@ class Ranks(Alone):
         out = dict(blocks)
         if small:
             flat = torch.cat([x.detach().reshape(-1) for x in small.values()])
-            self._all_reduce(flat)
+            all_reduce(flat, self.group)
             parts = torch.split(flat, [x.numel() for x in small.values()])
             named = zip(small.items(), parts, strict=True)
             out |= {name: part.view(x.shape) for (name, x), part in named}
         for name, x in blocks.items():
             if name not in small:
                 # A copy: what is reduced may be the gradient that a graph keeps.
-                out[name] = x.detach().clone(memory_format=torch.contiguous_format)
-                self._all_reduce(out[name])
+                copied = x.detach().clone(memory_format=torch.contiguous_format)
+                out[name] = all_reduce(copied, self.group)
         return out
-
-    def _all_reduce(self, x: Tensor) -> None:
-        collective(lambda: dist.all_reduce(x, group=self.group))
 
 
 class RankBatches(Batches):
@@ -249,12 +243,24 @@ def is_outside(group: Any) -> bool:
     return dist.is_available() and type(group) is int and group == dist.GroupMember.NON_GROUP_MEMBER
 
 
-def collective(run: Callable[[], Any]) -> None:
-    """Run a collective operation.
+def all_gather(x: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
+    """``x`` of every rank, of one shape and dtype.
 
     Raises:
         DistributedError: a rank did not answer.
     """
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    _collective(lambda: dist.all_gather(parts, x, group=group))
+    return parts
+
+
+def all_reduce(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """``x``, into which those of the other ranks are added; raises as :func:`all_gather`."""
+    _collective(lambda: dist.all_reduce(x, group=group))
+    return x
+
+
+def _collective(run: Callable[[], Any]) -> None:
     try:
         run()
     except RuntimeError as e:

@@ -108,15 +108,15 @@ def weighted_sum(stack: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: total(x) for name, x in stack.items()}
 
 
-def compare_in_float32(evaluation: Evaluation, point: Blocks) -> tuple[bool, float | None]:
-    """:func:`disagreement`, where the loss is computed in fewer than 32 bits.
+def compare_in_float32(evaluation: Evaluation, point: Blocks) -> bool:
+    """Whether products could be compared, where the loss is computed in fewer than 32 bits.
 
     The loss is first computed without autocast, and where this does not suffice, with a copy of the
     model in 32 bits. Nothing can be compared where the model cannot be copied, insists on 16 bits,
     or casts to fewer itself.
 
-    Returns:
-        Whether products could be compared, and how far they are apart where they disagree.
+    Raises:
+        EngineError: they disagree.
     """
     objective = evaluation.objective
 
@@ -136,8 +136,9 @@ def compare_in_float32(evaluation: Evaluation, point: Blocks) -> tuple[bool, flo
         prepared = attempt(partial(prepare, in_32_bits))
         found = None if prepared is None else attempt(partial(_compare, *prepared))
         if found is not None:
-            return True, found[0]
-    return False, None
+            refuse(found[0], "correct it, or measure model.float() outside of autocast")
+            return True
+    return False
 
 
 def _compare(evaluation: Evaluation, leaves: dict[str, Tensor]) -> tuple[float | None] | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
 from geodiag.blocks import Blocks
 from geodiag.errors import DataError
@@ -32,18 +31,13 @@ class Evaluation:
 
     All passes start from the random state, and run under the autocast, of the moment that this was
     made, or of ``random_state``.
-
-    Attributes:
-        objective: what is evaluated.
-        precision: the machine epsilon of the coarsest dtype on the way to the loss; None before the
-            first pass.
-        divisor: of the last sum over the batches.
     """
 
     def __init__(self, objective: Objective, random_state: FrozenRandomState | None = None) -> None:
         self.objective = objective
+        # The machine epsilon of the coarsest dtype on the way to the loss, after the first pass.
         self.precision: float | None = None
-        self.divisor = 1.0
+        self.divisor = 1.0  # of the last sum over the batches
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
         self._reentrant = False
 
@@ -159,13 +153,3 @@ def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
             do="pass a list of batches, or a loader whose batches do not change from pass to "
             "pass, and a model without randomness of its own",
         )
-
-
-@contextmanager
-def recording_calls(calls: list[nn.Module]) -> Iterator[None]:
-    """Append every module that is called to ``calls``."""
-    handle = register_module_forward_pre_hook(lambda module, _: calls.append(module))
-    try:
-        yield
-    finally:
-        handle.remove()

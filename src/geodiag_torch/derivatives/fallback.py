@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,23 +38,10 @@ class FallbackProducts:
         dtype = self._objective.dtype
         return {name: x.detach().to(dtype) for name, x in self._leaves.items()}
 
-    def hvp(self, d: Blocks, eps: float, notes: list[str]) -> Blocks:
-        """A central difference of gradients that are rounded to a relative ``eps``.
-
-        ``notes``: why finite differences are used, for the error.
-
-        Raises:
-            EngineError: ``eps`` is larger than that of float32.
-        """
+    def hvp(self, d: Blocks, eps: float, notes: Iterable[str]) -> Blocks:
+        """A central difference of gradients, see :func:`differences`."""
         if self._differences is None:
-            if eps > FLOAT32:
-                raise EngineError(
-                    "finite differences need a loss that is computed in at least 32 bits",
-                    got=f"a relative precision of {eps:.1g} on the way from parameters to loss"
-                    + "".join(f"; {note}" for note in notes),
-                    do="measure model.float(), outside of autocast",
-                )
-            self._differences = Differences(self.point(), eps)
+            self._differences = differences(self.point(), eps, notes)
         return self._differences.hvp(self.gradient_at, d)
 
     def independent_hvp(self, d: Blocks, eps: float) -> Blocks | None:
@@ -93,6 +80,23 @@ class FallbackProducts:
         return self._evaluation.hvp(self._objective.leaves(params), d)
 
 
+def differences(point: Blocks, eps: float, notes: Iterable[str]) -> Differences:
+    """Central differences of gradients that are rounded to a relative ``eps``.
+
+    ``notes``: why finite differences are used, for the error.
+
+    Raises:
+        EngineError: ``eps`` is larger than that of float32.
+    """
+    if eps > FLOAT32:
+        raise EngineError(
+            "finite differences need a loss that is computed in at least 32 bits",
+            got="; ".join((f"a relative precision of {eps:.1g} from parameters to loss", *notes)),
+            do="measure model.float(), outside of autocast and without a MixedPrecisionPolicy",
+        )
+    return Differences(point, eps)
+
+
 def padding_rows(objective: Objective, leaves: Leaves) -> PaddingRows:
     """The embeddings with a padding row among the measured parameters, and that row.
 
@@ -110,12 +114,10 @@ def padding_rows(objective: Objective, leaves: Leaves) -> PaddingRows:
 @contextmanager
 def fixed_padding(rows: PaddingRows) -> Iterator[None]:
     """Inside, these embeddings return these rows for padding, whatever their weight is."""
-    hooks = [m.register_forward_hook(partial(_padded, row)) for m, row in rows]
-    try:
+    with ExitStack() as hooks:
+        for m, row in rows:
+            hooks.enter_context(m.register_forward_hook(partial(_padded, row)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _padded(row: Tensor, module: nn.Embedding, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

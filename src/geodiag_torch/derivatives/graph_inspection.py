@@ -26,15 +26,10 @@ REENTRANT = "CheckpointFunctionBackward"
 
 @dataclass(frozen=True)
 class Structure:
-    """The operations of a gradient's graph.
+    """The operations of a gradient's graph."""
 
-    Attributes:
-        operations: a hash of its nodes, in the order in which they are visited.
-        custom: whether there are custom functions (torch.autograd.Function) among them.
-    """
-
-    operations: int
-    custom: bool
+    operations: int  # a hash of its nodes, in the order in which they are visited
+    custom: bool  # whether there are custom functions (torch.autograd.Function) among them
 
 
 def _nodes(roots: list[Any]) -> Iterator[Any]:

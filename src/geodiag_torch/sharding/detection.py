@@ -23,12 +23,13 @@ def sharding_of(model: nn.Module) -> Any:
         ParameterError: sharded in another way than by fully_shard.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(fsdp, "FSDPModule", None)
-    if kind is not None and any(isinstance(m, kind) for m in model.modules()):
+
+    def holds(kind: str) -> bool:
+        return any(isinstance(m, getattr(fsdp, kind, ())) for m in model.modules())
+
+    if holds("FSDPModule"):
         return _fsdp()
-    wrapper = getattr(fsdp, "FullyShardedDataParallel", None)
-    wrapped = wrapper is not None and any(isinstance(m, wrapper) for m in model.modules())
-    if wrapped or any(map(_is_dtensor, model.parameters())):
+    if holds("FullyShardedDataParallel") or any(map(_is_dtensor, model.parameters())):
         raise ParameterError(
             "the parameters are sharded in another way than by torch.distributed.fsdp.fully_shard",
             got=type(model).__name__,

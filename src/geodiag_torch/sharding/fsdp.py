@@ -21,7 +21,8 @@ from geodiag.blocks import Blocks, check_like
 from geodiag.errors import DistributedError, EngineError
 from geodiag.oracles import Differences, Oracle
 from geodiag.oracles.base import Program
-from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
+from geodiag_torch.derivatives.evaluation import Evaluation
+from geodiag_torch.derivatives.fallback import differences
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.ranks import Sums, no_answer
 from geodiag_torch.sharding import operations as operations  # registers the rules
@@ -100,21 +101,15 @@ class ShardedOracle(Oracle):
 
     def hvp(self, d: Blocks) -> Blocks:
         check_like(d, self.space.shapes, "the direction")
-        if self.precision > FLOAT32:
-            raise EngineError(
-                "finite differences need at least 32 bits",
-                got=f"a relative precision of {self.precision:.1g} between parameters and loss",
-                do="measure in float32, without a MixedPrecisionPolicy and outside of autocast",
-            )
         return self._by_differences().hvp(self.gradient_at, self.space.place_blocks(d))
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
-        differences = self._by_differences()
-        return differences.independent_hvp(self.gradient_at, self.space.place_blocks(d))
+        placed = self.space.place_blocks(d)
+        return self._by_differences().independent_hvp(self.gradient_at, placed)
 
     def _by_differences(self) -> Differences:
         if self._differences is None:
-            self._differences = Differences(self._point, self.precision)
+            self._differences = differences(self._point, self.precision, self.notes)
         return self._differences
 
     def loss_at(self, params: Blocks) -> Tensor:
@@ -174,8 +169,9 @@ class ShardedOracle(Oracle):
             more = batch is not END
             if not ranks.any(more):
                 break
-            last = batch if more else last
-            weight, value = self._announcing(lambda: self._forward(last, more))  # noqa: B023
+            last = batch if more else last  # repeated for the other ranks' sake, with weight zero
+            value = self._announcing(lambda: self._evaluation.value(last))  # noqa: B023
+            weight = self._announcing(lambda: objective.batches.weigh(last)) if more else 0.0  # noqa: B023
             ranks.any(False)  # all have come as far as this
             if backward:
                 self._announcing(lambda: torch.autograd.backward(value * weight))  # noqa: B023
@@ -187,11 +183,6 @@ class ShardedOracle(Oracle):
             out = reduced if isinstance(p, DTensor) else blocks
             out[name] = self.space.place(name, g)
         return Sums(weights, loss, blocks)
-
-    def _forward(self, batch: Any, more: bool) -> tuple[float, Tensor]:
-        """The weight, zero for a batch that is repeated for the other ranks' sake, and the loss."""
-        value = self._evaluation.value(batch)
-        return self._objective.batches.weigh(batch) if more else 0.0, value
 
     def _announcing(self, run: Callable[[], T]) -> T:
         """``run()``; its exception is announced to the other ranks before they go on.

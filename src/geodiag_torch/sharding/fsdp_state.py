@@ -28,21 +28,19 @@ SETTINGS = {
 
 def reshard(model: nn.Module) -> None:
     """Release gathered parameters, so that the module holds its sharded ones."""
-    for m in model.modules():
-        if isinstance(m, FSDPModule):
-            m.reshard()
+    for m in _fsdp_modules(model):
+        m.reshard()
 
 
 def groups(model: nn.Module) -> list[Any]:
     """FSDP's parameter groups."""
     found: dict[int, Any] = {}
-    for m in model.modules():
-        if isinstance(m, FSDPModule):
-            state = m._get_fsdp_state()
-            several = getattr(state, "_fsdp_param_groups", None)
-            for group in [state._fsdp_param_group] if several is None else several:
-                if group is not None:
-                    found[id(group)] = group
+    for m in _fsdp_modules(model):
+        state = m._get_fsdp_state()
+        several = getattr(state, "_fsdp_param_groups", None)
+        for group in [state._fsdp_param_group] if several is None else several:
+            if group is not None:
+                found[id(group)] = group
     return list(found.values())
 
 
@@ -66,9 +64,7 @@ def divisors(model: nn.Module, size: int) -> dict[int, float]:
 def replaced(model: nn.Module, new: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Inside, parameters have other entries and no gradients; afterwards all is as it was.
 
-    Args:
-        model: sharded by ``fully_shard``.
-        new: by name, the parameter and the entries that it holds inside, on this rank.
+    ``new``: by name, the parameter and the entries that it holds inside, on this rank.
     """
     params: list[Any] = list(model.parameters())
     grads = [p.grad for p in params]
@@ -113,15 +109,16 @@ def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
             gathered = getattr(param, "_unsharded_param", None)
             if gathered is not None and gathered.grad is not None:
                 yield gathered, "grad", None
-    for m in model.modules():
-        if isinstance(m, FSDPModule):
-            yield m._get_fsdp_state()._state_ctx, "is_last_backward", True
+    for m in _fsdp_modules(model):
+        yield m._get_fsdp_state()._state_ctx, "is_last_backward", True
 
 
 def _recover(model: nn.Module) -> None:
     """Reset FSDP's own state after an exception in the middle of a pass."""
-    for m in model.modules():
-        if isinstance(m, FSDPModule) and m._get_fsdp_state()._is_root:
-            reset = getattr(m, "reset_iter_state", None)
-            if reset is not None:
-                reset()
+    for m in _fsdp_modules(model):
+        if m._get_fsdp_state()._is_root and hasattr(m, "reset_iter_state"):
+            m.reset_iter_state()
+
+
+def _fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodiag_torch.sharding.tensors import RULES, AxisSharding, Rule, Sharded, local_like
+from geodiag_torch.sharding.tensors import (
+    RULES,
+    AxisSharding,
+    Rule,
+    Sharded,
+    gathered,
+    local_like,
+)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -22,34 +29,30 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], at: int, *names: str) -> Any:
-    """An argument, by its place or one of its names; None where it was left out."""
-    if len(args) > at:
-        return args[at]
-    return next((kwargs[name] for name in names if name in kwargs), None)
+def _axes(x: Tensor, dims: Any) -> tuple[int, ...]:
+    """The axes that ``dims`` means in a reduction, counted from the first."""
+    listed = range(x.ndim) if dims is None or dims == () else dims
+    return tuple(d % x.ndim for d in ([listed] if isinstance(listed, int) else listed))
 
 
 def _reduction(combine: Callable[..., Tensor], empty: float) -> Rule:
     """``combine`` over axes; ``empty``: its value over no entries at all."""
 
-    def reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x, dims = args[0], _argument(args, kwargs, 1, "dim", "axis")
-        if not isinstance(x, Sharded) or isinstance(dims, Tensor):
+    def reduce(
+        func: Any, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None, **more: Any
+    ) -> Any:
+        if not isinstance(x, Sharded) or isinstance(dim, Tensor) or more:
             return NotImplemented
-        keep = bool(_argument(args, kwargs, 2, "keepdim", "keepdims"))
-        dtype = kwargs.get("dtype")
         local = x._local_tensor if dtype is None else x._local_tensor.to(dtype)
-        listed = range(x.ndim) if dims is None or dims == () else dims
-        axes = tuple(d % x.ndim for d in ([listed] if isinstance(listed, int) else listed))
+        axes = _axes(x, dim)
         if x.sharded_dim not in axes:
-            out = combine(local, dim=axes, keepdim=keep)
-            return x.sharding.wrap(
-                out, x.sharded_dim - (0 if keep else sum(d < x.sharded_dim for d in axes))
-            )
+            out = combine(local, dim=axes, keepdim=keepdim)
+            before = 0 if keepdim else sum(d < x.sharded_dim for d in axes)
+            return x.sharding.wrap(out, x.sharded_dim - before)
         if not local.shape[x.sharded_dim]:
             shape = [n if d != x.sharded_dim else 1 for d, n in enumerate(local.shape)]
             local = local.new_full(shape, _in_range(empty, local.dtype))
-        out = combine(local, dim=axes, keepdim=keep)
+        out = combine(local, dim=axes, keepdim=keepdim)
         if combine is torch.sum:
             return x.sharding.all_reduce(out)
         return combine(torch.stack(x.sharding.all_gather(out)), dim=(0,))
@@ -72,31 +75,27 @@ rule("any")(_reduction(torch.any, 0.0))
 
 
 @rule("max", "min")
-def extremum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def extremum(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Over all entries, or elementwise of two tensors; along an axis they return indices too."""
     if len(args) > 1 or kwargs:
         elementwise = len(args) == 2 and isinstance(args[1], Tensor)
-        return RULES["maximum"](func, args, kwargs) if elementwise else NotImplemented
-    return RULES["a" + func.__name__](func, args, kwargs)
+        return RULES["maximum"](func, *args, **kwargs) if elementwise else NotImplemented
+    return RULES["a" + func.__name__](func, *args)
 
 
 @rule("mean")
-def mean(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def mean(func: Any, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Over all entries or axes."""
-    dims = _argument(args, kwargs, 1, "dim", "axis")
-    x = args[0]
-    listed = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
-    total = RULES["sum"](func, args, kwargs)
+    total = RULES["sum"](func, x, dim, *args, **kwargs)
     if total is NotImplemented:
         return total
     with torch._C._EnableTorchFunction():
-        return total / math.prod(x.shape[d] for d in listed)
+        return total / math.prod(x.shape[d] for d in _axes(x, dim))
 
 
 @rule("argmax")
-def argmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def argmax(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Of a vector."""
-    x = args[0]
     if not isinstance(x, Sharded) or x.ndim != 1 or kwargs.get("keepdim"):
         return NotImplemented
     local = x._local_tensor
@@ -109,11 +108,10 @@ def argmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("reshape", "view", "flatten")
-def reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def reshape(func: Any, x: Any, *shape: Any, **kwargs: Any) -> Any:
     """Where the sharded axis stays outermost: merged with those after it, or split again."""
-    x, shape = args[0], args[1:]
     if func.__name__ == "flatten":
-        if len(args) > 1 or kwargs:
+        if shape:
             return NotImplemented
         shape = (-1,)
     if len(shape) == 1 and not isinstance(shape[0], int):
@@ -141,36 +139,32 @@ def reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("swapaxes", "transpose", "swapdims", "__get__")
-def swapaxes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def swapaxes(func: Any, x: Any, a: int, b: int) -> Any:
     """Exchange two axes."""
-    x, a, b = args
     axes = list(range(x.ndim))
     axes[a], axes[b] = axes[b], axes[a]
-    return permute(func, (x, axes), {})
+    return permute(func, x, axes)
 
 
 @rule("permute")
-def permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def permute(func: Any, x: Any, *axes: Any, dims: Any = None) -> Any:
     """Reorder the axes."""
-    x = args[0]
-    dims = kwargs.get("dims", args[1:])
-    axes = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
-    axes = [d % x.ndim for d in axes]
-    return x.sharding.wrap(x._local_tensor.permute(axes), axes.index(x.sharded_dim))
+    given = axes if dims is None else dims
+    listed = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
+    order = [d % x.ndim for d in listed]
+    return x.sharding.wrap(x._local_tensor.permute(order), order.index(x.sharded_dim))
 
 
 @rule("unsqueeze")
-def unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def unsqueeze(func: Any, x: Any, dim: int) -> Any:
     """A new axis of length one."""
-    x, at = args[0], _argument(args, kwargs, 1, "dim")
-    at %= x.ndim + 1
+    at = dim % (x.ndim + 1)
     return x.sharding.wrap(x._local_tensor.unsqueeze(at), x.sharded_dim + (at <= x.sharded_dim))
 
 
 @rule("__getitem__")
-def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def getitem(func: Any, x: Any, index: Any) -> Any:
     """By integers, slices, None and ``...``, with the whole of the sharded axis."""
-    x, index = args
     index = index if isinstance(index, tuple) else (index,)
     kinds = (int, slice, type(None), type(Ellipsis))
     if not all(isinstance(i, kinds) and not isinstance(i, bool) for i in index):
@@ -178,8 +172,7 @@ def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     used = sum(i is not None and i is not Ellipsis for i in index)
     at = index.index(Ellipsis) if Ellipsis in index else len(index)
     full = (*index[:at], *[slice(None)] * (x.ndim - used), *index[at + 1 :])
-    old = new = 0
-    place = None
+    old = new = place = 0
     for i in full:
         if i is not None:
             if old == x.sharded_dim:
@@ -188,14 +181,12 @@ def getitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 place = new
             old += 1
         new += not isinstance(i, int)
-    assert place is not None
     return x.sharding.wrap(x._local_tensor[full], place)
 
 
 @rule("__setitem__")
-def setitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def setitem(func: Any, x: Any, mask: Any, value: Any) -> Any:
     """A number where a boolean mask is true."""
-    x, mask, value = args
     masked = isinstance(x, Sharded) and isinstance(mask, Sharded) and mask.dtype == torch.bool
     if not masked or isinstance(value, Tensor) or mask.shape != x.shape:
         return NotImplemented
@@ -203,113 +194,91 @@ def setitem(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return None
 
 
-def _local_parts(args: tuple[Any, ...], at: int) -> tuple[Sharded, list[Tensor]] | None:
-    """The local parts of tensors with as many axes, where ``at`` is not the sharded axis."""
-    tensors = list(args[0])
-    first = next((x for x in tensors if isinstance(x, Sharded)), None)
-    if first is None or at == first.sharded_dim or any(x.ndim != first.ndim for x in tensors):
-        return None
-    return first, [local_like(first, x, first.sharded_dim) for x in tensors]
-
-
 @rule("stack")
-def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def stack(func: Any, tensors: Any, dim: int = 0) -> Any:
     """Along a new axis."""
-    at = _argument(args, kwargs, 1, "dim", "axis") or 0
-    found = _local_parts(args, -1)
-    if found is None:
-        return NotImplemented
-    first, locals_ = found
-    at %= first.ndim + 1
-    return first.sharding.wrap(
-        torch.stack(locals_, at), first.sharded_dim + (at <= first.sharded_dim)
-    )
+    return _joined(torch.stack, tensors, dim % (tensors[0].ndim + 1), new=True)
 
 
 @rule("cat", "concat", "concatenate")
-def concat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def concat(func: Any, tensors: Any, dim: int = 0) -> Any:
     """Along an axis that is not the sharded one."""
-    at = _argument(args, kwargs, 1, "dim", "axis") or 0
-    found = _local_parts(args, at % args[0][0].ndim)
-    if found is None:
+    return _joined(torch.cat, tensors, dim % tensors[0].ndim, new=False)
+
+
+def _joined(join: Callable[..., Tensor], tensors: Any, at: int, new: bool) -> Any:
+    """``join`` of the local parts, along the axis ``at``, which may be a ``new`` one."""
+    first = next((x for x in tensors if isinstance(x, Sharded)), None)
+    if first is None or any(x.ndim != first.ndim for x in tensors):
         return NotImplemented
-    first, locals_ = found
-    return first.sharding.wrap(torch.cat(locals_, at), first.sharded_dim)
+    if at == first.sharded_dim and not new:
+        return NotImplemented
+    parts = [local_like(first, x, first.sharded_dim) for x in tensors]
+    return first.sharding.wrap(
+        join(parts, at), first.sharded_dim + (new and at <= first.sharded_dim)
+    )
 
 
 @rule("index_select")
-def index_select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def index_select(func: Any, x: Any, dim: int, index: Any) -> Any:
     """Along an axis that is not the sharded one."""
-    if kwargs or not isinstance(args[0], Sharded) or args[1] % args[0].ndim == args[0].sharded_dim:
+    if not isinstance(x, Sharded) or dim % x.ndim == x.sharded_dim:
         return NotImplemented
-    x, at, index = args
-    return x.sharding.wrap(x._local_tensor.index_select(at, index), x.sharded_dim)
+    return x.sharding.wrap(x._local_tensor.index_select(dim, index), x.sharded_dim)
 
 
 @rule("matmul", "__matmul__", "mm")
-def matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def matmul(func: Any, a: Any, b: Any) -> Any:
     """Rows, columns or the inner dimension may be sharded; of two, the right one is gathered."""
-    a, b = args
     if min(a.ndim, b.ndim) < 2:
         return NotImplemented
-    if isinstance(a, Sharded):
-        if a.sharded_dim == a.ndim - 1:
-            return a.sharding.all_reduce(a._local_tensor @ local_like(a, b, -2))
-        if a.sharded_dim == a.ndim - 2:
-            right = b.full() if isinstance(b, Sharded) else b
-            return a.sharding.wrap(a._local_tensor @ right, -2)
-    elif b.sharded_dim == b.ndim - 1:
-        return b.sharding.wrap(a @ b._local_tensor, -1)
-    elif b.sharded_dim == b.ndim - 2:
-        return b.sharding.all_reduce(local_like(b, a, -1) @ b._local_tensor)
-    return NotImplemented
+    first, inner = (a, a.ndim - 1) if isinstance(a, Sharded) else (b, b.ndim - 2)
+    if first.sharded_dim == inner:
+        return first.sharding.all_reduce(local_like(first, a, -1) @ local_like(first, b, -2))
+    if first.sharded_dim < first.ndim - 2:
+        return NotImplemented
+    if first is a:
+        return a.sharding.wrap(a._local_tensor @ gathered(b), -2)
+    return b.sharding.wrap(a @ b._local_tensor, -1)
 
 
 @rule("tensordot")
-def tensordot(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def tensordot(func: Any, a: Any, b: Any, dims: Any = 2) -> Any:
     """As for matrices: the sharded axis may be contracted, or kept."""
-    a, b = args[:2]
-    dims = _argument(args, kwargs, 2, "dims")
     if isinstance(dims, int):
         dims = (range(a.ndim - dims, a.ndim), range(dims))
     over_a, over_b = [d % a.ndim for d in dims[0]], [d % b.ndim for d in dims[1]]
-    free_a = [d for d in range(a.ndim) if d not in over_a]
-    free_b = [d for d in range(b.ndim) if d not in over_b]
-    if isinstance(a, Sharded):
-        if a.sharded_dim in over_a:
-            right = local_like(a, b, over_b[over_a.index(a.sharded_dim)])
-            return a.sharding.all_reduce(torch.tensordot(a._local_tensor, right, (over_a, over_b)))
-        right = b.full() if isinstance(b, Sharded) else b
-        out = torch.tensordot(a._local_tensor, right, (over_a, over_b))
-        return a.sharding.wrap(out, free_a.index(a.sharded_dim))
-    if b.sharded_dim in over_b:
-        left = local_like(b, a, over_a[over_b.index(b.sharded_dim)])
-        return b.sharding.all_reduce(torch.tensordot(left, b._local_tensor, (over_a, over_b)))
+    first, over_first = (a, over_a) if isinstance(a, Sharded) else (b, over_b)
+    if first.sharded_dim in over_first:
+        i = over_first.index(first.sharded_dim)
+        parts = local_like(first, a, over_a[i]), local_like(first, b, over_b[i])
+        return first.sharding.all_reduce(torch.tensordot(*parts, (over_a, over_b)))
+    place = sum(d not in over_first for d in range(first.sharded_dim))
+    if first is a:
+        out = torch.tensordot(a._local_tensor, gathered(b), (over_a, over_b))
+        return a.sharding.wrap(out, place)
     out = torch.tensordot(a, b._local_tensor, (over_a, over_b))
-    return b.sharding.wrap(out, len(free_a) + free_b.index(b.sharded_dim))
+    return b.sharding.wrap(out, a.ndim - len(over_a) + place)
 
 
 @rule("linalg_svd")
-def svd(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def svd(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Of the gathered matrix, on every rank; the factor with the sharded axis is sharded too."""
-    x = args[0]
     if not isinstance(x, Sharded) or x.sharded_dim < x.ndim - 2:
         return NotImplemented
-    u, s, vh = func(x.full(), *args[1:], **kwargs)
-    rows = x.sharded_dim == x.ndim - 2
-    if rows:
-        u = x.sharding.wrap(x.sharding.local_part(u, -2).clone(), -2)
+    u, s, vh = func(x.full(), *args, **kwargs)
+    if x.sharded_dim == x.ndim - 2:
+        u = x.sharding.distribute(u, -2)
     else:
-        vh = x.sharding.wrap(x.sharding.local_part(vh, -1).clone(), -1)
+        vh = x.sharding.distribute(vh, -1)
     return torch.return_types.linalg_svd((u, s, vh))  # type: ignore[attr-defined]
 
 
 @rule("linalg_qr")
-def qr(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def qr(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Of the gathered matrix, on every rank; Q is sharded by rows as the matrix was."""
-    x = args[0]
     if not isinstance(x, Sharded) or x.sharded_dim != x.ndim - 2:
         return NotImplemented
-    q, r = func(x.full(), *args[1:], **kwargs)
-    q = x.sharding.wrap(x.sharding.local_part(q, -2).clone(), -2)
+    q, r = func(x.full(), *args, **kwargs)
+    q = x.sharding.distribute(q, -2)
     return torch.return_types.linalg_qr((q, r))  # type: ignore[attr-defined]

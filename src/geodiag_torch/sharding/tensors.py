@@ -12,6 +12,7 @@ DTensor's own operators refuse to mix with plain tensors and with shards of unev
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,24 +26,18 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geodiag.errors import ParameterError
-from geodiag_torch.ranks import SMALL, collective
+from geodiag_torch.ranks import SMALL, all_gather, all_reduce
 
-Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[..., Any]  # of the function of torch, and its arguments
 
 
 @dataclass(frozen=True)
 class AxisSharding:
-    """How one dimension of tensors is sharded over one axis of a mesh, and replicated over others.
-
-    Attributes:
-        mesh: of devices.
-        axis: of the mesh.
-        sizes: the length of the dimension on each rank.
-    """
+    """How one dimension of tensors is sharded over one axis of a mesh; others replicate."""
 
     mesh: DeviceMesh
-    axis: int
-    sizes: tuple[int, ...]
+    axis: int  # of the mesh
+    sizes: tuple[int, ...]  # the length of the dimension on each rank
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -77,7 +72,7 @@ class AxisSharding:
         """The tensor whose entries on this rank are ``local``."""
         dim %= local.ndim
         shape = torch.Size([*local.shape[:dim], self.length, *local.shape[dim + 1 :]])
-        stride = tuple(itertools.accumulate([1, *reversed(shape[1:])], lambda a, b: a * b))[::-1]
+        stride = tuple(itertools.accumulate([1, *reversed(shape[1:])], operator.mul))[::-1]
         placements: list[Placement] = [Replicate()] * self.mesh.ndim
         placements[self.axis] = Shard(dim)
         meta = TensorMeta(shape, stride, local.dtype)
@@ -86,30 +81,24 @@ class AxisSharding:
         out.sharding, out.sharded_dim = self, dim
         return out
 
+    def distribute(self, x: Tensor, dim: int) -> Sharded:
+        """A plain tensor, of which each rank keeps its own entries."""
+        return self.wrap(self.local_part(x, dim).clone(), dim)
+
     def all_gather(self, local: Tensor) -> list[Tensor]:
         """A tensor of one shape from each rank."""
-        mine = local.contiguous()
-        sent = mine.to(torch.uint8) if mine.dtype == torch.bool else mine
-        parts = [torch.empty_like(sent) for _ in self.sizes]
-        collective(lambda: dist.all_gather(parts, sent, group=self.group))
-        return [part.to(local.dtype) for part in parts]
+        sent = local.to(torch.uint8) if local.dtype == torch.bool else local
+        return [part.to(local.dtype) for part in all_gather(sent.contiguous(), self.group)]
 
     def all_reduce(self, local: Tensor) -> Tensor:
         """The sum over the ranks; for a small tensor the same bits on each."""
         if local.numel() <= SMALL:
             return torch.stack(self.all_gather(local)).sum(0)
-        total = local.clone(memory_format=torch.contiguous_format)
-        collective(lambda: dist.all_reduce(total, group=self.group))
-        return total
+        return all_reduce(local.clone(memory_format=torch.contiguous_format), self.group)
 
 
 class Sharded(DTensor):
-    """A DTensor with the array API of plain tensors.
-
-    Attributes:
-        sharding: of its sharded dimension.
-        sharded_dim: which one that is.
-    """
+    """A DTensor with the array API of plain tensors. ``sharding``: of its ``sharded_dim``."""
 
     sharding: AxisSharding
     sharded_dim: int
@@ -128,11 +117,12 @@ class Sharded(DTensor):
             name = func.__name__
             if name in METADATA:
                 if name == "__get__" and func in TRANSPOSES:
-                    return RULES["swapaxes"](func, (*args, -2, -1), {})
+                    return RULES["swapaxes"](func, *args, -2, -1)
                 return func(*args, **kwargs)
             rule = RULES.get(name)
-            out = NotImplemented if rule is None else rule(func, args, kwargs)
-            return _by_gathering(func, args, kwargs) if out is NotImplemented else out
+            named = {ALIASES.get(key, key): x for key, x in kwargs.items() if x is not None}
+            out = NotImplemented if rule is None else rule(func, *args, **named)
+            return _by_gathering(func, *args, **kwargs) if out is NotImplemented else out
 
     def full(self) -> Tensor:
         """All entries, on every rank; a plain tensor."""
@@ -182,12 +172,10 @@ def like(x: Tensor, model: Tensor, lead: int = 0) -> Tensor:
     if not isinstance(model, Sharded):
         return x.full() if isinstance(x, Sharded) else x
     sharding, dim = model.sharding, model.sharded_dim + lead
+    if isinstance(x, Sharded) and x.sharding == sharding and x.sharded_dim == dim:
+        return x
     with torch._C.DisableTorchFunctionSubclass():
-        if isinstance(x, Sharded):
-            if x.sharding == sharding and x.sharded_dim == dim:
-                return x
-            x = x.full()
-        return sharding.wrap(sharding.local_part(x, dim).contiguous(), dim)
+        return sharding.wrap(sharding.local_part(gathered(x), dim).contiguous(), dim)
 
 
 def _as_dtensor(x: Any) -> Any:
@@ -196,13 +184,14 @@ def _as_dtensor(x: Any) -> Any:
     return DTensor(x._local_tensor, x._spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
-def _gathered(x: Any) -> Any:
+def gathered(x: Any) -> Any:
+    """A plain tensor on every rank; what is not sharded as it is."""
     return x.full() if isinstance(x, Sharded) else x
 
 
-def _by_gathering(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    whole = tree_map(_gathered, args)
-    out = func(*whole, **tree_map(_gathered, kwargs))
+def _by_gathering(func: Any, *args: Any, **kwargs: Any) -> Any:
+    whole = tree_map(gathered, args)
+    out = func(*whole, **tree_map(gathered, kwargs))
     target = args[0] if args else None
     if isinstance(target, Sharded) and _writes(func.__name__):
         target._local_tensor.copy_(target.sharding.local_part(whole[0], target.sharded_dim))
@@ -217,7 +206,7 @@ def _writes(name: str) -> bool:
     return inner == "setitem" or (in_place if name.endswith("__") else name.endswith("_"))
 
 
-def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def elementwise(func: Any, *args: Any, **kwargs: Any) -> Any:
     """On the local entries; of plain tensors, on this rank's part."""
     if _writes(func.__name__) and not isinstance(args[0], Sharded):
         return NotImplemented
@@ -231,12 +220,8 @@ def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     def local(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if isinstance(x, Sharded):
-            if x.sharding == sharding and x.sharded_dim - x.ndim == back:
-                return x._local_tensor
-            x = x.full()
         has_dim = x.ndim >= -back and x.shape[back] == sharding.length
-        return sharding.local_part(x, back) if has_dim else x
+        return local_like(first, x, back) if has_dim else gathered(x)
 
     out = func(*tree_map(local, args), **tree_map(local, kwargs))
     if isinstance(args[0], Sharded) and out is args[0]._local_tensor:
@@ -246,13 +231,13 @@ def elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 def local_like(x: Sharded, other: Any, dim: int) -> Any:
     """This rank's entries of ``other``, sharded along ``dim`` as ``x`` is."""
-    if isinstance(other, Sharded):
-        if other.sharding == x.sharding and other.sharded_dim == dim % other.ndim:
-            return other._local_tensor
-        other = other.full()
-    return x.sharding.local_part(other, dim)
+    alike = isinstance(other, Sharded) and other.sharding == x.sharding
+    if alike and other.sharded_dim == dim % other.ndim:
+        return other._local_tensor
+    return x.sharding.local_part(gathered(other), dim)
 
 
+ALIASES = {"axis": "dim", "keepdims": "keepdim"}  # NumPy's words, which torch understands
 TRANSPOSES = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 _METADATA = (
     "__get__ __set__ __delete__ __dlpack_device__ __hash__ __repr__ __str__ __format__ __len__ dim "

@@ -26,26 +26,22 @@ class ModuleTensors:
 
     ``root`` may keep it: it does not refer back to it.
 
-    Attributes:
-        modules: those of ``root.modules()``, without ``root``.
-        parameters: by their names in ``root``, the dict that holds each, and its key there.
-        slots: (dict, key) of all parameters and buffers.
-
     Raises:
         EngineError: one of the modules is compiled by torch.jit.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.modules: list[nn.Module] = []
+        # By its name in ``root``, the dict that holds each parameter, and its key there.
         self.parameters: dict[str, tuple[TensorDict, str]] = {}
-        self.slots: list[tuple[TensorDict, str]] = []
         self._buffers: list[tuple[TensorDict, str]] = []
         self._dicts: list[TensorDict] = []
         self._found: list[
             tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
         ] = []
-        below = [(prefix, m) for prefix, m in root.named_modules() if m is not root]
-        for prefix, m in below:
+        for prefix, m in root.named_modules():
+            if m is root:
+                continue
             if isinstance(m, torch.jit.ScriptModule):
                 raise EngineError(
                     "the parameters of a module compiled by torch.jit cannot be replaced",
@@ -57,7 +53,7 @@ class ModuleTensors:
             self._dicts += [m._parameters, m._buffers]
             self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
             self._buffers += [(m._buffers, key) for key in m._buffers]
-        self.slots = [*self.parameters.values(), *self._buffers]
+        self.slots: list[tuple[TensorDict, str]] = [*self.parameters.values(), *self._buffers]
         self._keys = list(map(list, self._dicts))
 
     def is_current(self) -> bool:
@@ -72,11 +68,8 @@ class ModuleTensors:
         """Inside, the modules hold other tensors, and clones of their buffers.
 
         Afterwards they have their own again, their modes, and the tensors that hooks keep as plain
-        attributes.
-
-        Args:
-            tensors: by the ids of those that they replace.
-            poison: fill the clones of floating buffers with NaN.
+        attributes. ``tensors``: by the ids of those that they replace. ``poison``: fill the clones
+        of floating buffers with NaN.
         """
         new = dict(tensors)
         for owner, key in self._buffers:

@@ -27,9 +27,7 @@ WORDS = 625  # of a Mersenne Twister: 624 of its state, and the position among t
 class FrozenRandomState:
     """The state of all generators that a pass draws from, and of autocast, as they are now.
 
-    Args:
-        device: of the model.
-        data: a loader, whose own generators are included; or other data.
+    Those of the device are among them, and where ``data`` is a loader its own.
     """
 
     def __init__(self, device: torch.device, data: Any) -> None:
@@ -55,9 +53,8 @@ class FrozenRandomState:
     def restored(self, backward: bool = False) -> Iterator[None]:
         """Inside, generators and autocast are in this state and gradients are enabled.
 
-        Args:
-            backward: for a backward pass, which draws, if at all, where it recomputes activations,
-                and from torch alone; the other generators are left alone.
+        ``backward``: a backward pass draws, if at all, where it recomputes activations, and from
+        torch alone; the other generators are left alone.
         """
         before = self._read(backward)
         try:
@@ -87,10 +84,9 @@ class FrozenRandomState:
 
     def _modes(self) -> AbstractContextManager[None]:
         """Gradients enabled and autocast as recorded; no context where all is so already."""
-        current = torch.is_autocast_enabled(self._device.type)
-        if current or self.autocast or torch.is_inference_mode_enabled():
-            return self._changed_modes()
-        return nullcontext() if torch.is_grad_enabled() else self._changed_modes()
+        autocast = self.autocast or torch.is_autocast_enabled(self._device.type)
+        plain = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        return nullcontext() if plain and not autocast else self._changed_modes()
 
     @contextmanager
     def _changed_modes(self) -> Iterator[None]:

@@ -13,36 +13,29 @@ from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
 class Versions:
     """The versions of a module's tensors, and the modes of its modules, as they are now.
 
-    Holds the tensors, so that none of their ids is used again.
-
-    Args:
-        tensors: of the module.
-        ignored: those that may change.
+    Holds the tensors, so that none of their ids is used again. Those ``ignored`` may change.
     """
 
     def __init__(self, tensors: ModuleTensors, ignored: Iterable[Tensor] = ()) -> None:
         ignored_ids = set(map(id, ignored))
         self._module_tensors = tensors
         self._training = [m.training for m in tensors.modules]
-        self._absent: list[tuple[TensorDict, str]] = []
-        self._tensors: list[tuple[TensorDict, str, Tensor, int, int]] = []
+        self._slots: list[tuple[TensorDict, str, Tensor | None, int, int]] = []
         for owner, name in tensors.slots:
             t = owner[name]
-            if t is None:
-                self._absent.append((owner, name))
-            elif id(t) not in ignored_ids:
-                self._tensors.append((owner, name, t, t.data_ptr(), t._version))
+            if id(t) not in ignored_ids:
+                version = (0, 0) if t is None else (t.data_ptr(), t._version)
+                self._slots.append((owner, name, t, *version))
 
     def changed(self) -> bool:
         """Whether a tensor was written to, replaced or added, or a module or its mode changed."""
         tensors = self._module_tensors
         if not tensors.is_current() or [m.training for m in tensors.modules] != self._training:
             return True
-        for owner, name in self._absent:
-            if owner[name] is not None:
+        for owner, name, t, pointer, version in self._slots:
+            if owner[name] is not t:
                 return True
-        for owner, name, t, pointer, version in self._tensors:
-            if owner[name] is not t or t._version != version or t.data_ptr() != pointer:
+            if t is not None and (t._version != version or t.data_ptr() != pointer):
                 return True
         return False
 
