@@ -32,7 +32,7 @@ def array_namespace(*arrays: Array) -> Any:
     """The array namespace (``xp``) of ``arrays``."""
     kind = type(arrays[0]) if arrays else None
     for x in arrays:
-        if type(x) is not kind:  # looked up anew, and with its checks
+        if type(x) is not kind:  # looked up each time, with its checks
             return array_api_compat.array_namespace(*arrays)
     found = _NAMESPACES.get(kind)
     if found is None:
@@ -126,6 +126,28 @@ def all_finite(a: Blocks) -> Array:
     return result
 
 
+def largest(a: Blocks) -> Array:
+    """The largest absolute entry, as a 0-d array; 0 where there is no entry."""
+    xp = namespace(a)
+    peaks = [xp.sum(x) if 0 in x.shape else xp.max(xp.abs(x)) for x in a.values()]
+    return peaks[0] if len(peaks) == 1 else xp.max(xp.stack(peaks))
+
+
+def positive(x: Array) -> Array:
+    """``x`` where it is above 0, else 1: to divide by."""
+    xp = array_namespace(x)
+    return xp.where(x > 0, x, xp.ones_like(x))
+
+
+def finite_or_zero(a: Blocks) -> tuple[Blocks, Array]:
+    """``a``, or zeros if an entry is not finite, and whether all are.
+
+    For matrix decompositions, which may raise or hang on NaN.
+    """
+    finite = all_finite(a)
+    return where(finite, a, zeros_like(a)), finite
+
+
 def size(a: Blocks) -> int:
     """The number of entries over all blocks."""
     return sum(math.prod(x.shape) for x in a.values())
@@ -138,20 +160,30 @@ def epsilon(a: Blocks) -> float:
 
 def flatten(a: Blocks) -> Array:
     """All blocks as one vector, row-major, in dict order."""
-    xp = namespace(a)
-    return xp.concat([xp.reshape(x, (-1,)) for x in a.values()])
+    return join_tensors([*a.values()], [math.prod(x.shape) for x in a.values()], ())
 
 
 def unflatten(vector: Array, shapes: Mapping[str, Sequence[int]]) -> Blocks:
-    """Inverse of :func:`flatten`."""
-    xp = array_namespace(vector)
-    out: Blocks = {}
-    at = 0
-    for name, shape in shapes.items():
-        n = math.prod(shape)
-        out[name] = xp.reshape(vector[at : at + n], tuple(shape))
+    """Inverse of :func:`flatten`; of each row of a matrix, stacked."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    return dict(zip(shapes, part_vector(vector, sizes, [*shapes.values()]), strict=True))
+
+
+def join_tensors(tensors: Sequence[Array], sizes: Sequence[int], lead: tuple[int, ...]) -> Array:
+    """Tensors of shapes (*lead, …), ``sizes`` behind ``lead``, as one of shape (*lead, n)."""
+    xp = array_namespace(*tensors)
+    pieces = [xp.reshape(x, (*lead, size)) for x, size in zip(tensors, sizes, strict=True)]
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
+
+
+def part_vector(
+    vector: Array, sizes: Sequence[int], shapes: Sequence[Sequence[int]]
+) -> Iterable[Array]:
+    """Inverse of :func:`join_tensors`, with ``lead`` in front of all ``shapes``."""
+    xp, lead, at = array_namespace(vector), tuple(vector.shape[:-1]), 0
+    for n, shape in zip(sizes, shapes, strict=True):
+        yield xp.reshape(vector[..., at : at + n], (*lead, *shape))
         at += n
-    return out
 
 
 def stack(rows: Sequence[Blocks]) -> Blocks:

@@ -90,6 +90,12 @@ class NonFiniteError(GeodiagError, ArithmeticError):
     """The loss, the gradient or a Hessian-vector product holds NaN or infinity."""
 
 
+def not_finite(what: str, got: str = "NaN or infinity") -> NonFiniteError:
+    """The error for a quantity that is not finite."""
+    do = "check the parameters and the data; the training may have diverged"
+    return NonFiniteError(f"{what} is not finite", got=got, do=do)
+
+
 class ShapeError(GeodiagError, ValueError):
     """Blocks (a start, a step, a plugin's answer) do not have the parameters' names and shapes."""
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from geodiag import blocks
-from geodiag.blocks import Array, Blocks, dot, scale
+from geodiag.blocks import Array, Blocks, dot, positive, scale
 from geodiag.core.batched import one, only
 from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError, shown
@@ -23,7 +23,6 @@ from geodiag.problems import as_norm
 from geodiag.solvers import ravel
 from geodiag.solvers.lanczos.fused import Search
 from geodiag.solvers.lanczos.recurrence import begin
-from geodiag.solvers.line_search import positive
 from geodiag.solvers.multistart import MultiStart, Plan
 from geodiag.solvers.warm_start import Refresh
 from geodiag_jax import derivatives

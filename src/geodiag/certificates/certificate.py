@@ -21,6 +21,7 @@ from geodiag.blocks import (
     all_finite,
     device,
     dot,
+    largest,
     namespace,
     norm2,
     scale,
@@ -31,17 +32,16 @@ from geodiag.certificates.burer_monteiro import Task, ascend, ascend_on_model, b
 from geodiag.certificates.eigenvalue_bound import Known, bound_top
 from geodiag.certificates.form_mixture import (
     concatenate,
-    count_of,
     expansion,
     hessian_model,
     last_pairs,
     mix_forms,
     orthonormal,
 )
-from geodiag.core.batched import gram, mix, one
+from geodiag.core.batched import count_of, gram, mix, one
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Form, Weights, euclidean
-from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
+from geodiag.errors import ArgumentError, NormError, not_finite, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
 from geodiag.oracles.wrappers import CountingOracle
@@ -234,7 +234,7 @@ def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
         )
         noise = stack([own.random(task.rng) for _ in range(min(COPIES, share // 4 + 1))])
         images = noise if envelope.rigid else products(noise)
-        used = 0 if envelope.rigid else next(iter(noise.values())).shape[0]
+        used = 0 if envelope.rigid else count_of(noise)
         found, _ = _by_factorisation(inner, None, noise, images, delta, max(1, share - used))
         upper = max(upper, found * part.radius**2)
     return upper
@@ -254,16 +254,10 @@ def _padded(ds: Blocks, space: Space) -> Blocks:
 
 def _peak(images: Blocks) -> float:
     """The largest absolute entry; 1 if all vanish."""
-    xp = namespace(images)
-    peaks = [xp.max(xp.abs(x)) for x in _finite(images).values() if 0 not in x.shape]
-    return float(xp.max(xp.stack(peaks))) or 1.0
+    return float(largest(_finite(images))) or 1.0
 
 
 def _finite(images: Blocks) -> Blocks:
     if not bool(all_finite(images)):
-        raise NonFiniteError(
-            "a Hessian-vector product is not finite",
-            got="NaN or infinity",
-            do="check the parameters and the data; the training may have diverged",
-        )
+        raise not_finite("a Hessian-vector product")
     return images

@@ -13,7 +13,7 @@ import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, subtract
 from geodiag.certificates.eigenvalue_bound import Hvps, Known
-from geodiag.core.batched import Matrix, gram, join, mix
+from geodiag.core.batched import Matrix, count_of, gram, join, members, mix
 from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
 
@@ -33,14 +33,9 @@ def concatenate(*known: Known) -> Known:
 
 def last_pairs(known: Known, count: int) -> Known:
     """The last ``count`` pairs."""
-    start = max(count_of(known[0]) - count, 0)
-    directions, images = ({k: x[start:, ...] for k, x in each.items()} for each in known)
+    size = count_of(known[0])
+    directions, images = (members(each, max(size - count, 0), size) for each in known)
     return directions, images
-
-
-def count_of(x: Blocks) -> int:
-    """How many directions are stacked."""
-    return int(next(iter(x.values())).shape[0])
 
 
 def orthonormal(form: Form, directions: Blocks, images: Blocks) -> Known:

@@ -6,7 +6,6 @@ here: the adapter states which axes of a tensor are outputs, so a norm never gue
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, device, namespace
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    device,
+    join_tensors,
+    namespace,
+    part_vector,
+)
 
 
 @dataclass(frozen=True)
@@ -64,33 +71,13 @@ Shapes = Sequence[tuple[int, ...]]
 
 
 class Joints(NamedTuple):
-    """How tensors are joined to one vector, and that is parted.
+    """How tensors become one vector and back; an adapter may know a quicker way."""
 
-    ``join(tensors, sizes, lead)``: of shapes (*lead, …), with so many entries behind ``lead`` each,
-    to one of shape (*lead, n). ``part(vector, sizes, shapes)``: the inverse, with ``lead`` in front
-    of all ``shapes``.
-    """
-
-    join: Callable[[Sequence[Array], Sizes, tuple[int, ...]], Array]
-    part: Callable[[Array, Sizes, Shapes], Iterable[Array]]
+    join: Callable[[Sequence[Array], Sizes, tuple[int, ...]], Array] = join_tensors
+    part: Callable[[Array, Sizes, Shapes], Iterable[Array]] = part_vector
 
 
-def join(tensors: Sequence[Array], sizes: Sizes, lead: tuple[int, ...]) -> Array:
-    """See :class:`Joints`."""
-    xp = array_namespace(*tensors)
-    pieces = [xp.reshape(x, (*lead, size)) for x, size in zip(tensors, sizes, strict=True)]
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
-
-
-def part(vector: Array, sizes: Sizes, shapes: Shapes) -> list[Array]:
-    """See :class:`Joints`."""
-    xp, lead = array_namespace(vector), tuple(vector.shape[:-1])
-    spans = itertools.pairwise(itertools.accumulate(sizes, initial=0))
-    named = zip(spans, shapes, strict=True)
-    return [xp.reshape(vector[..., a:b], (*lead, *shape)) for (a, b), shape in named]
-
-
-JOINTS = Joints(join, part)
+JOINTS = Joints()
 
 
 @dataclass(frozen=True)
@@ -99,8 +86,7 @@ class Space:
 
     ``matrix_view`` holds the tensors that are matrices; vectors and scalars are absent from it.
     ``asarray`` moves any host array to the measurement namespace, dtype and device; ``places`` has
-    the like for tensors that live elsewhere: in pieces on several devices. ``joints``: how tensors
-    become one vector, where the adapter knows a quicker way than the array API's.
+    the like for tensors that live elsewhere: in pieces on several devices.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -118,11 +104,28 @@ class Space:
     @cached_property
     def size(self) -> int:
         """The number of parameters."""
-        return sum(self.size_of(name) for name in self.shapes)
+        return sum(self._sizes)
 
     def size_of(self, name: str) -> int:
         """The number of entries of one tensor."""
         return math.prod(self.shapes[name])
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [self.size_of(name) for name in self.shapes]
+
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(shape) for shape in self.shapes.values()]
+
+    def ravel(self, blocks: Blocks, lead: tuple[int, ...] = ()) -> Array:
+        """Blocks as one vector, row-major, in name order; K stacked ones, with ``lead`` (K,)."""
+        return self.joints.join([blocks[name] for name in self.shapes], self._sizes, lead)
+
+    def unravel(self, vector: Array) -> Blocks:
+        """Inverse of :meth:`ravel`."""
+        parts = self.joints.part(vector, self._sizes, self._shapes)
+        return dict(zip(self.shapes, parts, strict=True))
 
     def place(self, name: str, x: Any) -> Array:
         """``x``, of the shape of one tensor, where that tensor lives."""
@@ -159,5 +162,9 @@ class Space:
 
         The draws come from NumPy, so every framework starts from the same points.
         """
-        drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
+        drawn = self.drawn(rng)
         return {name: self.place(name, drawn[name]) for name in self.shapes}
+
+    def drawn(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """:meth:`random` on the host."""
+        return {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.blocks import Array, Blocks, array_namespace, positive
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.envelopes.base import Envelope, Form, Map, Weights
 
@@ -91,9 +91,8 @@ def _divide(pair: _Pair, x: Array, power: float) -> Array:
     """P^{-power} x for stacked matrices."""
     xp = array_namespace(x)
     d = pair.sums if power == 1.0 else xp.sqrt(pair.sums)
-    safe = xp.where(d > 0, d, xp.ones_like(d))  # zero only where P is
     inside = xp.matrix_transpose(pair.left) @ x @ pair.right
-    return pair.left @ (inside / safe) @ xp.matrix_transpose(pair.right)
+    return pair.left @ (inside / positive(d)) @ xp.matrix_transpose(pair.right)
 
 
 def _root(m: Array) -> Array:

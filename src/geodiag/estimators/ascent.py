@@ -14,7 +14,7 @@ import numpy as np
 from geodiag.blocks import Array, Blocks, dot, stack, to_numpy, unstack
 from geodiag.core.batched import one, only
 from geodiag.core.validation import is_whole
-from geodiag.errors import ArgumentError, NonFiniteError, shown
+from geodiag.errors import ArgumentError, not_finite, shown
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
 from geodiag.estimators.diagonal_start import PROBES, moves_single_entries, steep_entries
 from geodiag.estimators.sphere_search import on_the_sphere
@@ -269,11 +269,7 @@ def _settle(
     best, values = outcome.best, to_numpy(outcome.values)
     value = float(best.value[0])
     if not (math.isfinite(value) and np.all(np.isfinite(values))):
-        raise NonFiniteError(
-            "a Hessian-vector product is not finite",
-            got="NaN or infinity",
-            do="check the parameters and the data; the training may have diverged",
-        )
+        raise not_finite("a Hessian-vector product")
     # Inside the ball rounding may change the sign of a value; and the origin is no witness.
     if value <= 0 or not bool(best.fresh[0]):
         direction = only(best.direction)

@@ -18,7 +18,14 @@ import numpy as np
 
 from geodiag.blocks import Array, Blocks, all_finite, array_namespace, map_blocks, scale, to_numpy
 from geodiag.core.validation import as_number, is_number, is_whole, require_flag
-from geodiag.errors import ArgumentError, NonFiniteError, NormError, ParameterError, shown
+from geodiag.errors import (
+    ArgumentError,
+    NonFiniteError,
+    NormError,
+    ParameterError,
+    not_finite,
+    shown,
+)
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
@@ -291,8 +298,4 @@ def _check_finite(what: str, blocks: Mapping[str, Array], known: Array | None = 
         if bad:
             size = math.prod(x.shape)
             where = "" if what == "loss" else f" at {name!r} ({bad} of {size} entries)"
-            raise NonFiniteError(
-                f"the {what} is not finite",
-                got=f"NaN or infinity{where}",
-                do="check the parameters and the data; the training may have diverged",
-            )
+            raise not_finite(f"the {what}", f"NaN or infinity{where}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from geodiag.blocks import Blocks, map_blocks, namespace, scale, zeros_like
+from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
@@ -120,7 +121,7 @@ class _PartOracle(DelegatingOracle):
     def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
         if not stacked:
             return self._zeros | blocks
-        count, xp = next(iter(blocks.values())).shape[0], namespace(blocks)
+        count, xp = count_of(blocks), namespace(blocks)
         zeros = map_blocks(lambda x: xp.broadcast_to(x[None], (count, *x.shape)), self._zeros)
         return zeros | blocks
 

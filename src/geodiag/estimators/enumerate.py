@@ -71,10 +71,11 @@ class Enumerate(SharpnessEstimator):
             if candidate is None:
                 continue
             value = float(candidate @ H @ candidate)
-            if value > best and _norm_of(m, candidate) <= 1.0 + INSIDE:
-                best, where = value, candidate
-        direction = {name: oracle.space.place(name, x) for name, x in _blocks(m, where).items()}
-        result = m.finish(direction, Status.ENUMERATED)
+            if value > best:
+                length = float(norm.value(unflatten(candidate, oracle.shapes)))
+                if length <= 1.0 + INSIDE:
+                    best, where = value, candidate
+        result = m.finish(_placed(where, oracle.space), Status.ENUMERATED)
         return replace(result, bound=Bound.EXACT)
 
 
@@ -84,15 +85,16 @@ def _faces(norm: Norm, space: Space) -> Iterator[Face] | None:
 
 def _dense(m: Measurement) -> Vector:
     """The Hessian, in float64 on the host."""
-    n = m.oracle.space.size
-    units = [
-        {name: m.oracle.space.place(name, x) for name, x in _blocks(m, row).items()}
-        for row in np.eye(n)
-    ]
-    columns = m.hvps(stack(units))
-    rows = [to_numpy(x).reshape(n, -1) for x in columns.values()]
+    space = m.oracle.space
+    columns = m.hvps(stack([_placed(row, space) for row in np.eye(space.size)]))
+    rows = [to_numpy(x).reshape(space.size, -1) for x in columns.values()]
     H = np.concatenate(rows, axis=1).astype(np.float64)
     return (H + H.T) / 2
+
+
+def _placed(vector: Vector, space: Space) -> Blocks:
+    """A host vector as blocks where the parameters are."""
+    return {name: space.place(name, x) for name, x in unflatten(vector, space.shapes).items()}
 
 
 def _stationary(H: Vector, point: Vector, basis: Vector) -> Vector | None:
@@ -110,12 +112,3 @@ def _stationary(H: Vector, point: Vector, basis: Vector) -> Vector | None:
         return None
     candidate = point + basis @ y
     return candidate if np.all(np.isfinite(candidate)) else None
-
-
-def _blocks(m: Measurement, vector: Vector) -> Blocks:
-    return unflatten(vector, m.oracle.shapes)
-
-
-def _norm_of(m: Measurement, vector: Vector) -> float:
-    blocks = {k: np.asarray(x) for k, x in _blocks(m, vector).items()}
-    return float(m.norm.value(blocks))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, dot, scale, stack, unstack
+from geodiag.blocks import Array, Blocks, array_namespace, dot, positive, scale, stack, unstack
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Metric
 from geodiag.errors import ArgumentError, shown
@@ -133,9 +133,7 @@ class QuadraticNorm(Norm):
     def lmo(self, g: Blocks) -> Blocks:
         step = self.inverse_metric(g)
         length = _root(dot(g, step))
-        xp = array_namespace(length)
-        safe = xp.where(length > 0, length, xp.ones_like(length))
-        return scale(step, 1 / safe)
+        return scale(step, 1 / positive(length))
 
 
 class UnboundNorm(Norm):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, scale
+from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, positive, scale
 from geodiag.core.batched import dots, rescale
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Envelope, Hull, Piece, Product
@@ -222,9 +222,7 @@ class L2Joint(_WeightedLmo):
         return _length(self.values(d))
 
     def weights(self, duals: Array) -> Array:
-        length = _length(duals)
-        xp = array_namespace(length)
-        return duals / xp.where(length > 0, length, xp.ones_like(length))
+        return duals / positive(_length(duals))
 
     def dual(self, g: Blocks) -> Array:
         return _length(self.duals(g))

@@ -14,13 +14,11 @@ import numpy as np
 from geodiag.blocks import (
     Array,
     Blocks,
-    array_namespace,
     check_like,
-    flatten,
     is_array,
     norm2,
+    positive,
     scale,
-    unflatten,
 )
 from geodiag.core.batched import lengths, rescale
 from geodiag.core.spaces import Space
@@ -56,9 +54,7 @@ class L2(QuadraticNorm):
         return norm2(g)
 
     def lmos(self, gs: Blocks) -> Blocks:
-        length = lengths(gs)
-        xp = array_namespace(length)
-        return rescale(gs, 1 / xp.where(length > 0, length, xp.ones_like(length)))
+        return rescale(gs, 1 / positive(lengths(gs)))
 
     def envelope(self, space: Space) -> Envelope:
         return euclidean(space)
@@ -129,11 +125,9 @@ class Preconditioned(UnboundNorm):
     def _bind_dense(self, space: Space) -> QuadraticNorm:
         inverse, matrix = _definite(self.P, space.size, "P")
         p, p_inverse = space.asarray(matrix), space.asarray(inverse)
-        shapes = space.shapes
 
         def through(m: Any) -> BlockMap:
-            # In the space's order: blocks may come in another (JAX sorts dict keys).
-            return lambda d: unflatten(m @ flatten({n: d[n] for n in shapes}), shapes)
+            return lambda d: space.unravel(m @ space.ravel(d))
 
         return FromMaps(through(p), through(p_inverse), name=repr(self))
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    array_namespace,
-    device,
-    map_blocks,
-    namespace,
-)
+from geodiag.blocks import Array, Blocks, array_namespace, device, largest, map_blocks, namespace
 from geodiag.core.spaces import Space
 from geodiag.envelopes import Diagonal, Envelope, euclidean
 from geodiag.norms.base import Face, Norm
@@ -33,8 +27,7 @@ class Linf(Norm):
     entrywise = True
 
     def value(self, d: Blocks) -> Array:
-        largest = [_largest(x) for x in d.values()]
-        return largest[0] if len(largest) == 1 else namespace(d).max(namespace(d).stack(largest))
+        return largest(d)
 
     def lmo(self, g: Blocks) -> Blocks:
         return map_blocks(namespace(g).sign, g)
@@ -49,13 +42,9 @@ class Linf(Norm):
         return Diagonal(space)
 
     def faces(self, space: Space) -> Iterator[Face]:
-        n = space.size
-        identity = np.eye(n)
-        for signs in itertools.product((-1.0, 0.0, 1.0), repeat=n):
-            point = np.asarray(signs)
-            fixed = np.flatnonzero(point)
-            if fixed.size and point[fixed[0]] > 0:  # one of each ± pair
-                yield point, identity[:, point == 0]
+        identity = np.eye(space.size)
+        for point in _signs(space.size):
+            yield point, identity[:, point == 0]
 
 
 class L1(Norm):
@@ -102,15 +91,18 @@ class L1(Norm):
         return euclidean(space)
 
     def faces(self, space: Space) -> Iterator[Face]:
-        n = space.size
-        for signs in itertools.product((-1.0, 0.0, 1.0), repeat=n):
-            point = np.asarray(signs)
+        for point in _signs(space.size):
             support = np.flatnonzero(point)
-            if not support.size or point[support[0]] < 0:  # one of each ± pair
-                continue
-            corners = np.zeros((n, support.size))
+            corners = np.zeros((space.size, support.size))
             corners[support, np.arange(support.size)] = point[support]
             yield corners.mean(axis=1), corners[:, 1:] - corners[:, :1]
+
+
+def _signs(n: int) -> Iterator[np.ndarray[Any, Any]]:
+    """All vectors of −1, 0 and 1 but zero, one of each ± pair."""
+    for signs in itertools.product((-1.0, 0.0, 1.0), repeat=n):
+        if next((s for s in signs if s), 0.0) > 0:
+            yield np.asarray(signs)
 
 
 def _numbered(x: Array) -> Array:
@@ -128,11 +120,3 @@ def _largest_of_each(x: Array) -> Array:
     xp = array_namespace(x)
     inner = tuple(range(1, x.ndim))
     return xp.sum(x, axis=inner) if 0 in x.shape else xp.max(xp.abs(x), axis=inner)
-
-
-def _largest(x: Array) -> Array:
-    """max |x|, and zero for an empty array."""
-    xp = array_namespace(x)
-    if 0 in x.shape:
-        return xp.sum(x)
-    return xp.max(xp.abs(x))

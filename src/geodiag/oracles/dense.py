@@ -11,17 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    array_namespace,
-    device,
-    dot,
-    flatten,
-    is_array,
-    namespace,
-    unflatten,
-)
+from geodiag.blocks import Array, Blocks, array_namespace, device, dot, is_array
+from geodiag.core.batched import count_of
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.core.validation import (
     as_blocks,
@@ -66,21 +57,12 @@ class MatrixOracle(Oracle):
         return self.hvp(self._point) if self._moved else self._point
 
     def hvp(self, d: Blocks) -> Blocks:
-        return unflatten(self._apply(flatten({n: d[n] for n in self.names})), self.shapes)
+        return self.space.unravel(self._apply(self.space.ravel(d)))
 
     def hvps(self, ds: Blocks) -> Blocks:
         if self._applies is None:
             return super().hvps(ds)
-        xp, k = namespace(ds), next(iter(ds.values())).shape[0]
-        sizes = {name: self.space.size_of(name) for name in self.names}
-        out = self._applies(
-            xp.concat([xp.reshape(ds[n], (k, m)) for n, m in sizes.items()], axis=1)
-        )
-        products, at = {}, 0
-        for name, m in sizes.items():
-            products[name] = xp.reshape(out[:, at : at + m], (k, *self.shapes[name]))
-            at += m
-        return products
+        return self.space.unravel(self._applies(self.space.ravel(ds, (count_of(ds),))))
 
     def loss_at(self, params: Blocks) -> Array:
         return dot(params, self.hvp(params)) / 2
@@ -219,7 +201,7 @@ def _check_operator(operator: Any) -> Callable[[Array], Array]:
         raise MatrixError("the Hessian must be real", got=f"dtype {dtype}")
 
     def apply(x: Array) -> Array:
-        answer = on_host(operator.matvec(x), "what the operator returns", MatrixError)
+        answer = on_host(operator.matvec(np.array(x)), "what the operator returns", MatrixError)
         if answer.size != n:
             raise MatrixError("the operator returns another shape", got=answer.shape)
         return answer.reshape(n)

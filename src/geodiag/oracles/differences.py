@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from geodiag.blocks import Blocks, axpy, epsilon, map_blocks, namespace, norm2, scale, subtract
+from geodiag.blocks import Blocks, axpy, epsilon, largest, map_blocks, norm2, scale, subtract
 
 # With gradients of a larger relative rounding error than this, the step size is searched for: finer
 # gradients leave digits to spare for a poor one.
@@ -100,10 +100,10 @@ def finite_difference_hvp(
         >>> finite_difference_hvp(cubic, point, d)["x"].round(6)
         array([2., 6.])
     """
-    length, peak = float(norm2(d)), _peak(d)
+    length, peak = float(norm2(d)), float(largest(d))
     if length == 0.0:
         return scale(d, 0.0)
-    reach = min((1.0 + float(norm2(point))) / length, (1.0 + _peak(point)) / peak)
+    reach = min((1.0 + float(norm2(point))) / length, (1.0 + float(largest(point))) / peak)
     h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach * factor
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
     return scale(subtract(forward, backward), 0.5 / h)
@@ -119,11 +119,5 @@ def jittered_hvp(
     a largest entry of order one, at which small numbers do not underflow.
     """
     moved = map_blocks(lambda w, z: w * (1 + 0.5 * eps * z), point, noise)
-    c = PEAK / (_peak(d) or 1.0)
+    c = PEAK / (float(largest(d)) or 1.0)
     return scale(hvp(moved, scale(d, c)), 1 / c)
-
-
-def _peak(blocks: Blocks) -> float:
-    """The largest absolute entry."""
-    xp = namespace(blocks)
-    return float(xp.max(xp.stack([xp.max(xp.abs(x)) for x in blocks.values() if 0 not in x.shape])))

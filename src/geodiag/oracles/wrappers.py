@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from geodiag.blocks import Array, Blocks
+from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
 from geodiag.oracles.base import Oracle, Program
 
@@ -135,7 +136,7 @@ class CountingOracle(DelegatingOracle):
         return super().hvp(d)
 
     def hvps(self, ds: Blocks) -> Blocks:
-        self.num_hvps += int(next(iter(ds.values())).shape[0])
+        self.num_hvps += count_of(ds)
         return super().hvps(ds)
 
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from geodiag.blocks import Array, Blocks, array_namespace, axpy, dot, scale, where
+from geodiag.blocks import Array, Blocks, array_namespace, axpy, dot, positive, scale, where
 from geodiag.core.batched import blend, dots, one, only
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -64,12 +64,6 @@ def sphere(oracle: Oracle, norm: Norm, turn: int, p: Iterates) -> Iterates:
             best = _better(norm, best, axpy(t, second, d), axpy(t, moved, image))
     fresh = p.fresh & (best[2] == value)
     return p._replace(direction=one(best[0]), image=one(best[1]), value=best[2][None], fresh=fresh)
-
-
-def positive(length: Array) -> Array:
-    """Lengths to divide by: 1 instead of 0."""
-    xp = array_namespace(length)
-    return xp.where(length > 0, length, xp.ones_like(length))
 
 
 Best = tuple[Blocks, Blocks, Array]

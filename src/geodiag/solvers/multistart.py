@@ -17,21 +17,20 @@ from typing import NamedTuple
 from geodiag.blocks import (
     Array,
     Blocks,
-    all_finite,
     array_namespace,
     axpy,
     device,
+    finite_or_zero,
     norm2,
+    positive,
     scale,
-    where,
-    zeros_like,
 )
 from geodiag.core.batched import join
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel
 from geodiag.solvers.iterate import Iterates
-from geodiag.solvers.line_search import positive, segment
+from geodiag.solvers.line_search import segment
 from geodiag.solvers.nystrom import Products, add, fit, krylov, propose, spare
 from geodiag.solvers.program import NormProgram
 
@@ -112,7 +111,11 @@ class MultiStart(NormProgram):
             first = axpy(
                 NOISE / norm2(noise), noise, scale(gradient, 1 / positive(norm2(gradient)))
             )
-            products, finite = _sound(krylov(oracle, first, plan.krylov))
+            products = krylov(oracle, first, plan.krylov)
+            images, finite = finite_or_zero(products.images)
+            xp = array_namespace(products.inner)
+            inner = xp.where(finite, products.inner, xp.zeros_like(products.inner))
+            products = Products(images, inner)
             proposed = propose(
                 oracle, norm, fit(products), mixtures, gradient,
                 steps=plan.model_steps, count=plan.candidates,
@@ -122,7 +125,6 @@ class MultiStart(NormProgram):
         iterates = iterate.begin(known, oracle.hvps(known))
         if products is not None:
             value = iterates.value
-            xp = array_namespace(value)
             iterates = iterates._replace(value=xp.where(finite, value, value + float("nan")))
             if plan.rounds:
                 products = add(
@@ -182,18 +184,6 @@ class Round(NormProgram):
             products,
             spent,
         )
-
-
-def _sound(products: Products) -> tuple[Products, Array]:
-    """The products, zero if one of them is not finite, and whether all are finite.
-
-    A decomposition of NaN may raise or hang.
-    """
-    finite = all_finite(products.images)
-    nothing = zeros_like(products.images)
-    xp = array_namespace(products.inner)
-    inner = xp.where(finite, products.inner, xp.zeros_like(products.inner))
-    return Products(where(finite, products.images, nothing), inner), finite
 
 
 def _race(

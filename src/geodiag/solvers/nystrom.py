@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from geodiag.blocks import Array, Blocks, array_namespace, device
+from geodiag.blocks import Array, Blocks, array_namespace, device, positive
 from geodiag.core.batched import combine, cross, join, lengths, one, pick, rescale
 from geodiag.norms.base import Norm
 from geodiag.norms.quadratic import L2
@@ -17,7 +17,7 @@ from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate
 from geodiag.solvers.iterate import Iterates
 from geodiag.solvers.lanczos.recurrence import State, begin, lanczos_step
-from geodiag.solvers.line_search import positive, segment
+from geodiag.solvers.line_search import segment
 
 # Directions of DᵀY below this fraction of its largest eigenvalue are left out: inverted, they would
 # be noise. Far above single precision's rounding, so that both precisions see the same problem.
@@ -59,22 +59,28 @@ def krylov(oracle: Oracle, first: Blocks, count: int) -> Products:
     return Products(images, cross(directions, images))
 
 
+def normalised(directions: Blocks, images: Blocks) -> tuple[Blocks, Products]:
+    """Directions of unit length, stacked, and their products."""
+    size = 1 / positive(lengths(directions))
+    units, seen = rescale(directions, size), rescale(images, size)
+    return units, Products(seen, cross(units, seen))
+
+
 def add(products: Products, directions: Blocks, images: Blocks, keep: int = 0) -> Products:
     """The products with further ones.
 
     ``keep``: as many rows as before, the first ``keep`` among them; the oldest others are dropped.
     """
-    size = 1 / positive(lengths(directions))
-    new, seen = rescale(directions, size), rescale(images, size)
-    side, corner = cross(new, products.images), cross(new, seen)
+    units, new = normalised(directions, images)
+    side = cross(units, products.images)
     xp = array_namespace(side)
     upper = xp.concat([products.inner, side.T], axis=1)
-    inner = xp.concat([upper, xp.concat([side, corner], axis=1)], axis=0)
-    grown = Products(join(products.images, seen), inner)
+    inner = xp.concat([upper, xp.concat([side, new.inner], axis=1)], axis=0)
+    grown = Products(join(products.images, new.images), inner)
     if not keep:
         return grown
     index = xp.arange(inner.shape[0], device=device(inner))
-    index = xp.concat([index[:keep], index[keep + size.shape[0] :]])
+    index = xp.concat([index[:keep], index[keep + side.shape[0] :]])
     return Products(
         pick(grown.images, index), xp.take(xp.take(inner, index, axis=0), index, axis=1)
     )
@@ -144,10 +150,10 @@ def propose(
 def _distinct(found: Iterates, count: int, known: Blocks | None) -> Blocks:
     values = found.value
     xp = array_namespace(values)
-    units = rescale(found.direction, 1 / positive(lengths(found.direction)))
+    units = _units(found.direction)
     lowest = xp.full(values.shape, -xp.inf, dtype=values.dtype, device=device(values))
     if known is not None:
-        near = xp.abs(cross(units, rescale(known, 1 / positive(lengths(known)))))
+        near = xp.abs(cross(units, _units(known)))
         values = xp.where(xp.max(near, axis=1) > ALIKE, lowest, values)
     chosen = []
     for _ in range(count):
@@ -156,3 +162,7 @@ def _distinct(found: Iterates, count: int, known: Blocks | None) -> Blocks:
         near = xp.abs(cross(units, pick(units, index)))[:, 0]
         values = xp.where(near > ALIKE, lowest, values)
     return pick(found.direction, xp.concat(chosen))
+
+
+def _units(directions: Blocks) -> Blocks:
+    return rescale(directions, 1 / positive(lengths(directions)))

@@ -6,17 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from geodiag.blocks import (
-    Array,
-    Blocks,
-    all_finite,
-    array_namespace,
-    axpy,
-    divide,
-    dot,
-    where,
-    zeros_like,
-)
+from geodiag.blocks import Array, Blocks, array_namespace, axpy, divide, dot, finite_or_zero
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
@@ -59,16 +49,10 @@ class PowerStep(NormProgram):
             ahead, residual = norm.lmo(image), value * float("nan")
             dual_norm = norm.dual(gradient)
         else:
-            ahead, residual = norm.lmo(_guarded(image)[0]), value * float("nan")
-            gradient, finite = _guarded(gradient)
+            ahead, residual = norm.lmo(finite_or_zero(image)[0]), value * float("nan")
+            gradient, finite = finite_or_zero(gradient)
             dual_norm = norm.dual(gradient)
             dual_norm = xp.where(finite, dual_norm, dual_norm + float("nan"))
         if view:
             direction, ahead = view.full(direction), view.full(ahead)
         return PowerIterate(direction, ahead, xp.stack([value, residual, dual_norm]), 1)
-
-
-def _guarded(g: Blocks) -> tuple[Blocks, Array]:
-    """Zero where g is not finite (a decomposition of NaN may raise or hang); whether it is."""
-    finite = all_finite(g)
-    return where(finite, g, zeros_like(g)), finite

@@ -7,13 +7,13 @@ one vector would gather on every device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from geodiag.blocks import Array, Blocks
+from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
@@ -27,22 +27,15 @@ class Flat:
     """Turns blocks of a space, and stacks of them, into one vector each, and back."""
 
     def __init__(self, space: Space) -> None:
-        self.shapes, self._joints = space.shapes, space.joints
-        self._shapes = list(map(tuple, self.shapes.values()))
-        self._sizes = list(map(math.prod, self._shapes))
-        self.size = sum(self._sizes)
+        self.space = space
 
     def flat(self, blocks: Blocks) -> Blocks:
         """Blocks as one of shape (n,)."""
-        return self._joined(blocks, ())
+        return {NAME: self.space.ravel(blocks)}
 
     def flat_stack(self, stack: Blocks) -> Blocks:
         """A stack of K as one of shape (K, n)."""
-        return self._joined(stack, (next(iter(stack.values())).shape[0],))
-
-    def _joined(self, blocks: Blocks, lead: tuple[int, ...]) -> Blocks:
-        tensors = [blocks[name] for name in self.shapes]
-        return {NAME: self._joints.join(tensors, self._sizes, lead)}
+        return {NAME: self.space.ravel(stack, (count_of(stack),))}
 
     def of(self, hvp: Callable[[Blocks], Blocks]) -> Callable[[Blocks], Blocks]:
         """Products on the vector."""
@@ -50,13 +43,12 @@ class Flat:
 
     def draw(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         """The vector of ``space.random(rng)``, on the host."""
-        drawn = {name: rng.standard_normal(self.shapes[name]) for name in sorted(self.shapes)}
-        return np.concatenate([drawn[name].ravel() for name in self.shapes])
+        drawn = self.space.drawn(rng)
+        return np.concatenate([drawn[name].ravel() for name in self.space.shapes])
 
     def full(self, flat: Blocks) -> Blocks:
         """Inverse of :meth:`flat` and :meth:`flat_stack`."""
-        parts = self._joints.part(flat[NAME], self._sizes, self._shapes)
-        return dict(zip(self.shapes, parts, strict=True))
+        return self.space.unravel(flat[NAME])
 
 
 def of(oracle: Oracle) -> Flat | None:
@@ -89,7 +81,7 @@ def norm_on(flat: Flat, norm: Norm) -> Norm:
 
 class _FlatOracle(DelegatingOracle):
     def __init__(self, inner: Oracle, flat: Flat) -> None:
-        super().__init__(inner, Space({NAME: (flat.size,)}, {}, inner.space.asarray))
+        super().__init__(inner, Space({NAME: (flat.space.size,)}, {}, inner.space.asarray))
         self._flat, self.view = flat, _ravelled
 
     def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:

@@ -17,12 +17,12 @@ from geodiag.blocks import (
     array_namespace,
     check_like,
     dot,
+    finite_or_zero,
+    largest,
     map_blocks,
-    namespace,
+    positive,
     scale,
     subtract,
-    where,
-    zeros_like,
 )
 from geodiag.errors import NormError
 from geodiag.norms.base import Norm, QuadraticNorm
@@ -60,9 +60,8 @@ class SteepestDirection(NormProgram):
     """
 
     def __call__(self, oracle: Oracle, gradient: Blocks) -> Steepest:
-        finite = all_finite(gradient)
-        # A decomposition of NaN may raise or hang.
-        steepest = self.norm.lmo(where(finite, gradient, zeros_like(gradient)))
+        usable, finite = finite_or_zero(gradient)
+        steepest = self.norm.lmo(usable)
         check_like(steepest, oracle.shapes, f"lmo(g) of {self.norm!r}", NormError)
         length = self.norm.value(steepest)
         if getattr(length, "shape", None) != () or _foreign(length, steepest):
@@ -119,9 +118,7 @@ def evaluate_witness(
 
 def safe_value(norm: Norm, d: Blocks) -> Array:
     """‖d‖, with d scaled by its largest entry so that no square under- or overflows."""
-    xp = namespace(d)
-    peak = xp.max(xp.stack([xp.max(xp.abs(x)) for x in d.values() if 0 not in x.shape]))
-    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
+    peak = positive(largest(d))
     # By the inverse of the root, twice: the inverse of the largest floats may be flushed to zero.
-    inverse = 1 / xp.sqrt(peak)
+    inverse = 1 / array_namespace(peak).sqrt(peak)
     return norm.value(map_blocks(lambda x: x * inverse * inverse, d)) * peak

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from geodiag.blocks import Array, Blocks, array_namespace
-from geodiag.core.batched import cross, join, lengths, rescale
+from geodiag.core.batched import join
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel
 from geodiag.solvers.iterate import Iterates
-from geodiag.solvers.line_search import positive, segment, toward
+from geodiag.solvers.line_search import segment, toward
 from geodiag.solvers.multistart import Outcome
-from geodiag.solvers.nystrom import Products, fit
+from geodiag.solvers.nystrom import fit, normalised
 from geodiag.solvers.program import NormProgram, spent
 
 
@@ -46,7 +46,7 @@ class Refresh(NormProgram):
 
         def third(state: tuple[Iterates, Array]) -> tuple[Iterates, Array]:
             p, steps = state
-            model = fit(_products(join(witness, target), join(start.image, image)))
+            model = fit(normalised(join(witness, target), join(start.image, image))[1])
             tried = norm.lmos(p.image)
             ascended = iterate.run(
                 oracle,
@@ -61,9 +61,3 @@ class Refresh(NormProgram):
         if view:
             last = last._replace(direction=view.full(last.direction), image=view.full(last.image))
         return Outcome(last, last.value, xp.concat([first.value, last.value]), None, steps + 2)
-
-
-def _products(directions: Blocks, images: Blocks) -> Products:
-    size = 1 / positive(lengths(directions))
-    seen = rescale(images, size)
-    return Products(seen, cross(rescale(directions, size), seen))

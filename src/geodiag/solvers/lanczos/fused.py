@@ -17,6 +17,7 @@ from geodiag.blocks import (
     device,
     epsilon,
     map_blocks,
+    positive,
     scale,
 )
 from geodiag.core.batched import combine, one, only
@@ -35,7 +36,6 @@ from geodiag.solvers.lanczos.recurrence import (
     tridiagonal,
     unit,
 )
-from geodiag.solvers.line_search import positive
 from geodiag.solvers.program import NormProgram, spent
 from geodiag.solvers.rayleigh import SteepestDirection, evaluate_witness
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from geodiag.blocks import Blocks, add, epsilon, scale, to_numpy
+from geodiag.blocks import Blocks, add, epsilon, positive, scale, to_numpy
 from geodiag.core.batched import Matrix, count_of, join, members, mix, only
-from geodiag.errors import NonFiniteError
+from geodiag.errors import not_finite
 from geodiag.norms.base import QuadraticNorm
 from geodiag.solvers.lanczos.recurrence import (
     LOST,
@@ -27,7 +27,6 @@ from geodiag.solvers.lanczos.recurrence import (
     ritz_pairs,
     tridiagonal,
 )
-from geodiag.solvers.line_search import positive
 from geodiag.solvers.rayleigh import safe_value
 
 CHUNK = 16  # rows that are kept as one stack, where they are joined
@@ -199,8 +198,4 @@ class Krylov:
 def require_finite(*numbers: Matrix) -> None:
     """Raise NonFiniteError for NaN and infinity."""
     if not all(np.all(np.isfinite(x)) for x in numbers):
-        raise NonFiniteError(
-            "a Hessian-vector product is not finite",
-            got="NaN or infinity",
-            do="check the parameters and the data; the training may have diverged",
-        )
+        raise not_finite("a Hessian-vector product")

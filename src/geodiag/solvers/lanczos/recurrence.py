@@ -15,12 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from geodiag.blocks import Array, Blocks, array_namespace, axpy, device, dot, scale, subtract, where
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    axpy,
+    device,
+    dot,
+    positive,
+    scale,
+    subtract,
+    where,
+)
 from geodiag.core.batched import combine, cross, one, only
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
-from geodiag.solvers.line_search import positive
 from geodiag.solvers.program import NormProgram, spent
 from geodiag.solvers.rayleigh import safe_value
 
