@@ -152,7 +152,7 @@ class Monitor(geodiag.Monitor):
             self._opt_state = self._points = None
 
     def before(self, step: int, params: Any = None, opt_state: Any = None) -> None:
-        """Measure ahead of a step.
+        """Measure before a step.
 
         A copy of the parameters is kept until :meth:`after`, so their buffers may be donated.
 
@@ -207,7 +207,7 @@ class Monitor(geodiag.Monitor):
         return self._measured
 
     def _rule_now(self, step: int) -> Update | None:
-        """The rule as it was stated, or as the optimizer's state tells it."""
+        """The update rule: as given, or read from the optimizer's state."""
         if self._given_update is not None:
             return self._given_update(step) if callable(self._given_update) else self._given_update
         lr = self._given_lr(step) if callable(self._given_lr) else self._given_lr
@@ -268,7 +268,7 @@ def _check_usable(params: Any) -> None:
         if isinstance(x, jax.Array) and x.is_deleted():
             raise ArgumentError(
                 "the parameters are deleted: their buffers were donated to the step",
-                do="call before(step, params) ahead of the step, and after(new_params) behind it",
+                do="call before(step, params) before the step, and after(new_params) after it",
             )
 
 

@@ -14,7 +14,7 @@ import pytest
 import geodiag.monitoring.sharpness_tracker
 from geodiag import Monitor
 from geodiag.estimators.ascent import RESTART_BUDGET
-from geodiag.monitoring.sharpness_tracker import EXPLORE_FIRST, RAREST
+from geodiag.monitoring.sharpness_tracker import COLD_MAX, EXPLORE_FIRST
 from geodiag.oracles import CallablesProblem
 from tests.monitored import LR, note
 
@@ -140,7 +140,7 @@ class TestLinf:
         calls = searches(monkeypatch)
         run = Moving(positive(N, 0), norm="linf")
         at = []
-        for step in range(2 * RAREST):
+        for step in range(2 * COLD_MAX):
             before = len(calls)
             run.observe()
             at += [step] * (len(calls) - before)

@@ -99,27 +99,18 @@ class Monitor:
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
-        # Each raises here where it cannot be used, not at the first measurement.
-        Options(rtol=rtol, max_hvps=max_hvps, seed=seed)
+        options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed)
         check_rule(lr, update)
-        named_estimator(estimator)
+        named_estimator(estimator)  # raises here, not at the first measurement
         self._lr, self._update = lr, update
-        self._tracker = SharpnessTracker(
-            {
-                "estimator": estimator,
-                "max_hvps": max_hvps,
-                "rtol": rtol,
-                "certificate": certificate,
-                "seed": seed,
-            }
-        )
+        self._tracker = SharpnessTracker(options, estimator, certificate)
         self._schedule = Schedule(every, budget)
         self._norm = norm_source(norm)
+        self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
         self._closed = False
         self._pending: Observation | None = None
-        self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._warned: set[object] = set()
         self._noted: set[str] = set()
         self.records: list[Record] = []

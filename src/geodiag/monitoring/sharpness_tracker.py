@@ -12,7 +12,7 @@ from geodiag.core.validation import is_number, is_whole
 from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, Options, SearchMode, choose
 from geodiag.estimators.ascent import RESTART_BUDGET, SINGLE_START
-from geodiag.estimators.base import COLD_EVERY
+from geodiag.estimators.base import COLD_EVERY, SharpnessEstimator
 from geodiag.estimators.roundoff import SINGLE
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
 from geodiag.norms.base import Norm, QuadraticNorm
@@ -30,12 +30,12 @@ STEADY, POWER_STEPS = 0.02, 2
 # first of these, and it is lower by at most the second.
 CONVERGED, DROP = 0.01, 0.2
 # Early on S changes fast, and other maxima overtake. The first exploratory search comes after
-# EXPLORE_SOONEST measurements, the next after EXPLORE_FIRST more; at any time after EXPLORE_SOONEST
+# EXPLORE_MIN measurements, the next after EXPLORE_FIRST more; at any time after EXPLORE_MIN
 # if S has changed by a factor of DRIFT since the last search.
-EXPLORE_SOONEST, EXPLORE_FIRST, DRIFT = 2, 3, 1.3
+EXPLORE_MIN, EXPLORE_FIRST, DRIFT = 2, 3, 1.3
 # An exploratory or cold search that finds at most this much more than was known doubles the number
-# of measurements to the next of its kind, up to COLD_EVERY and RAREST.
-SURPRISE, RAREST = 1.05, 4 * COLD_EVERY
+# of measurements to the next of its kind, up to COLD_EVERY and COLD_MAX.
+IMPROVEMENT, COLD_MAX = 1.05, 4 * COLD_EVERY
 
 
 class SharpnessTracker:
@@ -53,17 +53,15 @@ class SharpnessTracker:
     *exploratory* searches of nine or ten products in between: after two measurements, then 3, 6, 12
     and 20 if they find nothing, or two if S has changed by 30 %.
 
-    Args:
-        options: those of :func:`geodiag.sharpness`. With an estimator, a budget or a certificate
-            of the user's there are no power steps.
+    With an estimator, a budget or a certificate of the user's there are no power steps.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        own = dict(options)
-        self._call = {name: own.pop(name) for name in ("estimator", "certificate")}
-        self._options = own
-        plain = options["estimator"] == "auto" and options["max_hvps"] is None
-        self._automatic = plain and not options["certificate"]
+    def __init__(
+        self, options: Options, estimator: SharpnessEstimator | str, certificate: bool
+    ) -> None:
+        self._options = options
+        self._call: dict[str, Any] = {"estimator": estimator, "certificate": certificate}
+        self._automatic = estimator == "auto" and options.max_hvps is None and not certificate
         self._reset()
 
     def _reset(self) -> None:
@@ -87,11 +85,11 @@ class SharpnessTracker:
             found = self.measure(oracle, asked, norm)
             note = "the loaded state is of other parameters: the first search was cold"
             return replace(found, notes=(*found.notes, note))
-        options = Options(**self._options)
+        options = self._options
         if options.rtol is None and isinstance(norm, QuadraticNorm):
             options = replace(options, rtol=RTOL)
         if not self._may_step(oracle, norm):
-            if self._last is None and self._saves_at_first(oracle, norm):
+            if self._last is None and self._shortens_first_search(oracle, norm):
                 options = replace(options, max_hvps=RESTART_BUDGET)
             return self._search(oracle, asked, self._last, options)
         self._age, self._since = self._age + 1, self._since + 1
@@ -99,7 +97,7 @@ class SharpnessTracker:
         if self._age >= self._cold_after:
             result = self._search(oracle, asked, last, replace(options, mode=SearchMode.COLD))
             known = _found_nothing(result, value)
-            self._cold_after = min(2 * self._cold_after, RAREST) if known else COLD_EVERY
+            self._cold_after = min(2 * self._cold_after, COLD_MAX) if known else COLD_EVERY
             self._age, self._since, self._found = 0, 0, result.value
             return result
         if self._exploration_due(norm):
@@ -116,7 +114,7 @@ class SharpnessTracker:
             self._last, self._value = stepped, stepped.value
             return stepped
         if stepped is not None and isinstance(norm, QuadraticNorm):
-            last = stepped  # the power method has come nearer
+            last = stepped  # a better start than the last witness
         return self._search(oracle, asked, last, replace(options, mode=SearchMode.REFRESH))
 
     def update(self, result: SharpnessResult) -> None:
@@ -157,7 +155,7 @@ class SharpnessTracker:
         counts = [state[name] for name in names]
         if not all(map(is_whole, counts)) or min(counts) < 0 or 0 in counts[1::2]:
             raise ValueError("malformed counts")
-        if counts[1] > RAREST or counts[3] > COLD_EVERY:
+        if counts[1] > COLD_MAX or counts[3] > COLD_EVERY:
             raise ValueError("malformed counts")
         self._last, self._ahead = last, ahead
         self._value, self._found = (math.nan if x is None else float(x) for x in numbers)
@@ -179,14 +177,14 @@ class SharpnessTracker:
             self._ahead = _read(self._ahead, norm, oracle)
         return self._ahead is not None
 
-    def _saves_at_first(self, oracle: CountingOracle, norm: Norm) -> bool:
+    def _shortens_first_search(self, oracle: CountingOracle, norm: Norm) -> bool:
         """Whether the first search takes the products of a restart; later ones find the rest."""
         ascends = isinstance(choose(norm, oracle.space), Ascent)
         costly = not oracle.free_hvps and oracle.space.size <= SINGLE_START
         return self._automatic and ascends and costly
 
     def _exploration_due(self, norm: Norm) -> bool:
-        if isinstance(norm, QuadraticNorm) or self._since < EXPLORE_SOONEST:
+        if isinstance(norm, QuadraticNorm) or self._since < EXPLORE_MIN:
             return False
         found, value = abs(self._found), abs(self._value)
         # Where nothing is positive, searches end far apart, and a change of S says nothing.
@@ -231,7 +229,7 @@ class SharpnessTracker:
 
 
 def _found_nothing(result: SharpnessResult, known: float) -> bool:
-    return not result.status.failed and result.value <= known + (SURPRISE - 1) * abs(known)
+    return not result.status.failed and result.value <= known + (IMPROVEMENT - 1) * abs(known)
 
 
 def _plain(x: float) -> float | None:
