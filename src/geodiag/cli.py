@@ -32,14 +32,7 @@ from geodiag.report import plotting, watch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with ``argv`` (default: the process's arguments).
-
-    Returns:
-        The exit status: 0, 2 after a GeodiagError, 130 or 141 when it was cut short.
-
-    Raises:
-        SystemExit: by argparse: 2 for wrong usage, 0 after ``--help`` and ``--version``.
-    """
+    """Run the command with ``argv`` (default: the process's arguments). Returns the exit status."""
     _never_fail_to_print()
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")

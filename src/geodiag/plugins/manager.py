@@ -34,6 +34,7 @@ from geodiag.plugins import specs
 GROUP = "geodiag"
 FRAMEWORKS = ("torch", "jax")
 _TYPES: dict[str, type] = {"norm": Norm, "estimator": SharpnessEstimator}
+_UNKNOWN: dict[str, type[GeodiagError]] = {"norm": UnknownNorm, "estimator": UnknownEstimator}
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Registry:
             UnknownNorm: no norm is registered under the name.
             PluginError: the factory returns something else.
         """
-        found: Norm = self._build("norm", name, self.norms(), UnknownNorm)
+        found: Norm = self._build("norm", name)
         return found
 
     def estimator(self, name: str) -> SharpnessEstimator:
@@ -199,9 +200,7 @@ class Registry:
             UnknownEstimator: no estimator is registered under the name.
             PluginError: the factory returns something else.
         """
-        found: SharpnessEstimator = self._build(
-            "estimator", name, self.estimators(), UnknownEstimator
-        )
+        found: SharpnessEstimator = self._build("estimator", name)
         return found
 
     def problem(self, model: Any, arguments: Mapping[str, Any]) -> Any:
@@ -224,15 +223,15 @@ class Registry:
                     do="repair it, or uninstall it",
                 ) from e
 
-    def _build(
-        self, kind: str, name: str, found: Mapping[str, Registered], error: type[GeodiagError]
-    ) -> Any:
+    def _build(self, kind: str, name: str) -> Any:
         if not isinstance(name, str):
             raise ArgumentError(f"the name of the {kind} must be a string", got=shown(name))
+        with self._lock:
+            found = self._named(kind)
         if name not in found:
             near = difflib.get_close_matches(name, found, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-            raise error(
+            raise _UNKNOWN[kind](
                 f"no {kind} is registered under this name",
                 got=shown(name),
                 do=f"{hint}registered: {', '.join(found)}",

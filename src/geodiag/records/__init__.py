@@ -1,4 +1,4 @@
-"""What one measurement of a run says, and its two text formats. Reading a log runs no code of it.
+"""The Record of one measurement, and its two text formats. Reading a log executes nothing.
 
 record       the Record, and the declaration of each built-in quantity
 jsonl        JSON lines

@@ -1,10 +1,10 @@
 """CSV: rows under a header that names their columns.
 
-NaN is empty, and a text is kept to one line. The file's own header rules: columns are found by
-name, those that are not known become extras. A later header in the same file names the columns of
-the rows of its width that follow, so a run may append a row with a new column to an older log.
-Headers within one log only ever become wider: a row then belongs to the header of its width, even
-if two runs write at the same moment.
+NaN is empty, and a text is written on one line. Columns are found by their names in the file's
+header; unknown ones become extras. A later header in the same file names the columns of the rows
+of its width that follow, so a run may append a row with a new column to an older log. Headers
+within one log only ever become wider: a row then belongs to the header of its width, even if two
+runs write at the same moment.
 """
 
 from __future__ import annotations

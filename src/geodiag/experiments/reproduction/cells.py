@@ -24,7 +24,7 @@ class Method:
 
     @property
     def shows_top_eigenvalue(self) -> bool:
-        """Whether λ_max is shown beside S: where the two have little to do with each other."""
+        """Whether λ_max is plotted with S: in norms where the two are of different sizes."""
         return self.norm in ("linf", "spectral")
 
 
