@@ -167,7 +167,7 @@ class OptimizerMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of :class:`geodiag.Monitor`, with the number of steps."""
-        return {"steps": self.steps, "monitor": super().state_dict()}
+        return super().state_dict() | {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned.
@@ -175,17 +175,14 @@ class OptimizerMonitor(Monitor):
         Raises:
             ArgumentError: ``state`` is something else.
         """
-        try:
-            if not isinstance(state, dict):
-                raise TypeError(f"it is of type {type(state).__name__}")
-            steps, inner = whole_step(state["steps"]), state["monitor"]
-        except (KeyError, TypeError, ArgumentError) as e:
+        if not isinstance(state, dict) or "steps" not in state:
             raise ArgumentError(
                 "this is not the state of an attached monitor",
                 got=type(state).__name__,
                 do="pass what its state_dict() returned",
-            ) from e
-        super().load_state_dict(inner)
+            )
+        steps = whole_step(state["steps"])
+        super().load_state_dict(state)
         self.steps = steps
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -21,9 +21,7 @@ HEADS = 2
 class Trainer:
     """Full-batch training that can be measured between steps, in the precision of the weights.
 
-    Args:
-        model: "mlp", "cnn" or "transformer".
-        weights: what training starts from; x, y: the batch.
+    ``model``: one of :data:`MODELS`.
     """
 
     def __init__(self, model: str, weights: dict[str, np.ndarray[Any, Any]], x: Any, y: Any):
@@ -34,15 +32,12 @@ class Trainer:
         self.problem = geodiag.problem(self._net, criterion=criterion, data=(inputs, targets))
 
     def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
-        """Set the optimizer of the following steps."""
         self._optimizer = NonEuclideanGD(self._net.named_parameters(), lr, norm, normalized)
 
     def point(self) -> Blocks:
-        """The current parameters."""
         return self.problem.at().point()
 
     def step(self) -> None:
-        """One step of the optimizer."""
         self._optimizer.zero_grad()
         self._loss().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -13,6 +13,7 @@ graph in one vectorised pass where that pays.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -55,8 +56,44 @@ ENGINES = ("auto", "graph", "recompute", "finite-difference")
 STACK, STACK_PARAMETERS = 4, 10_000
 
 
-class TorchOracle(Oracle):
-    """See :class:`geodiag.Oracle`. Raises StaleOracle once the model has changed.
+class FrozenOracle(Oracle):
+    """What the oracles of torch share. They raise StaleOracle once the model has changed."""
+
+    _versions: Versions
+    _first: tuple[Tensor, Blocks] | None = None
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective, self.space = objective, objective.space
+        self._evaluation = Evaluation(objective)
+
+    @abstractmethod
+    def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
+        """Both at the point; from the second call on those of ``_first``."""
+
+    @property
+    def precision(self) -> float:
+        if self._evaluation.precision is None:
+            self._loss_and_gradient()
+        assert self._evaluation.precision is not None
+        return self._evaluation.precision
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        kind = self._objective.device.type
+        if not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, enabled=False)
+
+    def loss(self) -> Tensor:
+        self._versions.check()
+        return self._loss_and_gradient()[0].clone()
+
+    def gradient(self) -> Blocks:
+        self._versions.check()
+        return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
+
+
+class TorchOracle(FrozenOracle):
+    """See :class:`geodiag.Oracle`.
 
     Without ``params`` it is at the model's parameters as they are now. ``memory``: bytes that the
     kept graphs may hold, where the engine is "auto".
@@ -69,8 +106,7 @@ class TorchOracle(Oracle):
         engine: str = "auto",
         memory: float | None = None,
     ) -> None:
-        self._objective, self.space = objective, objective.space
-        self._evaluation = Evaluation(objective)
+        super().__init__(objective)
         tensors = objective.loss.tensors()
         live = objective.live(tensors)
         self._leaves = objective.leaves(params, live)
@@ -88,18 +124,10 @@ class TorchOracle(Oracle):
         self._fallback = FallbackProducts(self._evaluation, self._leaves)
         self._stacks = True  # whether a vectorised pass for a stack works, as far as is known
         self._plain_backward = False  # whether the kept graph is known to recompute nothing
-        self._first: tuple[Tensor, Blocks] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         return tuple(self._notes)
-
-    @property
-    def precision(self) -> float:
-        if self._evaluation.precision is None:
-            self._loss_and_gradient()
-        assert self._evaluation.precision is not None
-        return self._evaluation.precision
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine != "finite-difference":
@@ -107,24 +135,10 @@ class TorchOracle(Oracle):
             self._notes += [note] if note and note not in self._notes else []
         return self._fallback.independent_hvp(d, self.precision)
 
-    def surroundings(self) -> AbstractContextManager[Any]:
-        kind = self._objective.device.type
-        if not torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, enabled=False)
-
     def point(self) -> Blocks:
         self._versions.check()
         dtype = self._objective.dtype
         return {k: leaf.detach().to(dtype, copy=True) for k, leaf in self._leaves.items()}
-
-    def loss(self) -> Tensor:
-        self._versions.check()
-        return self._loss_and_gradient()[0].clone()
-
-    def gradient(self) -> Blocks:
-        self._versions.check()
-        return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def loss_at(self, params: Blocks) -> Tensor:
         return self._evaluation.sum(self._leaves_at(params), lambda value, _: {})[0]

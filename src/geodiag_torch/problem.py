@@ -101,13 +101,9 @@ class TorchProblem(Problem):
         public_names = _public_names(inner)
         named = dict(inner.named_parameters())
         chosen = select({name: named[raw] for name, raw in public_names.items()}, where)
-        device, dtype = _device_and_dtype(chosen)
-        self.space = Space(
-            {name: tuple(p.shape) for name, p in chosen.items()},
-            {n: MatrixView.first_axis_rows(p.dim()) for n, p in chosen.items() if p.dim() >= 2},
-            partial(_asarray, device, dtype),
-            joints=JOINTS,
-        )
+        device, dtype = device_and_dtype(chosen)
+        _check_initialised(chosen)
+        self.space = space_of(chosen, device, dtype)
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + public_names[name] for name in chosen}
@@ -175,6 +171,16 @@ class TorchProblem(Problem):
         check_like(params, self.space.shapes, "params")
 
 
+def space_of(params: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Space:
+    """The space of these parameters, measured in ``dtype``."""
+    return Space(
+        {name: tuple(p.shape) for name, p in params.items()},
+        {n: MatrixView.first_axis_rows(p.dim()) for n, p in params.items() if p.dim() >= 2},
+        partial(_asarray, device, dtype),
+        joints=JOINTS,
+    )
+
+
 def _asarray(device: torch.device, dtype: torch.dtype, x: Any) -> Tensor:
     tensor = as_sharded(x) if isinstance(x, Tensor) else torch.from_numpy(to_numpy(x))
     return tensor.detach().to(device=device, dtype=dtype)
@@ -239,23 +245,33 @@ def _public_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _device_and_dtype(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
-    """The one device of all, and the measurement dtype: the widest, at least float32."""
-    first = next(iter(params))
-    dtype = torch.float32
+def device_and_dtype(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
+    """The one device of all, and the widest of the dtypes, at least float32.
+
+    Raises:
+        ParameterError: they are on several devices, or one is not real.
+    """
+    first, dtype = next(iter(params)), torch.float32
+    device = params[first].device
     for name, p in params.items():
         if not p.is_floating_point():
             raise ParameterError(
                 f"the parameter {name!r} is not real",
                 got=str(p.dtype),
-                do="leave it out with where=, or split it into real and imaginary parts",
+                do="leave it out, or split it into real and imaginary parts",
             )
-        if p.device != params[first].device:
+        if p.device != device:
             raise ParameterError(
-                "the measured parameters are on several devices",
-                got=f"{first!r} on {params[first].device}, {name!r} on {p.device}",
-                do="move the model to one device, or select the tensors of one with where=",
+                "the parameters are on several devices",
+                got=f"{first!r} on {device}, {name!r} on {p.device}",
+                do="move the model to one device, or choose the tensors of one",
             )
+        dtype = torch.promote_types(dtype, p.dtype)
+    return device, dtype
+
+
+def _check_initialised(params: Mapping[str, Tensor]) -> None:
+    for name, p in params.items():
         if p.is_inference():
             raise ParameterError(
                 f"the parameter {name!r} was made in inference mode",
@@ -265,5 +281,3 @@ def _device_and_dtype(params: Mapping[str, Tensor]) -> tuple[torch.device, torch
             raise ParameterError(
                 f"the parameter {name!r} is on the meta device", do="initialise it"
             )
-        dtype = torch.promote_types(dtype, p.dtype)
-    return params[first].device, dtype

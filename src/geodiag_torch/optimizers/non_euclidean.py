@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geodiag.core.spaces import MatrixView, Space
 from geodiag.core.validation import require_flag
 from geodiag.errors import GeodiagError, NonFiniteError, NormError, ParameterError, shown
 from geodiag.norms import Norm
 from geodiag.optimizers.non_euclidean import steepest_step
 from geodiag.optimizers.thresholds import require_lr
 from geodiag.problems import as_norm
+from geodiag_torch.problem import device_and_dtype, space_of
 from geodiag_torch.sharding.detection import as_sharded, sharded_like
 
 
@@ -56,12 +57,8 @@ class NonEuclideanGD(torch.optim.Optimizer):
         lr = require_lr(lr)
         self.normalized = require_flag(normalized, "normalized=")
         self.norm = as_norm(norm)
-        try:
+        with _refusals():
             super().__init__(params, {"lr": lr})
-        except GeodiagError:
-            raise
-        except (TypeError, ValueError, IndexError) as e:
-            raise _unusable(e) from e
         self._bound = self._bind()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -71,10 +68,8 @@ class NonEuclideanGD(torch.optim.Optimizer):
             raise ParameterError("a parameter group is a dict with params", got=got)
         if "lr" in param_group:
             param_group["lr"] = require_lr(param_group["lr"])
-        try:
+        with _refusals():
             super().add_param_group(param_group)
-        except (TypeError, ValueError, IndexError) as e:
-            raise _unusable(e) from e
         if hasattr(self, "_bound"):
             try:
                 self._bound = self._bind()
@@ -151,26 +146,9 @@ class NonEuclideanGD(torch.optim.Optimizer):
                     do="prefix the names: [(f'encoder.{n}', p) for n, p in …named_parameters()]",
                 )
             named[name] = p
-        self._dtype = torch.float32
-        devices = {p.device for p in named.values()}
-        for name, p in named.items():
-            if not p.is_floating_point():
-                raise ParameterError(f"the parameter {name!r} is not real", got=str(p.dtype))
-            self._dtype = torch.promote_types(self._dtype, p.dtype)
-        if len(devices) > 1:
-            raise ParameterError(
-                "the parameters are on several devices",
-                got=", ".join(map(str, sorted(devices, key=str))),
-            )
-        device, dtype = devices.pop(), self._dtype
-
-        def asarray(x: Any) -> Tensor:
-            return torch.as_tensor(x, dtype=dtype, device=device)
-
-        shapes = {name: tuple(p.shape) for name, p in named.items()}
-        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) >= 2}
+        device, self._dtype = device_and_dtype(named)
         try:
-            return self.norm.bind(Space(shapes, views, asarray))
+            return self.norm.bind(space_of(named, device, self._dtype))
         except GeodiagError as e:
             if any(group.get("param_names") for group in self.param_groups):
                 raise
@@ -181,10 +159,16 @@ class NonEuclideanGD(torch.optim.Optimizer):
             ) from e
 
 
-def _unusable(e: Exception) -> ParameterError:
-    """The error for parameters that torch refuses."""
-    return ParameterError(
-        "an optimizer cannot take these parameters",
-        got=str(e),
-        do="pass model.named_parameters(), model.parameters(), or groups of either",
-    )
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Inside, torch refuses parameters by a ParameterError."""
+    try:
+        yield
+    except GeodiagError:
+        raise
+    except (TypeError, ValueError, IndexError) as e:
+        raise ParameterError(
+            "an optimizer cannot take these parameters",
+            got=str(e),
+            do="pass model.named_parameters(), model.parameters(), or groups of either",
+        ) from e

@@ -10,7 +10,6 @@ zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +20,9 @@ from geodiag.blocks import Blocks, check_like
 from geodiag.errors import DistributedError, EngineError
 from geodiag.oracles import Differences, Oracle
 from geodiag.oracles.base import Program
-from geodiag_torch.derivatives.evaluation import Evaluation
 from geodiag_torch.derivatives.fallback import differences
 from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.oracle import FrozenOracle
 from geodiag_torch.ranks import Sums, no_answer
 from geodiag_torch.sharding import operations as operations  # registers the rules
 from geodiag_torch.sharding.fsdp_state import divisors, local, precision, replaced, reshard
@@ -54,15 +53,13 @@ def prepare(model: nn.Module, engine: str) -> None:
     reshard(model)
 
 
-class ShardedOracle(Oracle):
-    """See :class:`geodiag.Oracle`. Raises StaleOracle once the model has changed."""
+class ShardedOracle(FrozenOracle):
+    """See :class:`geodiag.Oracle`."""
 
     space: ShardedSpace
 
     def __init__(self, objective: Objective, params: Mapping[str, Any] | None) -> None:
-        assert isinstance(objective.space, ShardedSpace)
-        self._objective, self.space = objective, objective.space
-        self._evaluation = Evaluation(objective)
+        super().__init__(objective)
         tensors = objective.loss.tensors()
         self._live = objective.live(tensors)
         self._at_model = params is None
@@ -70,7 +67,6 @@ class ShardedOracle(Oracle):
         own = {name: asarray(p).clone() for name, p in self._live.items()}
         self._point = own if params is None else self.space.place_blocks(params)
         self._versions = Versions(tensors, () if self._at_model else self._live.values())
-        self._first: tuple[Tensor, Blocks] | None = None
         self._differences: Differences | None = None
         self._divisors = divisors(objective.loss.model, objective.ranks.size)
         self._fsdp_precision = precision(objective.loss.model)
@@ -81,23 +77,11 @@ class ShardedOracle(Oracle):
 
     @property
     def precision(self) -> float:
-        if self._evaluation.precision is None:
-            self.loss()
-        assert self._evaluation.precision is not None
-        return max(self._evaluation.precision, self._fsdp_precision)
-
-    def surroundings(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._objective.device.type, enabled=False)
+        return max(super().precision, self._fsdp_precision)
 
     def point(self) -> Blocks:
         self._versions.check()
         return {name: x.clone() for name, x in self._point.items()}
-
-    def loss(self) -> Tensor:
-        return self._loss_and_gradient()[0].clone()
-
-    def gradient(self) -> Blocks:
-        return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
     def hvp(self, d: Blocks) -> Blocks:
         check_like(d, self.space.shapes, "the direction")
@@ -127,7 +111,6 @@ class ShardedOracle(Oracle):
         return placed
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
-        self._versions.check()
         if self._first is None:
             self._first = self._pass(None if self._at_model else self._point, backward=True)
         return self._first
@@ -136,9 +119,7 @@ class ShardedOracle(Oracle):
         """Loss and gradient over the batches of all ranks, at the model itself or elsewhere."""
         objective, ranks = self._objective, self._objective.ranks
         self._versions.check(ranks.announce)
-        new: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, entries in (params or {}).items():
-            new[name] = self._live[name], local(entries).to(self._live[name].dtype)
+        new = [(self._live[name], local(entries)) for name, entries in (params or {}).items()]
 
         def around(run: Callable[[], Sums]) -> Sums:
             with replaced(objective.loss.model, new):

@@ -7,7 +7,7 @@ raises. Entries are written past autograd's version counters, for nothing has ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -61,15 +61,15 @@ def divisors(model: nn.Module, size: int) -> dict[int, float]:
 
 
 @contextmanager
-def replaced(model: nn.Module, new: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def replaced(model: nn.Module, new: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Inside, parameters have other entries and no gradients; afterwards all is as it was.
 
-    ``new``: by name, the parameter and the entries that it holds inside, on this rank.
+    ``new``: parameters, and the entries that each holds inside, on this rank.
     """
     params: list[Any] = list(model.parameters())
     grads = [p.grad for p in params]
     hooks = [p._post_accumulate_grad_hooks for p in params]
-    before = {name: local(p).clone() for name, (p, _) in new.items()}
+    before = [(p, local(p).clone()) for p, _ in new]
     with ExitStack() as stack:
         for owner, name, value in _settings(model):
             stack.callback(setattr, owner, name, getattr(owner, name))
@@ -78,7 +78,7 @@ def replaced(model: nn.Module, new: Mapping[str, tuple[Tensor, Tensor]]) -> Iter
             for p in params:
                 p.grad = None
                 p._post_accumulate_grad_hooks = None
-            for changed, entries in new.values():
+            for changed, entries in new:
                 local(changed).copy_(entries)
             yield
         except BaseException:
@@ -86,8 +86,8 @@ def replaced(model: nn.Module, new: Mapping[str, tuple[Tensor, Tensor]]) -> Iter
             raise
         finally:
             reshard(model)
-            for name, (changed, _) in new.items():
-                local(changed).copy_(before[name])
+            for changed, entries in before:
+                local(changed).copy_(entries)
             for p, grad, hook in zip(params, grads, hooks, strict=True):
                 p.grad, p._post_accumulate_grad_hooks = grad, hook
 

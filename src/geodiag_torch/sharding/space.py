@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,9 @@ from geodiag_torch.sharding.tensors import like, sharded
 
 @dataclass(frozen=True)
 class ShardedSpace(Space):
-    """A space whose blocks are sharded as the parameters are.
+    """A space whose blocks are sharded as the parameters are."""
 
-    Attributes:
-        models: by name, a tensor that is sharded as the parameter is.
-    """
-
+    # By name, a tensor that is sharded as the parameter is.
     models: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -34,11 +32,7 @@ class ShardedSpace(Space):
         """The space whose blocks are sharded as ``params`` are."""
         detached = {name: p.detach() for name, p in params.items()}
         models = {n: sharded(p) if isinstance(p, DTensor) else p for n, p in detached.items()}
-
-        def placing(model: Tensor) -> Callable[[Any], Tensor]:
-            return lambda x: like(space.asarray(x), model)
-
-        places = {name: placing(model) for name, model in models.items()}
+        places = {name: partial(_placed, space, model) for name, model in models.items()}
         return cls(space.shapes, space.matrix_view, space.asarray, places, True, models=models)
 
     def place_blocks(self, blocks: Mapping[str, Any]) -> Blocks:
@@ -61,6 +55,10 @@ class ShardedSpace(Space):
         lead = x.ndim - len(self.shapes[name])
         fits = lead in (0, 1) and tuple(x.shape[lead:]) == tuple(self.shapes[name])
         return like(x, self.models[name], lead) if fits else x
+
+
+def _placed(space: Space, model: Tensor, x: Any) -> Tensor:
+    return like(space.asarray(x), model)
 
 
 def ranks_of_mesh(model: nn.Module, group: Any, device: torch.device) -> Alone:

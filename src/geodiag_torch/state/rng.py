@@ -114,19 +114,15 @@ class NumpyState:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Inside, the generator is in this state; afterwards in the one that it had before."""
-        if self._memory is not None and self._memory == _numpy_memory():
-            try:
-                yield
-            finally:
-                if self._memory != _numpy_memory():
-                    np.random.set_state(self._state)
-            return
-        before = np.random.get_state(legacy=False)
+        here = self._memory is not None and self._memory == _numpy_memory()
+        before = self._state if here else np.random.get_state(legacy=False)
         try:
-            np.random.set_state(self._state)
+            if not here:
+                np.random.set_state(self._state)
             yield
         finally:
-            np.random.set_state(before)
+            if not here or self._memory != _numpy_memory():
+                np.random.set_state(before)
 
 
 def outside_inference(run: Callable[[], T]) -> T:
