@@ -109,6 +109,11 @@ class WarmStart:
         return cls(state["witness"], int(state["age"]), state["norm"])
 
 
+def relative(error: float, value: float) -> float:
+    """|error| relative to the value."""
+    return error / abs(value) if value else math.inf if error else 0.0
+
+
 def as_lists(blocks: Mapping[str, Any]) -> dict[str, Any]:
     """Blocks as lists of numbers, for JSON."""
     return {name: to_numpy(x).tolist() if is_array(x) else x for name, x in blocks.items()}

@@ -72,7 +72,7 @@ class TracedOracle(Oracle):
         state: S,
         rows: Blocks,
     ) -> tuple[S, Blocks]:
-        """See :class:`geodiag.solvers.lanczos.fused.Growing`; rows are written in place."""
+        """See :class:`geodiag.oracles.Oracle`; rows are written in place."""
         (most, *_), *_ = (x.shape for x in rows.values())
 
         def body(s: tuple[Array, S, Blocks]) -> tuple[Array, S, Blocks]:
@@ -120,15 +120,19 @@ def _refuse(question: str) -> NoReturn:
 
 def in_order(names: tuple[str, ...], tree: S) -> S:
     """Dicts of some of these ``names`` within ``tree``, in the order of the names."""
+    return _map_blocks(names, lambda x: {name: x[name] for name in names if name in x}, tree)
+
+
+def _map_blocks(names: tuple[str, ...], f: Callable[[Blocks], Blocks], tree: S) -> S:
+    """``tree`` with ``f`` of the dicts in it that have some of these ``names``."""
 
     def is_blocks(x: Any) -> bool:
         return type(x) is dict and set(x) <= set(names)
 
-    def sort(x: Any) -> Any:
-        return {name: x[name] for name in names if name in x} if is_blocks(x) else x
-
-    ordered: S = jax.tree_util.tree_map(sort, tree, is_leaf=is_blocks)
-    return ordered
+    changed: S = jax.tree_util.tree_map(
+        lambda x: f(x) if is_blocks(x) else x, tree, is_leaf=is_blocks
+    )
+    return changed
 
 
 def _settled(step: Callable[[S], S], state: S) -> S:
@@ -211,8 +215,8 @@ class Fresh:
     call: StaticCall
 
     def open(self, operands: Any) -> tuple[Frozen, Product]:
-        loss, gradient, linear = derivatives.linearized(self.call, operands)
-        return (loss, gradient), functools.partial(derivatives.apply, linear)
+        frozen, linear = derivatives.linearized(self.call, operands)
+        return frozen, functools.partial(derivatives.apply, linear)
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,8 @@ def _run(job: Job, operands: Any, arguments: tuple[Any, ...]) -> Any:
     frozen, product = job.source.open(operands)
     oracle = TracedOracle(space, product, frozen)
     answer = job.program(oracle, *in_order(oracle.names, arguments))
-    return tree.placement.constrain_blocks(space.shapes, answer)
+    constrain = functools.partial(tree.placement.constrain_blocks, space.shapes)
+    return _map_blocks(space.names, constrain, answer)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,7 +20,6 @@ from geodiag.blocks import (
     array_namespace,
     device,
     join_tensors,
-    namespace,
     part_vector,
 )
 
@@ -78,6 +77,12 @@ class Joints(NamedTuple):
 
 
 JOINTS = Joints()
+
+
+def arrays_like(example: Array, dtype: Any) -> Callable[[Any], Array]:
+    """A function to host arrays of this dtype where ``example`` is."""
+    xp, where = array_namespace(example), device(example)
+    return lambda x: xp.asarray(x, dtype=dtype, device=where)
 
 
 @dataclass(frozen=True)
@@ -146,15 +151,17 @@ class Space:
     @classmethod
     def of(cls, blocks: Blocks) -> Space:
         """The space of bare blocks: two-axis arrays are matrices as they stand, rows first."""
-        xp = namespace(blocks)
         example = next(iter(blocks.values()))
-        where = device(example)
-
-        def asarray(x: Any) -> Array:
-            return xp.asarray(x, dtype=example.dtype, device=where)
-
         shapes = {name: tuple(x.shape) for name, x in blocks.items()}
         views = {name: MatrixView((0,), (1,)) for name, s in shapes.items() if len(s) == 2}
+        return cls(shapes, views, arrays_like(example, example.dtype))
+
+    @classmethod
+    def rows_first(
+        cls, shapes: Mapping[str, tuple[int, ...]], asarray: Callable[[Any], Array]
+    ) -> Space:
+        """A space whose tensors of two or more axes are matrices, their first axis the rows."""
+        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) > 1}
         return cls(shapes, views, asarray)
 
     def random(self, rng: np.random.Generator) -> Blocks:

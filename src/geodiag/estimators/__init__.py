@@ -9,11 +9,10 @@ FrankWolfe   any norm: the paper's own procedure, to compare with
 
 from geodiag.estimators.ascent import Ascent
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
-from geodiag.estimators.blockwise import Blockwise
+from geodiag.estimators.blockwise import Blockwise, choose
 from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.frank_wolfe import FrankWolfe
 from geodiag.estimators.lanczos import Lanczos
-from geodiag.estimators.select import choose
 from geodiag.estimators.starts import as_start
 
 __all__ = [

@@ -111,10 +111,9 @@ class Ascent(SharpnessEstimator):
         if m.unlimited:
             plan = Plan(race=FREE_STEPS, climb=FREE_STEPS, rtol=rtol)
         else:
-            race = next(
-                r for r in (3, 2, 1, 0) if _spent(len(starts), r) <= m.left(budget) or not r
-            )
-            plan = Plan(race=race, rtol=rtol, climb=0)
+            plans = [Plan(race=race, rtol=rtol, climb=0) for race in (3, 2, 1, 0)]
+            fitting = (p for p in plans if p.spent(len(starts)) <= m.left(budget))
+            plan = next(fitting, plans[-1])
         climb = max(0, m.left(budget) - plan.spent(len(starts)))
         if not m.unlimited:  # one program for many budgets
             plan = replace(plan, climb=-(-climb // COMPILED_STEPS) * COMPILED_STEPS)
@@ -142,16 +141,13 @@ class Ascent(SharpnessEstimator):
         size, rtol = m.oracle.space.size, _rtol(m)
         large = size > FEW_STARTS
         mixtures, model_steps = (2, MODEL_STEPS) if m.norm.decomposes or large else (14, 8)
-        left = m.left(budget)
-        candidates, krylov = (
-            2,
-            min(KRYLOV if left >= SMALL_BUDGET else SMALL_KRYLOV, left // 3, size),
-        )
+        left, candidates = m.left(budget), 2
+        krylov = min(KRYLOV if left >= SMALL_BUDGET else SMALL_KRYLOV, left // 3, size)
         plan = Plan(krylov, candidates, model_steps, rtol=rtol, climb=0, rounds=not large)
-        if plan.spent(len(known)) > m.left(budget):
+        rest = left - plan.spent(len(known))
+        if rest < 0:
             return self.climb(m, known, budget)
-        climb = max(0, m.left(budget) - plan.spent(len(known)))
-        plan = replace(plan, climb=min(CLIMB, climb))
+        plan = replace(plan, climb=min(CLIMB, rest))
         found = _search(m, plan, known, mixtures, budget)
         round_cost = (1 + candidates) * (1 + ROUND_STEPS) + ROUND_STEPS
         stalled, patience = 0, ROUNDS_PATIENCE if m.options.rtol else math.inf
@@ -227,10 +223,6 @@ def budget_from_here(m: Measurement) -> int:
 
 def _rtol(m: Measurement) -> float:
     return m.options.rtol or (FREE_RTOL if m.oracle.free_hvps else RTOL)
-
-
-def _spent(known: int, race: int) -> int:
-    return Plan(race=race, climb=0).spent(known)
 
 
 def _normal(m: Measurement, *shape: int) -> Array:

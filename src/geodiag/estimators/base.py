@@ -29,7 +29,7 @@ from geodiag.errors import (
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart, relative
 from geodiag.solvers.rayleigh import Certify, Steepest, SteepestDirection
 
 UNLIMITED = 2**30
@@ -255,10 +255,7 @@ class Measurement:
             raise NonFiniteError(
                 "⟨d, Hd⟩ is not finite", got=value, do="rescale the loss, or measure in float64"
             )
-        residual = None
-        if found.residual is not None:
-            absolute = float(found.residual)
-            residual = absolute / abs(value) if value else math.inf if absolute else 0.0
+        residual = None if found.residual is None else relative(float(found.residual), value)
         if self.options.progress and not callable(self.options.progress):
             print(file=sys.stderr)
         return SharpnessResult(

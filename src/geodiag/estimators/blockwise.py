@@ -26,16 +26,13 @@ from geodiag.results import SharpnessResult, Status
 from geodiag.solvers import ravel
 
 
-def choose_single(norm: Norm, space: Space) -> SharpnessEstimator:
-    """The estimator for a bound norm that is not maximised part by part."""
+def choose(norm: Norm, space: Space) -> SharpnessEstimator:
+    """``estimator="auto"``: by what a norm bound to ``space`` is, never by its name."""
     if isinstance(norm, QuadraticNorm):
         return Lanczos()
-    return Enumerate() if Enumerate.takes(norm, space) else Ascent()
-
-
-def is_blockwise(norm: Norm, space: Space) -> bool:
-    """Whether a bound norm is maximised part by part."""
-    return isinstance(norm, SumJoint) and not Enumerate.takes(norm, space)
+    if Enumerate.takes(norm, space):
+        return Enumerate()
+    return Blockwise() if isinstance(norm, SumJoint) else Ascent()
 
 
 class Blockwise(SharpnessEstimator):
@@ -77,9 +74,7 @@ class Blockwise(SharpnessEstimator):
                 break
             inner = _Restriction(part.names)(m.oracle)
             own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
-            nested = is_blockwise(part.norm, inner.space)
-            estimator = self if nested else choose_single(part.norm, inner.space)
-            result = estimator.estimate(inner, part.norm, options=own)
+            result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
             full = zeros_like(m.gradient) | scale(result.direction, part.radius)
             found.append((result.value * part.radius**2, full, result.status))
             notes |= dict.fromkeys(n for n in result.notes if n not in oracle.notes)

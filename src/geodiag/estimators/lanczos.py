@@ -22,9 +22,9 @@ from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessE
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart, relative
 from geodiag.solvers import ravel
-from geodiag.solvers.lanczos.fused import Answer, Declined, FusedLanczos, Summary
+from geodiag.solvers.lanczos.fused import Answer, FusedLanczos, Summary
 from geodiag.solvers.lanczos.host import Krylov
 from geodiag.solvers.lanczos.recurrence import ROUNDING, Recurrence, Steps, tolerated
 
@@ -89,16 +89,6 @@ class Terms:
         return view.draw(np.random.default_rng(self.seed)) if view and self.noise else None
 
 
-@dataclass(frozen=True)
-class End:
-    """What a search knew when it ended."""
-
-    theta: float  # the top Ritz value
-    size: float  # the largest |Ritz value|, or near it
-    steps: int
-    invariant: bool
-
-
 class Lanczos(SharpnessEstimator):
     """The top eigenvalue in the geometry of a :class:`QuadraticNorm`.
 
@@ -111,7 +101,7 @@ class Lanczos(SharpnessEstimator):
     random part of the start only with high probability (Kuczyński and Woźniakowski 1992).
 
     Warm, from an earlier result and with ``rtol`` given: as few products as meet it, one at least;
-    the value is then a lower bound, but for every 20th measurement, which starts anew.
+    the value is then a lower bound, but for every 20th measurement, which is a cold search.
 
     Examples:
         >>> result = geodiag.sharpness(np.diag([3.0, 1.0]), estimator=geodiag.estimators.Lanczos())
@@ -172,8 +162,10 @@ class Lanczos(SharpnessEstimator):
         age = options.next_age if terms.tracked else 0
         witness = full(krylov.combined(krylov.pairs.vectors[:, -1:].T))
         result = m.finish(witness, Status.BUDGET, history=history, image=image, age=age)
-        end = End(krylov.theta, float(krylov.pairs.size), len(krylov), krylov.invariant)
-        return _judged(result, end, terms) if done else result
+        if not done:
+            return result
+        size = float(krylov.pairs.size)
+        return _judged(result, terms, krylov.theta, size, len(krylov), krylov.invariant)
 
     def _terms(self, oracle: Oracle, start: Blocks | None, options: Options) -> Terms:
         size, free = oracle.space.size, oracle.free_hvps
@@ -198,7 +190,6 @@ class Lanczos(SharpnessEstimator):
         self, oracle: Oracle, norm: Norm, found: _Found, terms: Terms, options: Options
     ) -> SharpnessResult:
         n, view = found.summary, ravel.Flat(oracle.space)
-        residual = n.residual / abs(n.value) if n.value else math.inf if n.residual else 0.0
         age = options.next_age if terms.tracked else 0
         witness = view.full({ravel.NAME: to_numpy(found.answer.witness[ravel.NAME])})
         result = SharpnessResult(
@@ -211,14 +202,15 @@ class Lanczos(SharpnessEstimator):
             num_hvps=int(found.answer.num_hvps),
             dual_norm=n.dual_norm,
             loss=n.loss,
-            residual=residual,
+            residual=relative(n.residual, n.value),
             history=found.history,
             notes=oracle.notes,
             state=WarmStart(witness, age, repr(norm)).to_dict(),
         )
-        size = float(np.abs(found.alphas).max())
-        end = End(found.history[-1], size, int(n.count), bool(n.invariant))
-        return _judged(result, end, terms) if n.done else result
+        if not n.done:
+            return result
+        theta, size = found.history[-1], float(np.abs(found.alphas).max())
+        return _judged(result, terms, theta, size, int(n.count), bool(n.invariant))
 
     def __repr__(self) -> str:
         return "Lanczos()" if self.basis is None else f"Lanczos(basis={self.basis})"
@@ -272,7 +264,7 @@ def _compiled(
     budget = min(terms.budget - 1, limit + 1)  # more is no limit
     settled = terms.settled(epsilon(oracle.point()))
     answer = oracle.run(program, start, draw, terms.needed, terms.floor, settled, budget)
-    if isinstance(answer, Declined):
+    if answer is None:
         return None
     values = to_numpy(answer.numbers).astype(float)
     summary = Summary(*values[: len(Summary._fields)].tolist())
@@ -299,16 +291,20 @@ def _search(
     return done, tuple(seen)
 
 
-def _judged(result: SharpnessResult, end: End, terms: Terms) -> SharpnessResult:
-    """What the fresh product makes of a search that thought itself done."""
+def _judged(
+    result: SharpnessResult, terms: Terms, theta: float, size: float, steps: int, invariant: bool
+) -> SharpnessResult:
+    """A result whose search met its tolerance, with the status that its fresh product supports.
+
+    ``theta``: the top Ritz value; ``size``: the largest |Ritz value|, or near it.
+    """
     assert result.residual is not None
-    rounding = terms.floor * end.size
+    rounding = terms.floor * size
     # A value that is not the Ritz value contradicts the recurrence.
-    agrees = abs(result.value - end.theta) <= 1.5 * terms.needed * abs(result.value) + rounding
-    exhausted = end.invariant and result.residual * abs(result.value) <= rounding
+    agrees = abs(result.value - theta) <= 1.5 * terms.needed * abs(result.value) + rounding
+    exhausted = invariant and result.residual * abs(result.value) <= rounding
     if not agrees or not (result.residual <= 1.5 * terms.rtol or exhausted):
         return replace(result, status=Status.PRECISION)
     # From a start without a random part, few steps may have missed a larger eigenvalue.
-    whole = end.steps == terms.size
-    sure = end.steps >= LEAST or whole or (end.invariant and terms.noise > 0)
+    sure = steps >= min(LEAST, terms.size) or (invariant and terms.noise > 0)
     return replace(result, status=Status.CONVERGED, bound=Bound.EXACT if sure else Bound.LOWER)

@@ -9,7 +9,7 @@ import numpy as np
 
 from geodiag.blocks import dot
 from geodiag.oracles.base import Oracle
-from geodiag.results import SharpnessResult, Status
+from geodiag.results import SharpnessResult, Status, relative
 
 SINGLE = float(np.finfo(np.float32).eps)
 
@@ -34,9 +34,9 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     error = math.inf if math.isnan(error) else error
     half = eps > SINGLE
     error = max(error, eps * abs(result.value)) if half else error
-    relative = error / abs(result.value) if result.value else math.inf if error else 0.0
-    fine = relative <= rtol
-    notes = result.notes if fine and not half else (*result.notes, _note(half, error, relative))
+    share = relative(error, result.value)
+    fine = share <= rtol
+    notes = result.notes if fine and not half else (*result.notes, _note(half, error, share))
     coarse = result.status is Status.CONVERGED and not fine
     return replace(
         result,
@@ -46,11 +46,11 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     )
 
 
-def _note(half: bool, error: float, relative: float) -> str:
+def _note(half: bool, error: float, share: float) -> str:
     if half:
         head, cause = "the loss is computed in fewer than 32 bits", "rounding"
     else:
         head, cause = "products are finite differences in single precision", "another step"
-    if not relative < 1.0:
+    if not share < 1.0:
         return f"{head}, which does not resolve the value: {cause} moves it by {error:.2g}"
-    return f"{head}: {cause} moves the value by about {relative:.2g} of it"
+    return f"{head}: {cause} moves the value by about {share:.2g} of it"

@@ -17,7 +17,7 @@ from geodiag.estimators.roundoff import SINGLE
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart, as_lists
+from geodiag.results import Bound, SharpnessResult, Status, WarmStart, as_lists, relative
 from geodiag.sharpness import measured
 from geodiag.solvers.power_step import PowerIterate, PowerStep
 
@@ -262,7 +262,7 @@ def _result(
         num_hvps=oracle.num_hvps,
         dual_norm=dual_norm,
         loss=loss,
-        residual=None if math.isnan(residual) else residual / abs(value) if value else math.inf,
+        residual=None if math.isnan(residual) else relative(residual, value),
         notes=oracle.notes,
         state=WarmStart(stepped.direction, age, name).to_dict(),  # stays on its device
     )

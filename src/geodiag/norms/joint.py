@@ -10,7 +10,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Part:
 
 class Joint(Norm):
     """A norm bound to its parts; subclasses say how the parts' values combine."""
+
+    joined: ClassVar[type[Product | Hull]] = Hull  # of the parts' envelopes
 
     def __init__(self, parts: tuple[Part, ...], name: str) -> None:
         self.parts, self._name = parts, name
@@ -118,15 +120,14 @@ class Joint(Norm):
         unmeasured = {name: xp.zeros_like(x) for name, x in g.items() if name not in found}
         return g | unmeasured | found
 
-    def _pieces(self, space: Space) -> list[Piece] | None:
-        """The parts' envelopes; None where one has none."""
-        out = []
+    def envelope(self, space: Space) -> Envelope | None:
+        pieces = []
         for part in self.parts:
             envelope = part.norm.envelope(space.select(part.names))
             if envelope is None:
                 return None
-            out.append(Piece(part.names, envelope, part.radius))
-        return out
+            pieces.append(Piece(part.names, envelope, part.radius))
+        return self.joined(pieces)
 
     def _part_faces(self, space: Space) -> PlacedFaces | None:
         """Per part: the places of its entries in ``space``, and all faces (both signs)."""
@@ -149,6 +150,8 @@ class Joint(Norm):
 class MaxJoint(Joint):
     """max over parts: a product of balls."""
 
+    joined = Product
+
     def value(self, d: Blocks) -> Array:
         return namespace(d).max(self.values(d))
 
@@ -160,10 +163,6 @@ class MaxJoint(Joint):
 
     def dual(self, g: Blocks) -> Array:
         return namespace(g).sum(self.duals(g))
-
-    def envelope(self, space: Space) -> Envelope | None:
-        pieces = self._pieces(space)
-        return None if pieces is None else Product(pieces)
 
     def faces(self, space: Space) -> Iterator[Face] | None:
         parts = self._part_faces(space)
@@ -206,10 +205,6 @@ class SumJoint(_WeightedLmo):
     def dual(self, g: Blocks) -> Array:
         return namespace(g).max(self.duals(g))
 
-    def envelope(self, space: Space) -> Envelope | None:
-        pieces = self._pieces(space)
-        return None if pieces is None else Hull(pieces)
-
     def faces(self, space: Space) -> Iterator[Face] | None:
         parts = self._part_faces(space)
         return None if parts is None else _join_faces(parts, space.size)
@@ -226,10 +221,6 @@ class L2Joint(_WeightedLmo):
 
     def dual(self, g: Blocks) -> Array:
         return _length(self.duals(g))
-
-    def envelope(self, space: Space) -> Envelope | None:
-        pieces = self._pieces(space)
-        return None if pieces is None else Hull(pieces)
 
 
 def _length(v: Array) -> Array:

@@ -47,8 +47,9 @@ class Oracle(ABC):
     Attributes:
         space: names, shapes and matrix views of the parameters.
         free_hvps: whether a Hessian-vector product costs next to nothing (a given matrix).
-        grow: a loop that collects one row of blocks a step, up to a fixed number of them, where
-            loops are compiled; None elsewhere. See :mod:`geodiag.solvers.lanczos.fused`.
+        grow: where loops are compiled, one that keeps a row of blocks per step. In
+            ``state, rows = grow(go_on, step, state, rows)`` each step, ``state, row = step(state,
+            rows)`` while ``go_on(state)``, replaces one row of a stack of zeros. None elsewhere.
 
     Examples:
         >>> oracle = geodiag.problem(np.diag([2.0, 1.0])).at()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geodiag.blocks import Array, Blocks, array_namespace, check_like, device, is_array
+from geodiag.blocks import Array, Blocks, array_namespace, check_like, is_array
 from geodiag.core.selection import Where, select
-from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.spaces import Space, arrays_like
 from geodiag.core.validation import as_blocks, as_number, is_mapping_of_names, is_real
 from geodiag.errors import ArgumentError, LossError, ParameterError, shown
 from geodiag.oracles.base import Oracle, Problem
@@ -100,15 +100,9 @@ class CallablesProblem(Problem):
         chosen = {name: self._params[name] for name in self._measured}
         xp = array_namespace(*chosen.values())
         dtype = xp.result_type(*chosen.values(), xp.float32)
-        where = device(next(iter(chosen.values())))
-
-        def asarray(x: Any) -> Array:
-            return xp.asarray(x, dtype=dtype, device=where)
-
         shapes = {name: tuple(x.shape) for name, x in chosen.items()}
-        views = {n: MatrixView.first_axis_rows(len(s)) for n, s in shapes.items() if len(s) > 1}
         fixed = {n: x + 0 for n, x in self._params.items() if n not in shapes}
-        space = Space(shapes, views, asarray)
+        space = Space.rows_first(shapes, arrays_like(next(iter(chosen.values())), dtype))
         here = as_blocks(chosen if params is None else params, space, "params")
         point = {name: x + 0 for name, x in here.items()}  # a copy, so that it is frozen
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, dot, is_array
 from geodiag.core.batched import count_of
-from geodiag.core.spaces import MatrixView, Space
+from geodiag.core.spaces import Space, arrays_like
 from geodiag.core.validation import (
     as_blocks,
     is_mapping_of_names,
@@ -124,15 +124,9 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
             got=str(named),
             do="make the shapes add up to the matrix's size",
         )
-    views = {k: MatrixView.first_axis_rows(len(s)) for k, s in named.items() if len(s) >= 2}
     if not is_array(matrix):
-        return Space(named, views, lambda x: np.asarray(x, dtype=np.float64))
-    xp, where, dtype = array_namespace(matrix), device(matrix), matrix.dtype
-
-    def asarray(x: Any) -> Array:
-        return xp.asarray(x, dtype=dtype, device=where)
-
-    return Space(named, views, asarray)
+        return Space.rows_first(named, lambda x: np.asarray(x, dtype=np.float64))
+    return Space.rows_first(named, arrays_like(matrix, matrix.dtype))
 
 
 def _items(shapes: Any) -> Any:

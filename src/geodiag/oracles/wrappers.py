@@ -143,6 +143,6 @@ class CountingOracle(DelegatingOracle):
         """Counted as asked or, where nothing was, by what the (compiled) program has spent."""
         before = self.num_hvps
         answer: Any = super().run(program, *arguments, asks=asks)
-        if self.num_hvps == before:
+        if self.num_hvps == before and answer is not None:
             self.num_hvps += int(answer.num_hvps)
         return answer  # type: ignore[no-any-return]

@@ -58,17 +58,8 @@ def run(
 ) -> Run:
     """Repeat ``step`` until no member has improved by ``rtol`` in ``patience`` successive steps.
 
-    It also ends at a value that is not finite. All members take part in every step.
-
-    Args:
-        oracle: whose ``loop`` repeats.
-        step: the step.
-        iterates: where it starts.
-        limit: steps at most; the length of the history.
-        rtol: the relative improvement that counts.
-        patience: steps without one, of every member, at which it ends.
-        max_steps: fewer steps than ``limit``, 0-d, for a program that is compiled once and run with
-            several budgets.
+    It also ends at a value that is not finite, and after ``limit`` steps, the length of the
+    history, or ``max_steps``, a 0-d array. All members take part in every step.
     """
     value, limit = iterates.value, max(limit, 0)
     xp = array_namespace(value)
@@ -105,6 +96,11 @@ def best(iterates: Iterates, count: int = 1) -> Iterates:
     order = xp.argsort(iterates.value, descending=True, stable=True)[:count]
     stacks = pick(iterates.direction, order), pick(iterates.image, order)
     return Iterates(*stacks, *(xp.take(each, order) for each in iterates[2:]))
+
+
+def mapped(iterates: Iterates, f: Callable[[Blocks], Blocks]) -> Iterates:
+    """The same in another form of the parameters."""
+    return iterates._replace(direction=f(iterates.direction), image=f(iterates.image))
 
 
 def together(*groups: Iterates) -> Iterates:

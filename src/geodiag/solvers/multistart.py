@@ -91,13 +91,8 @@ class MultiStart(NormProgram):
     ) -> Outcome:
         """Run the plan.
 
-        Args:
-            oracle: of the products.
-            known: a stack of starts inside the unit ball, or None.
-            gradient: ∇L.
-            noise: a random direction for the Lanczos run.
-            mixtures: (N, krylov) standard normal numbers, for starts on the approximation.
-            max_climb: steps of the climb, if fewer than ``plan.climb``.
+        ``known``: a stack of starts inside the unit ball, or None; ``noise``: a random direction
+        for the Lanczos run; ``mixtures``: see :func:`~geodiag.solvers.nystrom.propose`.
         """
         oracle, norm, view = ravel.view(oracle, self.norm)
         if view:
@@ -156,25 +151,18 @@ class Round(NormProgram):
         plan = self.plan
         if view:
             gradient, randoms = view.flat(gradient), view.flat_stack(randoms)
-            best = best._replace(
-                direction=view.flat_stack(best.direction), image=view.flat_stack(best.image)
-            )
+            best = iterate.mapped(best, view.flat_stack)
         proposed = propose(
             oracle, norm, fit(products), mixtures, gradient,
             steps=plan.model_steps, count=plan.candidates, known=best.direction,
         )  # fmt: skip
         known = join(norm.lmos(randoms), proposed)
         iterates = iterate.begin(known, oracle.hvps(known))
-        raced = iterate.run(
-            oracle, _step(oracle, norm, plan), iterates, plan.race, plan.rtol, plan.patience
-        )
+        raced = _ascend(oracle, norm, plan, iterates, plan.race)
         for each in (iterates, raced.iterates):
             products = add(products, each.direction, each.image, plan.krylov)
         leaders = iterate.together(best, iterate.best(raced.iterates))
-        top = iterate.best(leaders)
-        climbed = iterate.run(
-            oracle, _step(oracle, norm, plan), top, plan.climb, plan.rtol, plan.patience
-        )
+        climbed = _ascend(oracle, norm, plan, iterate.best(leaders), plan.climb)
         members = iterates.value.shape[0]
         spent = members * (1 + raced.iterations) + climbed.iterations
         return Outcome(
@@ -191,30 +179,35 @@ def _race(
 ) -> tuple[Iterates, Array, Array, Array]:
     """Successive halving, then the climb of the last; the products spent are counted."""
     xp = array_namespace(iterates.value)
-    step = _step(oracle, norm, plan)
     members = iterates.value.shape[0]
     spent = xp.full((), members, dtype=xp.int32, device=device(iterates.value))
     histories, values = [], iterates.value
     while members > 1:
-        run = iterate.run(oracle, step, iterates, plan.race, plan.rtol, plan.patience)
+        run = _ascend(oracle, norm, plan, iterates, plan.race)
         spent = spent + members * run.iterations
         histories.append(run.history)
         if not histories[1:]:
             values = run.iterates.value
         members = (members + 1) // 2
         iterates = iterate.best(run.iterates, members)
-    run = iterate.run(oracle, step, iterates, plan.climb, plan.rtol, plan.patience, max_climb)
+    run = _ascend(oracle, norm, plan, iterates, plan.climb, max_climb)
     history = xp.concat([*histories, run.history])
     return run.iterates, values, history, spent + run.iterations
 
 
-def _step(oracle: Oracle, norm: Norm, plan: Plan) -> iterate.Step:
-    return lambda iterates: segment(norm, oracle.hvps, iterates)
+def _ascend(
+    oracle: Oracle,
+    norm: Norm,
+    plan: Plan,
+    iterates: Iterates,
+    limit: int,
+    max_steps: Array | None = None,
+) -> iterate.Run:
+    def step(p: Iterates) -> Iterates:
+        return segment(norm, oracle.hvps, p)
+
+    return iterate.run(oracle, step, iterates, limit, plan.rtol, plan.patience, max_steps)
 
 
 def _full(iterates: Iterates, view: ravel.Flat | None) -> Iterates:
-    if view is None:
-        return iterates
-    return iterates._replace(
-        direction=view.full(iterates.direction), image=view.full(iterates.image)
-    )
+    return iterate.mapped(iterates, view.full) if view else iterates

@@ -59,5 +59,5 @@ class Refresh(NormProgram):
 
         last, steps = oracle.loop(improved, third, (first, spent(witness, 0)))
         if view:
-            last = last._replace(direction=view.full(last.direction), image=view.full(last.image))
+            last = iterate.mapped(last, view.full)
         return Outcome(last, last.value, xp.concat([first.value, last.value]), None, steps + 2)

@@ -1,14 +1,14 @@
 """The Lanczos recurrence in one compiled program, which decides for itself when to stop.
 
-The host asks once and waits once. Where nothing compiles, :class:`FusedLanczos` declines:
-:mod:`geodiag.solvers.lanczos.host` is quicker there, and also continues where this one ends.
+The host asks once and waits once. Where nothing compiles, :mod:`geodiag.solvers.lanczos.host` is
+quicker; it also continues where this one ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from geodiag.blocks import (
     Array,
@@ -40,29 +40,6 @@ from geodiag.solvers.program import NormProgram, spent
 from geodiag.solvers.rayleigh import SteepestDirection, evaluate_witness
 
 S = TypeVar("S")
-
-
-@runtime_checkable
-class Growing(Protocol):
-    """An oracle that can keep the rows of a loop of unknown length: one that compiles."""
-
-    def grow(
-        self,
-        go_on: Callable[[S], Array],
-        step: Callable[[S, Blocks], tuple[S, Blocks]],
-        state: S,
-        rows: Blocks,
-    ) -> tuple[S, Blocks]:
-        """``state, row = step(state, rows)`` while ``go_on(state)``, once per row at most.
-
-        ``rows``: a stack of zeros, which the rows of the steps replace one by one.
-        """
-
-
-class Declined(NamedTuple):
-    """The answer where nothing compiles."""
-
-    num_hvps: int = 0
 
 
 class Summary(NamedTuple):
@@ -142,20 +119,14 @@ class FusedLanczos(NormProgram):
         floor: float,
         settled: int,
         budget: int,
-    ) -> Answer | Declined:
-        """Measure.
+    ) -> Answer | None:
+        """Measure; None where loops are not compiled.
 
-        Args:
-            oracle: one whose products can be compiled; else the answer is :class:`Declined`.
-            start: None for the gradient's LMO.
-            draw: a random direction on the flat view, or None.
-            rtol: as the next three, see :class:`Search`.
-            floor: of the residual.
-            settled: steps from which rounding ends it.
-            budget: steps at most.
+        ``start``: None for the gradient's LMO; ``draw``: a random direction on the flat view, or
+        None. The others are those of :class:`Search`.
         """
-        if not isinstance(oracle, Growing):
-            return Declined()
+        if oracle.grow is None:
+            return None
         seen, norm, view = ravel.quadratic(oracle, self.norm)
         assert view is not None
         gradient = oracle.gradient()
