@@ -27,7 +27,7 @@ from geodiag.core.validation import as_blocks, as_number, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
-from geodiag.problems import as_norm, resolve_oracle
+from geodiag.problems import as_norm, resolved_oracle
 
 PATH_POINTS = 16
 
@@ -108,8 +108,7 @@ def directional_smoothness(
         raise ArgumentError(
             "unknown kind of directional smoothness", got=shown(kind), do=f"use {sorted(_KINDS)}"
         )
-    oracle, made = resolve_oracle(model, **problem_arguments)
-    try:
+    with resolved_oracle(model, **problem_arguments) as oracle:
         asked = as_norm(norm)
         bound = asked.bind(oracle.space)
         with oracle.surroundings(), own_arithmetic():
@@ -128,9 +127,6 @@ def directional_smoothness(
                 do="check the step; the training may have diverged",
             )
         return DirectionalSmoothness(value, kind, repr(asked), rounding)
-    finally:
-        if made is not None:
-            made.close()
 
 
 def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from geodiag.core.selection import Where
@@ -105,21 +106,19 @@ def problem(
     return found
 
 
-def resolve_oracle(model: Any, **arguments: Any) -> tuple[Oracle, Problem | None]:
-    """The oracle to measure, and the problem if it was built here and must be closed."""
+@contextmanager
+def resolved_oracle(model: Any, **arguments: Any) -> Iterator[Oracle]:
+    """The oracle to measure. A problem that is built for it is closed at the end."""
     if isinstance(model, Oracle):
         refuse(arguments, "an Oracle, already built,", BUILT)
-        return model, None
-    if isinstance(model, Problem):
+        yield model
+    elif isinstance(model, Problem):
         params = arguments.pop("params", None)
         refuse(arguments, "a Problem, already built,", BUILT)
-        return model.at(params), None
-    made = problem(model, **arguments)
-    try:
-        return made.at(), made
-    except BaseException:
-        made.close()
-        raise
+        yield model.at(params)
+    else:
+        with problem(model, **arguments) as built:
+            yield built.at()
 
 
 def as_norm(norm: Norm | str) -> Norm:

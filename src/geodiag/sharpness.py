@@ -18,7 +18,7 @@ from geodiag.estimators.roundoff import resolved
 from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
-from geodiag.problems import as_norm, resolve_oracle
+from geodiag.problems import as_norm, resolved_oracle
 from geodiag.results import Bound, SharpnessResult, Status
 
 RTOL = 1e-4  # by default, the relative round-off above which a value gets a note
@@ -101,7 +101,7 @@ def sharpness(
     """
     options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed, progress=progress)
     certificate, throw = require_flag(certificate, "certificate="), require_flag(throw, "throw=")
-    oracle, made = resolve_oracle(
+    with resolved_oracle(
         model,
         loss_fn=loss_fn,
         criterion=criterion,
@@ -114,8 +114,7 @@ def sharpness(
         engine=engine,
         memory=memory,
         process_group=process_group,
-    )
-    try:
+    ) as oracle:
         return measured(
             oracle,
             as_norm(norm),
@@ -125,9 +124,6 @@ def sharpness(
             certificate=certificate,
             throw=throw,
         )
-    finally:
-        if made is not None:
-            made.close()
 
 
 def measured(

@@ -43,7 +43,6 @@ class Trainer:
         self.problem = geodiag.problem(loss, params=self._params, data=self._batch)
 
     def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
-        """Set the optimizer of the following steps."""
         transform = non_euclidean_gd(lr, norm, normalized)
         self._state = transform.init(self._params)
 
@@ -55,11 +54,9 @@ class Trainer:
         self._update = jax.jit(update)
 
     def point(self) -> Blocks:
-        """The current parameters."""
         return self._params
 
     def step(self) -> None:
-        """One step of the optimizer."""
         self._params, self._state = self._update(self._params, self._state, *self._batch)
 
 
