@@ -179,7 +179,7 @@ def test_it_counts_and_resumes():
     assert [r.step for r in again.records] == [6]
     assert again.records[0].num_hvps < monitor.records[0].num_hvps  # warm
     for bad in ({}, {"steps": 1}, [], state | {"steps": "x"}):
-        with pytest.raises(errors.ArgumentError, match="not the state|whole number"):
+        with pytest.raises(errors.ArgumentError, match=r"not the state|whole number"):
             again.load_state_dict(bad)
     assert again.steps == 8
 
