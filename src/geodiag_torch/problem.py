@@ -110,9 +110,8 @@ class TorchProblem(Problem):
         self._objective = Objective(
             loss, data, batches, ranks, self.space, device, dtype, raw_names
         )
-        self._params = params
-        if params is not None:
-            self._check_params(params)
+        self._params: Any = None
+        self._params = self._checked(params)
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
 
     def at(self, params: Any = None) -> Oracle:
@@ -123,9 +122,7 @@ class TorchProblem(Problem):
         """
         if any(m.training for m in self._synchronised):
             refuse_synchronised(self._synchronised)
-        params = self._params if params is None else params
-        if params is not None:
-            self._check_params(params)
+        params = self._checked(params)
         if self._sharding is not None:
             sharded: Oracle = self._sharding.ShardedOracle(self._objective, params)
             return sharded
@@ -135,12 +132,9 @@ class TorchProblem(Problem):
 
     def point(self, params: Any = None) -> Blocks:
         """A copy of ``params``, or of the module's parameters as they are now."""
-        params = self._params if params is None else params
-        if params is None:
-            params = self.live()
-        else:
-            self._check_params(params)
-        return {name: self.space.asarray(params[name]).clone() for name in self.space.names}
+        params = self._checked(params)
+        found = self.live() if params is None else params
+        return {name: self.space.asarray(found[name]).clone() for name in self.space.names}
 
     snapshot = point
 
@@ -161,7 +155,11 @@ class TorchProblem(Problem):
         """
         return self._objective.live()
 
-    def _check_params(self, params: Any) -> None:
+    def _checked(self, params: Any) -> Any:
+        """``params``, else those of the problem; None where the module's own are meant."""
+        params = self._params if params is None else params
+        if params is None:
+            return None
         if not isinstance(params, Mapping):
             raise ArgumentError(
                 "params= of a torch module is a point: a dict of name → tensor",
@@ -169,6 +167,7 @@ class TorchProblem(Problem):
                 do="leave it out; choose the parameters to measure with where=",
             )
         check_like(params, self.space.shapes, "params")
+        return params
 
 
 def space_of(params: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Space:
@@ -192,11 +191,7 @@ def synchronised(model: nn.Module) -> list[nn.SyncBatchNorm]:
 
 
 def refuse_synchronised(layers: list[nn.SyncBatchNorm]) -> None:
-    """Raise where these layers would communicate with other ranks.
-
-    Raises:
-        EngineError: they would.
-    """
+    """Raise an EngineError where these layers would communicate with other ranks."""
     ranks = max((world_size(m.process_group) for m in layers), default=1)
     if ranks > 1:
         raise EngineError(
@@ -207,11 +202,7 @@ def refuse_synchronised(layers: list[nn.SyncBatchNorm]) -> None:
 
 
 def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:
-    """Whether ``model`` is measured by several ranks together, so that each must take part.
-
-    Raises:
-        ParameterError, ArgumentError: as for a problem.
-    """
+    """Whether ``model`` is measured by several ranks together, so that each must take part."""
     if sharding_of(unwrap(model)) is not None:
         return True
     return ranks_of(model, process_group, torch.device("cpu")).size > 1

@@ -211,12 +211,11 @@ def ranks_among(group: dist.ProcessGroup | None, device: torch.device) -> Alone:
 
 
 def _wrapped_group(model: nn.Module) -> dist.ProcessGroup | None:
-    while not isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return None
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
-    return model.process_group
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.process_group
+    return None
 
 
 def _alive(group: Any) -> bool:

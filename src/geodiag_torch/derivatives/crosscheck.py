@@ -78,11 +78,7 @@ def disagreement(
 
 
 def refuse(found: float | None, do: str) -> None:
-    """Raise where :func:`disagreement` has found one; ``do``: what the user can do about it.
-
-    Raises:
-        EngineError: it has.
-    """
+    """Raise an EngineError where :func:`disagreement` has found one; ``do``: what to do then."""
     if found is not None:
         raise EngineError(
             "Hessian-vector products disagree with finite differences of the gradient",

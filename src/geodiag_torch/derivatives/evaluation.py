@@ -141,10 +141,9 @@ class Evaluation:
 
 
 def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
-    """Compare the loss of a pass with the frozen one: data and model must be deterministic.
+    """Raise a DataError where the losses of two passes differ by more than rounding.
 
-    Raises:
-        DataError: they differ by more than rounding, of a relative ``eps``.
+    That is of a relative ``eps``. Data and model must be deterministic.
     """
     if bool((seen - loss).abs() > 1e3 * eps * (loss.abs() + seen.abs())):
         raise DataError(

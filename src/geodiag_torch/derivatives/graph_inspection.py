@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -85,18 +85,13 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
         kind = type(node)
         name = node.name() if kind.__name__ in UNNAMED else kind.__name__
         visited.append((kind, name))
-        cause = _cause(name)
-        if cause is not None:
+    kinds = dict.fromkeys(visited)
+    for (_, name), (mark, cause) in product(kinds, WRONG.items()):
+        if mark in name:
             raise EngineError(
                 "an operation of the model cannot be differentiated twice",
                 got=cause,
                 do='pass engine="finite-difference"',
             )
-    custom = any(issubclass(kind, BackwardCFunction) for kind, _ in visited)
+    custom = any(issubclass(kind, BackwardCFunction) for kind, _ in kinds)
     return Structure(hash(tuple(visited)), custom)
-
-
-@lru_cache(maxsize=4096)
-def _cause(name: str) -> str | None:
-    """What makes a node of this name, where its second derivative is wrong."""
-    return next((cause for mark, cause in WRONG.items() if mark in name), None)

@@ -93,20 +93,6 @@ def mean(func: Any, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
         return total / math.prod(x.shape[d] for d in _axes(x, dim))
 
 
-@rule("argmax")
-def argmax(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Of a vector."""
-    if not isinstance(x, Sharded) or x.ndim != 1 or kwargs.get("keepdim"):
-        return NotImplemented
-    local = x._local_tensor
-    none = local.new_full((1,), _in_range(-math.inf, local.dtype))
-    best = torch.argmax(local) if local.numel() else torch.zeros((), dtype=torch.int64)
-    values = x.sharding.all_gather(local[best].reshape(1) if local.numel() else none)
-    places = x.sharding.all_gather((best.to(local.device) + x.sharding.span[0]).reshape(1))
-    rank = torch.argmax(torch.cat(values))
-    return torch.cat(places)[rank]
-
-
 @rule("reshape", "view", "flatten")
 def reshape(func: Any, x: Any, *shape: Any, **kwargs: Any) -> Any:
     """Where the sharded axis stays outermost: merged with those after it, or split again."""
@@ -182,16 +168,6 @@ def getitem(func: Any, x: Any, index: Any) -> Any:
             old += 1
         new += not isinstance(i, int)
     return x.sharding.wrap(x._local_tensor[full], place)
-
-
-@rule("__setitem__")
-def setitem(func: Any, x: Any, mask: Any, value: Any) -> Any:
-    """A number where a boolean mask is true."""
-    masked = isinstance(x, Sharded) and isinstance(mask, Sharded) and mask.dtype == torch.bool
-    if not masked or isinstance(value, Tensor) or mask.shape != x.shape:
-        return NotImplemented
-    x._local_tensor[local_like(x, mask, x.sharded_dim)] = value
-    return None
 
 
 @rule("stack")

@@ -40,11 +40,7 @@ class Versions:
         return False
 
     def check(self, announce: Callable[[StaleOracle], object] | None = None) -> None:
-        """Raise where something has changed; ``announce``: called with the error before.
-
-        Raises:
-            StaleOracle: it has.
-        """
+        """Raise StaleOracle where something has changed; ``announce``: called with it before."""
         if not self.changed():
             return
         error = StaleOracle(
