@@ -18,7 +18,7 @@ import numpy as np
 from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
-from geodiag_jax.pytree import Static
+from geodiag_jax.pytree import Static, flatten
 from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
 
@@ -47,11 +47,7 @@ class PreparedBatch(NamedTuple):
 
 
 class PreparedBatches:
-    """The batches of a problem, in passes. A single batch is prepared once and kept.
-
-    Raises:
-        DataError: empty data, a one-shot iterator, or a batch of something unusable.
-    """
+    """The batches of a problem, in passes. A single batch is prepared once and kept."""
 
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
@@ -97,26 +93,15 @@ def _placed(batch: PreparedBatch, placement: Placement) -> PreparedBatch:
 
 
 def prepare(batch: Any) -> tuple[StaticBatch, tuple[Array, ...]]:
-    """The static part and the arrays of one batch; NumPy memory is copied.
-
-    Raises:
-        DataError: it contains itself, or something that JAX cannot compute with.
-    """
+    """The static part and the arrays of one batch; NumPy memory is copied."""
     try:
-        leaves, treedef = jax.tree_util.tree_flatten(_arguments(batch))
-    except (RecursionError, SystemError, TypeError, ValueError) as e:
-        raise DataError(
-            "a batch is not a valid pytree",
-            got=f"{type(batch).__name__}: {type(e).__name__}",
-            do="pass arrays, in finitely nested tuples, lists and dicts",
-        ) from e
-    arrays = [_to_jax(x) for x in leaves if is_array(x)]
-    try:
+        paths, treedef = flatten(_arguments(batch), "a batch")
+        leaves = [leaf for _, leaf in paths]
         static = tuple(None if is_array(x) else Static(x, "a part of a batch") for x in leaves)
     except ParameterError as e:
-        raise DataError(
-            e.what, got=e.got, do="let batches hold arrays of numbers, and hashable options"
-        ) from e
+        do = "let batches be finitely nested tuples, lists and dicts of arrays and hashable options"
+        raise DataError(e.what, got=e.got, do=do) from e
+    arrays = [_to_jax(x) for x in leaves if is_array(x)]
     return StaticBatch(treedef, static, UserSharding.of(arrays)), tuple(map(with_auto_axes, arrays))
 
 

@@ -144,10 +144,8 @@ def _reverse(call: StaticCall, at: Inputs, d: Arrays) -> tuple[Array, Arrays]:
     return loss, call.static.tree.placement.constrain(product)
 
 
-def _linearized(call: StaticCall, at: Inputs) -> tuple[Array, Arrays, Any]:
-    derivative = functools.partial(_derivative, call, at)
-    (loss, gradient), linear = jax.linearize(derivative, at.point)
-    return loss, gradient, linear
+def _linearized(call: StaticCall, at: Inputs) -> tuple[tuple[Array, Arrays], Any]:
+    return jax.linearize(functools.partial(_derivative, call, at), at.point)
 
 
 def _apply(linear: Any, d: Arrays) -> Arrays:
@@ -180,7 +178,7 @@ apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
 def inline(call: StaticCall, at: Inputs) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
     """∇L and d ↦ ∇²L d within the current trace, over which the loss may close."""
     try:
-        _, gradient, linear = _linearized(call, at)
+        (_, gradient), linear = _linearized(call, at)
         product = functools.partial(_apply, linear)
         jax.eval_shape(jax.vmap(product), tuple(x[None] for x in at.point))
     except (TypeError, NotImplementedError):  # forward mode is blocked by a custom_vjp
@@ -191,7 +189,7 @@ def inline(call: StaticCall, at: Inputs) -> tuple[Arrays, Callable[[Arrays], Arr
 def kept_bytes(call: StaticCall, at: Inputs) -> int:
     """The bytes that a kept linearization takes, from its shapes alone."""
     eval_shape: Compiled = linearized.eval_shape
-    linear = eval_shape(call, at)[2]
+    linear = eval_shape(call, at)[1]
     return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(linear))
 
 

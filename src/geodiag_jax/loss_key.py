@@ -24,7 +24,9 @@ class LossKey:
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
-        self._parts = (*_identity(call), *captured(call))
+        # Each access to a bound method makes a new object.
+        identity = (call.__self__, call.__func__) if isinstance(call, types.MethodType) else (call,)
+        self._parts = (*identity, *captured(call))
         self._hash = hash(tuple(map(id, self._parts)))
 
     def __eq__(self, other: object) -> bool:
@@ -34,13 +36,6 @@ class LossKey:
 
     def __hash__(self) -> int:
         return self._hash
-
-
-def _identity(call: Any) -> tuple[Any, ...]:
-    # Each access to a bound method makes a new object.
-    if isinstance(call, types.MethodType):
-        return (call.__self__, call.__func__)
-    return (call,)
 
 
 def captured(call: Any) -> list[Any]:

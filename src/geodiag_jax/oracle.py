@@ -234,7 +234,7 @@ class JaxOracle(Oracle):
                         "every Hessian-vector product is recomputed"
                     )
                     return None
-                loss, gradient, linear = derivatives.linearized(call, at)
+                answer, linear = derivatives.linearized(call, at)
                 self._try_forward(linear)
             except _UNDERIVABLE as e:
                 if self._auto and "context mesh" in str(e).lower():
@@ -244,7 +244,7 @@ class JaxOracle(Oracle):
                     self._fall_back(e)
                 return None
             kept.append((weight, linear))
-            answers.append((weight, (loss, gradient)))
+            answers.append((weight, answer))
         frozen: tuple[Array, Arrays] = self._batches.combine(answers)
         self._kept = kept
         return frozen

@@ -47,15 +47,13 @@ def _may_be_loss(model: Any) -> bool:
 
 
 def _may_be_params(model: Any, params: Any) -> bool:
-    """Whether ``params`` is a point for a JAX loss.
-
-    Raises:
-        ParameterError: the model is a plain function, and there is no array in ``params``.
-    """
+    """Whether ``params`` is a point for a JAX loss. A plain function needs one: ParameterError."""
     leaves = leaves_of(params)
     if any(map(is_array, leaves)):
         return True
-    if _is_function(model) and not any(map(is_any_array, leaves)):
+    kinds = (functools.partial, jax.stages.Wrapped)
+    is_function = inspect.isroutine(model) or isinstance(model, kinds)
+    if is_function and not any(map(is_any_array, leaves)):
         raise ParameterError(
             "a loss callable needs params=, the point to measure at",
             got="no params" if params is None else f"{type(params).__name__} without an array",
@@ -63,8 +61,3 @@ def _may_be_params(model: Any, params: Any) -> bool:
             "geodiag.sharpness(loss, params=params, data=(x, y))",
         )
     return False
-
-
-def _is_function(model: Any) -> bool:
-    kinds = (functools.partial, jax.stages.Wrapped)
-    return inspect.isroutine(model) or isinstance(model, kinds)

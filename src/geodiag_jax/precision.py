@@ -69,11 +69,7 @@ def _inner(values: list[Any]) -> Iterator[Any]:
 
 
 def require_float32(eps: float) -> float:
-    """``eps``, where it is fine enough for finite differences of gradients.
-
-    Raises:
-        EngineError: it is larger than that of float32.
-    """
+    """``eps``; EngineError where it is too large for finite differences of gradients."""
     if eps > SINGLE:
         raise EngineError(
             "finite differences need a loss that is computed in at least 32 bits",
@@ -90,18 +86,8 @@ def check_same_loss(
 
     Two compiled programs may round differently: by a relative 0.3·√ε of the loss (1e-4 in float32,
     4e-9 in float64) at most, or, where the loss nearly cancels or vanishes, by as much as a change
-    of the parameters by δ = 1000·ε‖w‖ changes it. Other batches change it by far more.
-
-    Args:
-        frozen: the loss of the first pass.
-        found: that of a later one.
-        slope: ‖∇L‖.
-        length: ‖w‖.
-        curved: |⟨d, ∇²L d⟩|/‖d‖² in some direction.
-        eps: the machine epsilon ε of the measurement.
-
-    Raises:
-        DataError: the losses differ by more than that.
+    of the parameters by δ = 1000·ε‖w‖ changes it: ``slope`` is ‖∇L‖, ``length`` is ‖w‖ and
+    ``curved`` is |⟨d, ∇²L d⟩|/‖d‖² in some direction. Other batches change it by far more.
     """
     delta = 1e3 * eps * length
     allowed = 0.3 * math.sqrt(eps) * abs(frozen) + delta * slope + delta**2 * curved

@@ -7,9 +7,9 @@ static     whatever is not an array (functions, None, Python scalars): part of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from geodiag_jax.sharding import Placement, UserSharding
 
 # The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
 ROOT = "x"
+Paths: TypeAlias = list[tuple[Any, Any]]  # the leaves of a pytree, each behind its path
 
 
 class Static:
@@ -89,14 +90,11 @@ class Parameters:
     fixed: tuple[Array, ...]
 
     def moved(self, params: Any) -> Parameters:
-        """The same choice of parameters at another point: a whole pytree, or measured blocks.
-
-        Raises:
-            ShapeError: another structure, or other names or shapes.
-        """
+        """The same choice of parameters at another point: a whole pytree, or measured blocks."""
         if is_blocks(params, self.space):
             check_like(params, self.space.shapes, "params")
-            point = tuple(own(name, params[name], self.space) for name in self.space.names)
+            given = {n: x if isinstance(x, jax.Array) else np.array(x) for n, x in params.items()}
+            point = tuple(self.space.place(name, given[name]) for name in self.space.names)
             return replace(self, point=point)
         paths, treedef = flatten(params)
         leaves = [leaf for _, leaf in paths]
@@ -116,32 +114,18 @@ class Parameters:
 
 
 def read(params: Any, where: Where) -> Parameters:
-    """The parts of a pytree.
-
-    Raises:
-        ParameterError: nothing to measure, a name that occurs twice, a selected array that is not
-            of a floating dtype, arrays on different devices, or a leaf that cannot be compiled.
-    """
+    """The parts of a pytree, measured where ``where`` says and the dtype is a floating one."""
     paths, treedef = flatten(params)
     leaves = [leaf for _, leaf in paths]
-    indices: dict[str, int] = {}
-    for place, (path, leaf) in enumerate(paths):
-        if is_array(leaf) and not _is_key(leaf):
-            name = name_of(path)
-            if name in indices:
-                raise ParameterError(
-                    "two parameters have the same name once their paths are joined by dots",
-                    got=shown(name),
-                    do="rename a key that contains a dot",
-                )
-            indices[name] = place
-    if not indices:
+    prng_key = jax.dtypes.prng_key
+    places = places_by_name(paths, lambda x: is_array(x) and not jnp.issubdtype(x.dtype, prng_key))
+    if not places:
         raise ParameterError(
             "there is no parameter to measure",
             got=f"params= of {len(leaves)} leaves, none of them a JAX or NumPy array",
             do="pass the parameters as a pytree of floating-point arrays",
         )
-    chosen = select({name: leaves[place] for name, place in indices.items()}, where)
+    chosen = select({name: leaves[place] for name, place in places.items()}, where)
     for name, x in chosen.items():
         if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 8:
             raise ParameterError(
@@ -150,37 +134,52 @@ def read(params: Any, where: Where) -> Parameters:
                 do="leave it out with where=, e.g. "
                 "where=lambda name, x: jnp.issubdtype(x.dtype, jnp.floating)",
             )
-    shapes = {name: tuple(x.shape) for name, x in chosen.items()}
-    views = {
-        name: view_of(paths[indices[name]][0], len(shape))
-        for name, shape in shapes.items()
-        if len(shape) >= 2
-    }
-    return _assemble(leaves, treedef, [indices[name] for name in chosen], Space(shapes, views))
+    measured = {name: places[name] for name in chosen}
+    return _assemble(leaves, treedef, list(measured.values()), space_of(paths, measured))
 
 
-def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
+def places_by_name(paths: Paths, chosen: Callable[[Any], bool]) -> dict[str, int]:
+    """The chosen leaves: the name of each, and its place among all."""
+    places: dict[str, int] = {}
+    for place, (path, leaf) in enumerate(paths):
+        if chosen(leaf):
+            name = name_of(path)
+            if name in places:
+                raise ParameterError(
+                    "two parameters have the same name once their paths are joined by dots",
+                    got=shown(name),
+                    do="rename a key that contains a dot",
+                )
+            places[name] = place
+    return places
+
+
+def space_of(
+    paths: Paths, places: Mapping[str, int], asarray: Callable[[Any], Array] = np.asarray
+) -> Space:
+    """The shapes and the matrix views of the leaves at these places."""
+    shapes = {name: tuple(paths[i][1].shape) for name, i in places.items()}
+    views = {n: view_of(paths[i][0], len(shapes[n])) for n, i in places.items() if shapes[n][1:]}
+    return Space(shapes, views, asarray)
+
+
+def flatten(tree: Any, what: str = "params=") -> tuple[Paths, Any]:
     """The leaves of a pytree with their paths, and its structure.
 
-    Raises:
-        ParameterError: it is not valid: it contains itself, say, or keys that cannot be sorted.
+    ParameterError if it is not valid: it contains itself, say, or keys that cannot be sorted.
     """
     try:
         return jax.tree_util.tree_flatten_with_path(tree)
     except (RecursionError, SystemError, TypeError, ValueError) as e:
         raise ParameterError(
-            "params= is not a valid pytree",
+            f"{what} is not a valid pytree",
             got=f"{type(tree).__name__}: {type(e).__name__}",
             do="pass finitely nested dicts with strings for keys, lists and tuples of arrays",
         ) from e
 
 
 def leaves_of(tree: Any) -> list[Any]:
-    """The leaves of a pytree.
-
-    Raises:
-        ParameterError: it is not a valid one.
-    """
+    """The leaves of a pytree."""
     return [leaf for _, leaf in flatten(tree)[0]]
 
 
@@ -213,11 +212,6 @@ def is_blocks(params: Any, space: Space) -> bool:
         and set(params) == set(space.names)
         and all(hasattr(x, "shape") for x in params.values())
     )
-
-
-def own(name: str, x: Any, space: Space) -> Array:
-    """``x`` as a JAX array; NumPy memory is copied, since it can be written to."""
-    return space.place(name, x if isinstance(x, jax.Array) else np.array(x))
 
 
 def measurement_dtype(arrays: Sequence[Any]) -> Any:
@@ -253,10 +247,6 @@ def _as_given(x: Any, dtype: Any, placement: Placement) -> Array:
     array = x if isinstance(x, jax.Array) else jnp.asarray(np.array(x), dtype=dtype)
     array = placement.place(array)
     return array if dtype is None else array.astype(dtype)
-
-
-def _is_key(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _component(key: Any) -> str:

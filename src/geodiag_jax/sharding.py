@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from geodiag.blocks import Array
+from geodiag.blocks import Array, Blocks
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import (
     ArgumentError,
@@ -26,31 +26,44 @@ from geodiag.errors import (
     GeodiagError,
     LossError,
     ParameterError,
-    first_line,
 )
 
 PartitionSpec: Any = jax.sharding.PartitionSpec
 _constrain: Any = jax.lax.with_sharding_constraint
 _AXIS: Any = getattr(jax.sharding, "AxisType", None)  # not in older versions of JAX
-# JAX's messages where the arrays of one call are placed incompatibly.
-_APART = ("incompatible devices", "mesh for all inputs", "incompatible shardings")
-_UNEVEN = ("divisible", "evenly divide", "divides evenly")
-_NO_KERNEL = "is not supported by dot_general"
+# What JAX's messages about placements and dtypes contain, and the error that explains them.
+_EXPLAINED: tuple[tuple[tuple[str, ...], type[GeodiagError], str, str], ...] = (
+    (
+        ("incompatible devices", "mesh for all inputs", "incompatible shardings"),
+        DataError,
+        "the arrays of this loss are placed incompatibly",
+        "put parameters and batch on one mesh, e.g. jax.device_put(batch, NamedSharding(mesh, "
+        "PartitionSpec('data'))), with PartitionSpec() for a copy on each device; or leave the "
+        "batch in NumPy arrays",
+    ),
+    (
+        ("divisible", "evenly divide", "divides evenly"),
+        DataError,
+        "an array cannot be sharded: its size is not a multiple of the mesh axis",
+        "pad or cut that axis, or leave it whole (None in the PartitionSpec)",
+    ),
+    (
+        ("is not supported by dot_general",),
+        LossError,
+        "the loss does not run in this precision on this device",
+        "measure it in float32 or bfloat16",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the parameters are; hashable, since compiled functions depend on it.
+    """Where the parameters are; hashable, since compiled functions depend on it."""
 
-    Attributes:
-        common: a device or sharding for arrays that belong to no parameter; None: JAX's default.
-        own: each measured array's sharding, if there are several devices.
-        traced: whether they are sharded in the user's trace, where only the compiler knows how.
-    """
-
+    # A device or sharding for arrays that belong to no parameter; None: JAX's default.
     common: Any = None
-    own: tuple[Any, ...] = ()
-    traced: bool = False
+    own: tuple[Any, ...] = ()  # each measured array's sharding, if there are several devices
+    traced: bool = False  # sharded in the user's trace, where only the compiler knows how
 
     @property
     def split(self) -> bool:
@@ -80,27 +93,20 @@ class Placement:
         held = zip(arrays, self.own, strict=True)
         return tuple(_constrain(x, each) for x, each in held)
 
-    def constrain_blocks(self, shapes: Mapping[str, tuple[int, ...]], tree: Any) -> Any:
-        """The same for blocks, and for stacks of blocks, within ``tree``."""
+    def constrain_blocks(self, shapes: Mapping[str, tuple[int, ...]], blocks: Blocks) -> Blocks:
+        """The same for blocks of some of the measured names, or a stack of such."""
         if not self.split or not self.own:
-            return tree
+            return blocks
         own = dict(zip(shapes, self.own, strict=True))
 
-        def is_blocks(x: Any) -> bool:
-            return type(x) is dict and bool(x) and set(x) <= set(own)
-
         def held(name: str, x: Array) -> Array:
-            lead = x.ndim - len(shapes[name])
-            spec = own[name].spec if isinstance(own[name], NamedSharding) else None
-            if lead not in (0, 1) or spec is None:
+            lead, place = x.ndim - len(shapes[name]), own[name]
+            if lead not in (0, 1) or not isinstance(place, NamedSharding):
                 return x
-            place = NamedSharding(own[name].mesh, PartitionSpec(*[None] * lead, *spec))
-            return _constrain(x, place)
+            spec = PartitionSpec(*[None] * lead, *place.spec)
+            return _constrain(x, NamedSharding(place.mesh, spec))
 
-        def keep(x: Any) -> Any:
-            return {name: held(name, each) for name, each in x.items()} if is_blocks(x) else x
-
-        return jax.tree_util.tree_map(keep, tree, is_leaf=is_blocks)
+        return {name: held(name, x) for name, x in blocks.items()}
 
     def place(self, x: Array) -> Array:
         """An uncommitted array on each of several devices; a committed one with Auto axes.
@@ -115,17 +121,11 @@ class Placement:
 
 @dataclass(frozen=True)
 class UserSharding:
-    """How the user has sharded some arrays; hashable.
+    """How the user has sharded some arrays; hashable."""
 
-    Attributes:
-        specs: the PartitionSpec of each.
-        mesh: abstract, with Auto axes; None where the user's axes are Auto too.
-        axes: which of the user's axes are Explicit.
-    """
-
-    specs: tuple[Any, ...]
-    mesh: Any = None
-    axes: tuple[str, ...] = ()
+    specs: tuple[Any, ...]  # the PartitionSpec of each
+    mesh: Any = None  # abstract, with Auto axes; None where the user's axes are Auto too
+    axes: tuple[str, ...] = ()  # which of the user's axes are Explicit
 
     @classmethod
     def of(cls, arrays: Sequence[Any]) -> UserSharding:
@@ -161,11 +161,7 @@ def call_on_user_axes(
 
 
 def find(measured: Sequence[Any], fixed: Sequence[Any]) -> Placement:
-    """The placement of arrays that are measured and held fixed together.
-
-    Raises:
-        ParameterError: they are committed to different devices, or traced over Explicit axes.
-    """
+    """The placement of arrays that are measured and held fixed together."""
     check_context()
     traced = [mesh for mesh in map(_traced_over, measured) if mesh is not None]
     if any(_AXIS.Explicit in mesh.axis_types for mesh in traced):
@@ -213,11 +209,7 @@ def _traced_over(x: Any) -> Any:
 
 
 def check_context() -> None:
-    """Raise where ``jax.set_mesh`` has made the axes of all arrays Explicit.
-
-    Raises:
-        ArgumentError: it has.
-    """
+    """Raise ArgumentError where ``jax.set_mesh`` has made the axes of all arrays Explicit."""
     current = getattr(jax.sharding, "get_abstract_mesh", None)
     mesh = current() if _AXIS is not None and current is not None else None
     if mesh is None or mesh.empty or _AXIS.Explicit not in mesh.axis_types:
@@ -279,36 +271,13 @@ def in_dtype(dtype: Any, place: Any = None) -> Callable[[Any], Array]:
 
 @contextmanager
 def jax_errors_explained() -> Iterator[None]:
-    """Inside, JAX's errors about placements and dtypes are raised as geodiag's.
-
-    Raises:
-        DataError: arrays are placed incompatibly.
-        LossError: the device cannot compute in this dtype.
-    """
+    """Inside, JAX's errors about placements and dtypes are raised as geodiag's."""
     try:
         yield
     except ValueError as e:
         if isinstance(e, GeodiagError):
             raise
-        said = str(e)
-        if any(mark in said.lower() for mark in _APART):
-            raise DataError(
-                "the arrays of this loss are placed incompatibly",
-                got=said[:400],
-                do="put parameters and batch on one mesh, e.g. jax.device_put(batch, "
-                "NamedSharding(mesh, PartitionSpec('data'))), with PartitionSpec() for a copy on "
-                "each device; or leave the batch in NumPy arrays",
-            ) from e
-        if any(mark in said.lower() for mark in _UNEVEN):
-            raise DataError(
-                "an array cannot be sharded: its size is not a multiple of the mesh axis",
-                got=said[:400],
-                do="pad or cut that axis, or leave it whole (None in the PartitionSpec)",
-            ) from e
-        if _NO_KERNEL in said:
-            raise LossError(
-                "the loss does not run in this precision on this device",
-                got=first_line(e),
-                do="measure it in float32 or bfloat16",
-            ) from e
+        for marks, error, what, do in _EXPLAINED:
+            if any(mark in str(e).lower() for mark in marks):
+                raise error(what, got=str(e)[:400], do=do) from e
         raise

@@ -68,11 +68,7 @@ def read_geometry(
     lr: float | None = None,
     hyperparams: Mapping[str, Any] | None = None,
 ) -> Geometry:
-    """The geometry of the parameters of a space; other arguments as for :func:`geometry`.
-
-    Raises:
-        ArgumentError: the state is of an unknown optimizer, or of other parameters.
-    """
+    """The geometry of the parameters of a space; other arguments as for :func:`geometry`."""
     given = dict(hyperparams or {}) | ({} if lr is None else {"learning_rate": lr})
     return Geometry(slots_of(opt_state, space, given), space)
 
@@ -90,11 +86,7 @@ def mismatch(found: Geometry, here: Blocks, there: Blocks) -> str:
 
 
 def check_hyperparams(hyperparams: Any) -> None:
-    """Raise where the argument cannot be used.
-
-    Raises:
-        ArgumentError: it is no mapping from known names to numbers.
-    """
+    """Raise ArgumentError where the argument is no mapping from known names to numbers."""
     if hyperparams is None:
         return
     if not isinstance(hyperparams, Mapping):

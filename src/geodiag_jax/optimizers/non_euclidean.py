@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from geodiag.blocks import Array
-from geodiag.core.spaces import Space
 from geodiag.core.validation import as_number, require_flag
-from geodiag.errors import ArgumentError, ParameterError, shown
+from geodiag.errors import ArgumentError, shown
 from geodiag.norms import Norm
 from geodiag.optimizers.non_euclidean import steepest_step
 from geodiag.optimizers.thresholds import require_lr
 from geodiag.problems import as_norm
-from geodiag_jax.pytree import flatten, is_array, measurement_dtype, name_of, view_of
+from geodiag_jax.pytree import flatten, is_array, measurement_dtype, places_by_name, space_of
 from geodiag_jax.sharding import in_dtype
 
 LearningRate: TypeAlias = "float | Array | Callable[[Array], Array]"
@@ -84,22 +83,14 @@ def _descend(grads: Any, norm: Norm, rate: Any, normalized: bool) -> Any:
     """The updates, as a pytree like ``grads``."""
     paths, treedef = flatten(grads)
     leaves = [leaf for _, leaf in paths]
-    places = {i: name_of(path) for i, (path, leaf) in enumerate(paths) if _is_floating(leaf)}
+    places = places_by_name(paths, _is_floating)
     if not places:  # a masked or empty group has nothing to move
         return grads
-    if len(set(places.values())) < len(places):
-        raise ParameterError(
-            "two parameters have the same name once their paths are joined by dots",
-            got=", ".join(sorted(places.values())[:8]),
-            do="rename a key that contains a dot",
-        )
-    asarray = in_dtype(measurement_dtype([leaves[i] for i in places]))
-    g = {name: asarray(leaves[i]) for i, name in places.items()}
-    shapes = {name: tuple(x.shape) for name, x in g.items()}
-    views = {n: view_of(paths[i][0], len(shapes[n])) for i, n in places.items() if shapes[n][1:]}
-    bound = norm.bind(Space(shapes, views, asarray))
+    asarray = in_dtype(measurement_dtype([leaves[i] for i in places.values()]))
+    g = {name: asarray(leaves[i]) for name, i in places.items()}
+    bound = norm.bind(space_of(paths, places, asarray))
     step = steepest_step(bound, g, dict.fromkeys(g, rate), normalized)
-    for i, name in places.items():
+    for name, i in places.items():
         leaves[i] = (-step[name]).astype(leaves[i].dtype)
     return jax.tree_util.tree_unflatten(treedef, leaves)
 

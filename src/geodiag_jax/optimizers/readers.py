@@ -144,16 +144,7 @@ READERS: dict[type, Reader] = {
 
 
 def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slot]:
-    """The slots of the parameters of a space.
-
-    Args:
-        opt_state: the optax state.
-        space: the parameters.
-        given: hyperparameters, which override those in the state.
-
-    Raises:
-        ArgumentError: the state is of an unknown optimizer, or of other parameters.
-    """
+    """The slots of the parameters of a space; ``given`` overrides the state's hyperparameters."""
     nodes = list(_walk(opt_state, {}))
     traces = [node.trace for node, _ in nodes if isinstance(node, optax.TraceState)]
     traced = {name for trace in traces for name in _by_name(trace)}
