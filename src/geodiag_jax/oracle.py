@@ -145,18 +145,14 @@ class JaxOracle(Oracle):
         A program that cannot be traced (it calls ``float`` on an array) runs uncompiled, and after
         two failures in a row tracing is not tried again.
         """
-        sources = (self._fresh, self._held) if getattr(program, "alone", False) else (self._held,)
         tried = []
-        for source in sources:
-            found = None if program.key is None else source()
-            if found is None:
-                continue
-            job = programs.Job.of(program, found[0], self._static, self.space)
+        for source, operands in self._sources(program):
+            job = programs.Job.of(program, source, self._static, self.space)
             refusals = programs.refusals(job)
             if len(refusals) >= programs.REFUSED:
                 continue
             with suppress(Exception):  # errors that are not of tracing are raised uncompiled too
-                answer: S = programs.run(job, found[1], arguments)
+                answer: S = programs.run(job, operands, arguments)
                 refusals.clear()
                 return answer
             tried.append(refusals)
@@ -165,28 +161,20 @@ class JaxOracle(Oracle):
             refusals.append(None)
         return answer
 
-    def _fresh(self) -> tuple[programs.Source, Any] | None:
-        """The source of a program that linearizes within itself, where nothing is computed yet."""
+    def _sources(self, program: Program[Any]) -> Iterator[tuple[programs.Source, Any]]:
+        """How the program may be compiled, the fastest first, with the operands of each."""
+        if program.key is None or self._engine == "finite-difference":
+            return
         unasked = self._frozen is None and self._engine == "linearize" and self._memory is None
-        if not unasked or not self._batches.single:
-            return None
-        _, call, at = next(self._inputs())
-        return programs.Fresh(call), at
-
-    def _held(self) -> tuple[programs.Source, Any] | None:
-        """The source of a program from what this oracle keeps, and its operands.
-
-        None if there is none to compile for.
-        """
-        if self._engine == "finite-difference":
-            return None
+        if getattr(program, "alone", False) and unasked and self._batches.single:
+            _, call, at = next(self._inputs())
+            yield programs.Fresh(call), at
         frozen = self._freeze()
         if self._kept is not None and len(self._kept) <= UNROLLED:
-            return programs.Kept(), (frozen, self._batches.shares(self._kept))
-        if self._kept is None and self._batches.single:
+            yield programs.Kept(), (frozen, self._batches.shares(self._kept))
+        elif self._kept is None and self._batches.single:
             _, call, at = next(self._inputs())
-            return programs.Recomputed(call, self._engine == "recompute"), (frozen, at)
-        return None
+            yield programs.Recomputed(call, self._engine == "recompute"), (frozen, at)
 
     def _inputs(self, point: Arrays | None = None) -> Iterator[tuple[float, StaticCall, Inputs]]:
         """One pass: the weight of each batch, and what its compiled functions take."""

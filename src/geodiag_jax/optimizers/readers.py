@@ -7,6 +7,7 @@ state; others are arguments. Transformations without state (clipping, trust rati
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ DEFAULTS: Mapping[str, float | None] = {
     "consistent_rms": None,
     "weight_decay": 0.0,
 }
+
+
+_unknown = functools.partial(unknown_geometry, "this optimizer state")
 
 
 def _known(*names: str) -> tuple[type, ...]:
@@ -212,7 +216,3 @@ def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) 
         value = value if muon else known.get(f"adam_{name}", value)
         found[name] = None if value is None else float(np.asarray(value))
     return found
-
-
-def _unknown(got: str) -> ArgumentError:
-    return unknown_geometry("this optimizer state", got)
