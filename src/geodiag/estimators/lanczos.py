@@ -174,6 +174,8 @@ class Lanczos(SharpnessEstimator):
         # An eigenvalue that has overtaken the tracked one is found by the next cold search.
         warm = options.age is not None and options.search_mode is not SearchMode.COLD
         tracked = start is not None and options.rtol is not None and warm
+        # Products in 16 bits make the plain recurrence lose its orthogonality in a few steps.
+        coarse = oracle.precision > SINGLE and not tracked
         return Terms(
             rtol=options.rtol or (FREE_RTOL if free else RTOL),
             floor=_floor(oracle),
@@ -181,7 +183,7 @@ class Lanczos(SharpnessEstimator):
             kept=kept,
             tracked=tracked,
             noise=COLD_NOISE if start is None else 0.0 if tracked else NOISE,
-            together=0 if free or size < 4 * PLAIN else min(kept, PLAIN),
+            together=0 if free or coarse or size < 4 * PLAIN else min(kept, PLAIN),
             size=size,
             seed=options.seed,
         )
