@@ -7,8 +7,7 @@ from typing import Any
 
 from geodiag.core.selection import Where
 from geodiag.core.spaces import Space
-from geodiag.core.validation import is_number
-from geodiag.errors import ArgumentError, shown
+from geodiag.core.validation import check_engine
 from geodiag.oracles import Problem
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.loss_key import LossKey
@@ -64,14 +63,7 @@ class JaxProblem(Problem):
             DataError: the data are empty, one-shot or unusable.
             ArgumentError: another argument has an unusable value.
         """
-        if not isinstance(engine, str) or engine not in ENGINES:
-            raise ArgumentError(
-                "unknown engine for a JAX loss",
-                got=shown(engine),
-                do=f"use one of {', '.join(map(repr, ENGINES))}",
-            )
-        if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
-            raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
+        check_engine(engine, ENGINES, memory)
         self._parameters = read(params, where)
         self._loss = LossKey(loss)
         self._batches = PreparedBatches(data, weight, reduction)

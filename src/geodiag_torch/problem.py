@@ -14,8 +14,8 @@ from geodiag.blocks import Blocks, check_like, to_numpy
 from geodiag.core.batches import Batches
 from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
-from geodiag.core.validation import is_number
-from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError, shown
+from geodiag.core.validation import check_engine
+from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError
 from geodiag.oracles import Oracle, Problem
 from geodiag_torch.derivatives.forward import Leaves, LossModule, token_weight, unwrap
 from geodiag_torch.derivatives.objective import Objective
@@ -65,10 +65,7 @@ class TorchProblem(Problem):
         memory: int | None = None,
         process_group: Any = None,
     ) -> None:
-        if not isinstance(engine, str) or engine not in ENGINES:
-            raise ArgumentError("unknown engine", got=shown(engine), do=f"use one of {ENGINES}")
-        if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
-            raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
+        check_engine(engine, ENGINES, memory)
         self._engine, self._memory = engine, memory
         inner = unwrap(model)
         self._sharding = sharding_of(inner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from numbers import Complex, Integral, Real
 from typing import Any, TypeGuard
@@ -81,6 +81,15 @@ def is_true(answer: Any, name: str) -> bool:
         raise ArgumentError(
             f"{name} must answer True or False", got=shown(answer), do="reduce it, e.g. by .any()"
         ) from e
+
+
+def check_engine(engine: Any, engines: Sequence[str], memory: Any) -> None:
+    """Raise ArgumentError for an unknown engine, or a ``memory`` that is no number of bytes."""
+    if not isinstance(engine, str) or engine not in engines:
+        do = f"use one of {', '.join(map(repr, engines))}"
+        raise ArgumentError("unknown engine", got=shown(engine), do=do)
+    if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
+        raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
 
 
 def own_arithmetic() -> AbstractContextManager[None]:

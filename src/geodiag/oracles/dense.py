@@ -104,19 +104,14 @@ class MatrixProblem(Problem):
             self.apply = _check_operator(matrix)
 
     def at(self, params: Any = None) -> MatrixOracle:
-        point = None
-        if params is not None:
-            point = as_blocks(params, self.space, "params")
+        point = None if params is None else as_blocks(params, self.space, "params")
         return MatrixOracle(
             self.apply, self.space, point, free_hvps=self._explicit, applies=self._applies
         )
 
 
 def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) -> Space:
-    if shapes is None:
-        named: dict[str, tuple[int, ...]] = {"x": (n,)}
-    else:
-        named = {name: _shape(s) for name, s in _items(shapes)}
+    named = {"x": (n,)} if shapes is None else _checked_shapes(shapes)
     total = sum(math.prod(s) for s in named.values())
     if total != n:
         raise ShapeError(
@@ -129,25 +124,18 @@ def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) ->
     return Space.rows_first(named, arrays_like(matrix, matrix.dtype))
 
 
-def _items(shapes: Any) -> Any:
-    if not is_mapping_of_names(shapes):
-        raise _no_shapes(shapes)
-    return shapes.items()
+def _checked_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
+    if not is_mapping_of_names(shapes) or not all(map(_is_shape, shapes.values())):
+        raise ShapeError(
+            "shapes= must be a dict of name → shape, a tuple of sizes",
+            got=shown(shapes),
+            do='pass e.g. {"W": (3, 4), "b": (3,)}',
+        )
+    return {name: tuple(map(int, s)) for name, s in shapes.items()}
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (None,)
-    if not all(is_whole(k) and k >= 0 for k in sizes):
-        raise _no_shapes(shape)
-    return tuple(map(int, sizes))
-
-
-def _no_shapes(got: Any) -> ShapeError:
-    return ShapeError(
-        "shapes= must be a dict of name → shape, a tuple of sizes",
-        got=shown(got),
-        do='pass e.g. {"W": (3, 4), "b": (3,)}',
-    )
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, (tuple, list)) and all(is_whole(k) and k >= 0 for k in x)
 
 
 def _as_real(matrix: Any) -> Array:
