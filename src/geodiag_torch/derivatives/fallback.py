@@ -22,7 +22,6 @@ from geodiag_torch.derivatives.objective import Objective
 # What a loss in float16 is multiplied by, to see whether its gradients underflow: 6e-8 becomes
 # 6e-5, the smallest number with full precision; gradients of up to 64 do not overflow.
 SCALE = 2.0**10
-PaddingRows = list[tuple[nn.Embedding, Tensor]]
 
 
 class FallbackProducts:
@@ -72,9 +71,8 @@ class FallbackProducts:
 
     def gradient_at(self, params: Blocks) -> Blocks:
         """The gradient at other parameters, with the padding rows of embeddings fixed."""
-        rows = padding_rows(self._objective, self._leaves)
-        leaves = self._objective.leaves(params)
-        return self._evaluation.gradient(leaves, partial(fixed_padding, rows))[1]
+        padding = partial(fixed_padding, self._objective, self._leaves)
+        return self._evaluation.gradient(self._objective.leaves(params), padding)[1]
 
     def _hvp_at(self, params: Blocks, d: Blocks) -> Blocks:
         return self._evaluation.hvp(self._objective.leaves(params), d)
@@ -97,26 +95,20 @@ def differences(point: Blocks, eps: float, notes: Iterable[str]) -> Differences:
     return Differences(point, eps)
 
 
-def padding_rows(objective: Objective, leaves: Leaves) -> PaddingRows:
-    """The embeddings with a padding row among the measured parameters, and that row.
+@contextmanager
+def fixed_padding(objective: Objective, leaves: Leaves) -> Iterator[None]:
+    """Inside, embeddings return for padding the row of ``leaves``, whatever their weight is.
 
     The gradient skips the row ``padding_idx`` of an embedding, though the loss may depend on it:
     training does not change it. Second derivatives skip it too; differences of gradients would not.
+    To be entered before leaves replace the parameters.
     """
     names = {id(p): name for name, p in objective.live().items()}
-    return [
-        (m, leaves[names[id(m.weight)]].detach()[m.padding_idx])
-        for m in objective.loss.model.modules()
-        if isinstance(m, nn.Embedding) and m.padding_idx is not None and id(m.weight) in names
-    ]
-
-
-@contextmanager
-def fixed_padding(rows: PaddingRows) -> Iterator[None]:
-    """Inside, these embeddings return these rows for padding, whatever their weight is."""
     with ExitStack() as hooks:
-        for m, row in rows:
-            hooks.enter_context(m.register_forward_hook(partial(_padded, row)))
+        for m in objective.loss.model.modules():
+            if isinstance(m, nn.Embedding) and m.padding_idx is not None and id(m.weight) in names:
+                row = leaves[names[id(m.weight)]].detach()[m.padding_idx]
+                hooks.enter_context(m.register_forward_hook(partial(_padded, row)))
         yield
 
 

@@ -21,7 +21,7 @@ class KeptGraph:
     def __init__(self, dtype: torch.dtype, limit: float | None) -> None:
         self._dtype, self._limit = dtype, limit
         self._parts: list[tuple[float, dict[str, Tensor]]] = []
-        self._storages = _Storages()
+        self._sizes: dict[int, int] = {}  # of the storages counted, by their addresses
         self.bytes = 0  # what the gradients hold, and what was saved inside of :meth:`counting`
         self.full = False  # whether that was more than the limit, so that nothing is kept
         self.divisor = 1.0  # of the weighted sum over the batches; to be set
@@ -30,8 +30,8 @@ class KeptGraph:
         """Keep one batch's gradient, which carries its graph."""
         self._parts.append((weight, gradient))
         for g in gradient.values():
-            self._storages.count(g)
-        self.bytes = self._storages.bytes
+            _count(g, self._sizes)
+        self.bytes = sum(self._sizes.values())
         if self._limit is not None and self.bytes > self._limit:
             self.full = True
             self._parts.clear()
@@ -40,10 +40,10 @@ class KeptGraph:
         """Inside, the bytes that autograd saves are counted, if there is a limit to them."""
         if self._limit is None:
             return nullcontext()
-        storages = self._storages  # the hook lives in the graph: self would be a reference cycle
+        sizes = self._sizes  # the hook lives in the graph: self would be a reference cycle
 
         def pack(x: Tensor) -> Tensor:
-            storages.count(x)
+            _count(x, sizes)
             return x.detach()  # x itself may be an output, which would keep its own graph alive
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
@@ -56,16 +56,9 @@ class KeptGraph:
         return total
 
 
-class _Storages:
-    """The bytes of all storages counted, each once."""
-
-    def __init__(self) -> None:
-        self.bytes, self._sizes = 0, dict[int, int]()
-
-    def count(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        self.bytes += storage.nbytes() - self._sizes.get(storage.data_ptr(), 0)
-        self._sizes[storage.data_ptr()] = storage.nbytes()
+def _count(x: Tensor, sizes: dict[int, int]) -> None:
+    storage = x.untyped_storage()
+    sizes[storage.data_ptr()] = storage.nbytes()
 
 
 def add_weighted(

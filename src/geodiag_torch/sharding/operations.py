@@ -11,7 +11,6 @@ from torch import Tensor
 
 from geodiag_torch.sharding.tensors import (
     RULES,
-    AxisSharding,
     Rule,
     Sharded,
     gathered,
@@ -113,11 +112,7 @@ def reshape(func: Any, x: Any, *shape: Any, **kwargs: Any) -> Any:
         after = math.prod(shape[dim + 1 :])
         if not after or math.prod(shape[:dim]) != left or left * shape[dim] * after != total:
             continue
-        sharding: AxisSharding | None = None
-        if inner % after == 0:
-            sharding = x.sharding.scaled(inner // after)
-        elif inner and after % inner == 0:
-            sharding = x.sharding.divided(after // inner)
+        sharding = x.sharding.scaled(inner, over=after)
         if sharding is not None and sharding.length == shape[dim]:
             local = (*shape[:dim], sharding.span[1], *shape[dim + 1 :])
             return sharding.wrap(x._local_tensor.reshape(local), dim)
@@ -168,6 +163,16 @@ def getitem(func: Any, x: Any, index: Any) -> Any:
             old += 1
         new += not isinstance(i, int)
     return x.sharding.wrap(x._local_tensor[full], place)
+
+
+@rule("__setitem__")
+def setitem(func: Any, x: Any, mask: Any, value: Any) -> Any:
+    """A number where a boolean mask is true, as in the array API's ``sign``."""
+    masked = isinstance(x, Sharded) and isinstance(mask, Sharded) and mask.dtype == torch.bool
+    if not masked or isinstance(value, Tensor) or mask.shape != x.shape:
+        return NotImplemented
+    x._local_tensor[local_like(x, mask, x.sharded_dim)] = value
+    return None
 
 
 @rule("stack")

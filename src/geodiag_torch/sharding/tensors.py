@@ -54,15 +54,11 @@ class AxisSharding:
         """Of the dimension, over all ranks."""
         return sum(self.sizes)
 
-    def scaled(self, factor: int) -> AxisSharding:
-        """Of a dimension that is ``factor`` times as long."""
-        return AxisSharding(self.mesh, self.axis, tuple(n * factor for n in self.sizes))
-
-    def divided(self, factor: int) -> AxisSharding | None:
-        """The inverse; None where the lengths are not divisible."""
-        if any(n % factor for n in self.sizes):
+    def scaled(self, by: int, over: int) -> AxisSharding | None:
+        """Of a dimension that is by/over times as long; None where a length is not divisible."""
+        if any(n * by % over for n in self.sizes):
             return None
-        return AxisSharding(self.mesh, self.axis, tuple(n // factor for n in self.sizes))
+        return AxisSharding(self.mesh, self.axis, tuple(n * by // over for n in self.sizes))
 
     def local_part(self, x: Tensor, dim: int) -> Tensor:
         """This rank's entries of a plain tensor."""
@@ -133,11 +129,9 @@ class Sharded(DTensor):
                 more = list(local.shape)
                 more[self.sharded_dim] = padding
                 local = torch.cat([local, local.new_zeros(more)], self.sharded_dim)
-            parts = self.sharding.all_gather(local)
-            named = zip(parts, sizes, strict=True)
-            return torch.cat(
-                [part.narrow(self.sharded_dim, 0, n) for part, n in named], self.sharded_dim
-            )
+            parts = zip(self.sharding.all_gather(local), sizes, strict=True)
+            dim = self.sharded_dim
+            return torch.cat([part.narrow(dim, 0, n) for part, n in parts], dim)
 
 
 def sharded(x: DTensor) -> Tensor:
