@@ -33,8 +33,8 @@ from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
 
 CHECK = 20  # measurements from one cold search to the next
-TRACK_RTOL = 0.01  # a warm search's third product is asked for where the second gained so much
-KRYLOV, REHEARSAL, MIXTURES, CLIMB = 5, 8, 8, 12  # of a cold search: 19 products at most
+REFRESH_RTOL = 0.01  # a warm search computes a third product where the second gained this much
+KRYLOV, MODEL_STEPS, MIXTURES, CLIMB = 5, 8, 8, 12  # of a cold search: 19 products at most
 LANCZOS_COLD, LANCZOS_WARM = 19, 3  # steps in quadratic norms; one more product is the answer's
 LEAST = 8  # steps before rounding is looked for
 NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide larger ones
@@ -125,7 +125,7 @@ def tracker(
     def init(params: Any) -> TrackerState:
         layout = read(params, where)
         zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
-        # Where the answers will be: elsewhere, the second measurement would compile anew.
+        # Where the answers will be: elsewhere, the second measurement would recompile.
         return TrackerState(zeros, layout.tree.placement.place(jnp.zeros((), jnp.int32)))
 
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
@@ -174,13 +174,13 @@ def tracker(
 def _ascend(
     oracle: Oracle, norm: Norm, gradient: Blocks, start: Blocks, key: Array, cold: bool
 ) -> Reached:
-    """The core's ascent: from a portfolio of starts, or a step or two from ``start``."""
+    """The core's ascent: from several starts, or a step or two from ``start``."""
     if not cold:
-        answer = Refresh(norm, TRACK_RTOL)(oracle, one(start))
+        answer = Refresh(norm, REFRESH_RTOL)(oracle, one(start))
     else:
         krylov = min(KRYLOV, oracle.space.size)
         noise, rest = _normal(key, gradient, MIXTURES * krylov)
-        plan = Plan(krylov, candidates=1, model_steps=REHEARSAL, race=0, climb=CLIMB)
+        plan = Plan(krylov, candidates=1, model_steps=MODEL_STEPS, race=0, climb=CLIMB)
         mixtures = jnp.reshape(rest, (MIXTURES, krylov))
         answer = MultiStart(norm, plan)(oracle, one(start), gradient, noise, mixtures)
     best = answer.best
@@ -203,7 +203,7 @@ def _lanczos(
         noise, start = view.flat(noise), view.flat(start)
     search = Search(seen, flat_norm, steps, min(LEAST, steps), 0.0, 0.0, steps, steps)
     first = begin(flat_norm, start, noise, NOISE_COLD if cold else NOISE_WARM)
-    found, rows = search.run(oracle.grow, first)
+    found, rows = search.run(first)
     witness = search.witness(found, rows)
     direction = view.full(witness) if view is not None else witness
     return Reached(direction, direction, jnp.asarray(False), found.count)

@@ -70,7 +70,7 @@ class Certificate:
     upper: float  # at least 0, whatever the sign of S
     num_hvps: int
     notes: tuple[str, ...] = ()
-    starts: list[Blocks] = field(default_factory=list)  # unit directions worth an ascent
+    starts: list[Blocks] = field(default_factory=list)  # unit directions to ascend from
 
 
 def certify(
@@ -164,7 +164,7 @@ def _by_factorisation(
     for share, rise in RUNS:
         factor = ascend_on_model(task, factor, known, LAST_MODEL_STEPS)
         form = task.form(_raised(task, factor.weights, known))
-        # A second run must have products enough, and the first must not crowd out what is kept.
+        # A second run must have products enough, and the first must leave memory for what is kept.
         ample = left >= 2 * LEAST and count_of(known[0]) + left <= task.kept
         above = rise if ample else math.inf
         stop_above = above * task.envelope.bound(factor.weights) / form.bound

@@ -24,7 +24,7 @@ from geodiag.envelopes import Envelope, Piece, Product
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.norms.base import Face, Norm, QuadraticNorm, UnboundNorm, require_norm
 from geodiag.norms.joint import Joint, L2Joint, MaxJoint, Part, SumJoint
-from geodiag.norms.quadratic import FromMaps, scaled_quadratic
+from geodiag.norms.quadratic import BlockMap, FromMaps, scaled_quadratic
 
 # A number for all tensors, numbers by name pattern, or a function of the name and of the shape as
 # a matrix (None where the tensor is a vector or a scalar).
@@ -233,19 +233,17 @@ def _quadratic_l2(parts: tuple[Part, ...], name: str) -> QuadraticNorm:
         if isinstance(part.norm, QuadraticNorm)
     ]
 
-    def metric(d: Blocks) -> Blocks:
-        out = dict(d)
-        for part, norm in scaled:
-            out.update(norm.metric(part.of(d)))
-        return out
+    def by_parts(maps: list[tuple[Part, BlockMap]]) -> BlockMap:
+        def apply(x: Blocks) -> Blocks:
+            out = dict(x)
+            for part, f in maps:
+                out.update(f(part.of(x)))
+            return out
 
-    def inverse_metric(g: Blocks) -> Blocks:
-        out = dict(g)
-        for part, norm in scaled:
-            out.update(norm.inverse_metric(part.of(g)))
-        return out
+        return apply
 
-    return FromMaps(metric, inverse_metric, name)
+    metric = by_parts([(part, norm.metric) for part, norm in scaled])
+    return FromMaps(metric, by_parts([(part, norm.inverse_metric) for part, norm in scaled]), name)
 
 
 def _check_radii(radii: Radii) -> None:

@@ -10,7 +10,7 @@ nuclear norm of G. Methods, for k = min(rows, cols):
                        the directions come from subspace iteration and nearly commute with G Gᵀ.
     accelerator        Products alone, on stacks: odd quintics, each the best for the interval that
                        holds the singular values (Polar Express, arXiv 2505.16932; the coefficients
-                       are computed anew, with a margin for rounding), then one of Newton–Schulz.
+                       are our own, with a margin for rounding), then one of Newton–Schulz.
 
 First, from k = 192 on the CPU and unless traced, a matrix of rank up to k/4 is recognised by the
 residual of its projection to the span of k/4 + 8 of its columns, and only the small core is

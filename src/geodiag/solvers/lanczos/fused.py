@@ -134,7 +134,7 @@ class FusedLanczos(NormProgram):
         drawn = None if draw is None else {ravel.NAME: oracle.space.asarray(draw)}
         first = view.flat(opening.steepest if start is None else start)
         search = Search(seen, norm, self.limit, self.least, rtol, floor, settled, budget)
-        s, rows = search.run(oracle.grow, begin(norm, first, drawn, self.noise))
+        s, rows = search.run(begin(norm, first, drawn, self.noise))
 
         following = unit(norm, s.state.next)
         clean, products = orthogonalised(norm, following, rows)
@@ -184,15 +184,16 @@ class Search:
     settled: Any
     budget: Any
 
-    def run(self, grow: Callable[..., Any], state: State) -> tuple[Progress, Blocks]:
-        """The end of the search, and the basis, zero beyond its rows. ``grow``: of the oracle."""
+    def run(self, state: State) -> tuple[Progress, Blocks]:
+        """The end of the search, and the basis, zero beyond its rows."""
+        assert self.oracle.grow is not None
         zero, count = state.beta, spent(state.next, 0)
         xp, no = array_namespace(zero), count > 0
         nothing = xp.zeros(self.limit, dtype=zero.dtype, device=device(zero))
         top = TopPair(zero, nothing, no, no)
         s = Progress(state, state.last, count, nothing, nothing, nothing, zero, no, top)
         rows = combine(nothing[:, None], one(state.next))
-        found: tuple[Progress, Blocks] = grow(self._goes_on, self._step, s, rows)
+        found: tuple[Progress, Blocks] = self.oracle.grow(self._goes_on, self._step, s, rows)
         return found
 
     def witness(self, s: Progress, rows: Blocks) -> Blocks:

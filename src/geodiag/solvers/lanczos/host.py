@@ -107,7 +107,7 @@ class Krylov:
         size = max(np.abs(self.T).max(initial=0.0), np.abs(alphas).max(), betas.max())
         ends = np.flatnonzero(is_rounding(betas, size, eps))
         k = steps if checked or not ends.size else int(ends[0]) + 1
-        # Steps that come together are the plain recurrence, which rounding may spoil.
+        # Steps that come together are the plain recurrence, which may lose its orthogonality.
         overlap = float(to_numpy(found.overlap))
         if steps > 1 and (ends.size or overlap > math.sqrt(eps)):
             certain = ends.size or overlap > LOST
