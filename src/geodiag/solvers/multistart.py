@@ -106,11 +106,7 @@ class MultiStart(NormProgram):
             first = axpy(
                 NOISE / norm2(noise), noise, scale(gradient, 1 / positive(norm2(gradient)))
             )
-            products = krylov(oracle, first, plan.krylov)
-            images, finite = finite_or_zero(products.images)
-            xp = array_namespace(products.inner)
-            inner = xp.where(finite, products.inner, xp.zeros_like(products.inner))
-            products = Products(images, inner)
+            products, finite = _sound(krylov(oracle, first, plan.krylov))
             proposed = propose(
                 oracle, norm, fit(products), mixtures, gradient,
                 steps=plan.model_steps, count=plan.candidates,
@@ -120,6 +116,7 @@ class MultiStart(NormProgram):
         iterates = iterate.begin(known, oracle.hvps(known))
         if products is not None:
             value = iterates.value
+            xp = array_namespace(value)
             iterates = iterates._replace(value=xp.where(finite, value, value + float("nan")))
             if plan.rounds:
                 products = add(
@@ -172,6 +169,14 @@ class Round(NormProgram):
             products,
             spent,
         )
+
+
+def _sound(products: Products) -> tuple[Products, Array]:
+    """The products, zero if one of them is not finite, and whether all are finite."""
+    images, finite = finite_or_zero(products.images)
+    xp = array_namespace(products.inner)
+    inner = xp.where(finite, products.inner, xp.zeros_like(products.inner))
+    return Products(images, inner), finite
 
 
 def _race(

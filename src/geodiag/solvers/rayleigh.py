@@ -62,6 +62,7 @@ class SteepestDirection(NormProgram):
     def __call__(self, oracle: Oracle, gradient: Blocks) -> Steepest:
         usable, finite = finite_or_zero(gradient)
         steepest = self.norm.lmo(usable)
+        del usable  # its memory
         check_like(steepest, oracle.shapes, f"lmo(g) of {self.norm!r}", NormError)
         length = self.norm.value(steepest)
         if getattr(length, "shape", None) != () or _foreign(length, steepest):
