@@ -21,11 +21,8 @@ HEADS = 2
 class Trainer:
     """Full-batch training that can be measured between steps.
 
-    It runs in the precision of the weights: float64 only where JAX has it enabled.
-
-    Args:
-        model: "mlp", "cnn" or "transformer".
-        weights: what training starts from, outputs first; x, y: the batch.
+    It runs in the precision of the weights, which have outputs first: float64 only where JAX has it
+    enabled. ``model`` is a key of ``MODELS``; ``x, y`` is the batch.
     """
 
     def __init__(self, model: str, weights: dict[str, np.ndarray[Any, Any]], x: Any, y: Any):

@@ -15,19 +15,10 @@ from geodiag.norms import Norm
 
 
 def steepest_step(norm: Norm, g: Blocks, lr: Mapping[str, Any], normalized: bool) -> Blocks:
-    """w − w⁺ of one step.
+    """w − w⁺ of one step, zero where the gradient of a parameter is zero.
 
-    Args:
-        norm: bound to the parameters.
-        g: their gradient; ‖g‖* is joint over all of them.
-        lr: the learning rate of each.
-        normalized: leave out the factor ‖g‖*.
-
-    Returns:
-        Blocks like ``g``, zero where the gradient of a parameter is zero.
-
-    Raises:
-        NormError: lmo(g) has other names or shapes than ``g``.
+    ``norm`` is bound to the parameters, ``g`` is their gradient and ``lr`` the learning rate of
+    each; ‖g‖* is joint over all of them. NormError if lmo(g) has other names or shapes than ``g``.
 
     Examples:
         >>> from geodiag.norms import Linf
