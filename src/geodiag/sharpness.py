@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from geodiag.blocks import zeros_like
-from geodiag.certificates.two_sided import bracket
+from geodiag.certificates.bracket import bracket
 from geodiag.core.selection import Where
 from geodiag.core.validation import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, shown

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from geodiag import blocks
 from geodiag.blocks import Array, Blocks, dot, positive, scale
-from geodiag.core.batched import one, only
 from geodiag.core.selection import Where
+from geodiag.core.stacks import one, only
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms import Norm, QuadraticNorm
 from geodiag.oracles import Oracle

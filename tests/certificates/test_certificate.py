@@ -13,7 +13,7 @@ import geodiag
 from geodiag.certificates import burer_monteiro, certificate
 from geodiag.certificates.certificate import certify
 from geodiag.certificates.eigenvalue_bound import bound_top
-from geodiag.core.batched import gram
+from geodiag.core.stacks import gram
 from geodiag.envelopes import Form
 from geodiag.errors import ArgumentError, NonFiniteError, NormError
 from geodiag.norms import L2, FromFunctions, Linf, Preconditioned, Spectral, SumOver

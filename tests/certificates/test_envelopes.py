@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from geodiag.blocks import stack
-from geodiag.core.batched import gram, one
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import gram, one
 from geodiag.envelopes import euclidean
 from geodiag.norms import (
     L1,

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_leaves
 
 from geodiag import blocks
-from geodiag.core.batched import combine, cross, dots, join, one, only, pick, rescale
+from geodiag.core.stacks import combine, cross, dots, join, one, only, pick, rescale
 from geodiag.errors import ParameterError
 from geodiag_torch.sharding.fsdp import sharded
 from geodiag_torch.sharding.tensors import Sharded

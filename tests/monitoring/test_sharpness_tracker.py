@@ -13,7 +13,7 @@ import pytest
 
 import geodiag.monitoring.sharpness_tracker
 from geodiag import Monitor
-from geodiag.estimators.ascent import RESTART_BUDGET
+from geodiag.estimators.budgets import RESTART_BUDGET
 from geodiag.monitoring.sharpness_tracker import COLD_MAX, EXPLORE_FIRST
 from geodiag.oracles import CallablesProblem
 from tests.monitored import LR, note

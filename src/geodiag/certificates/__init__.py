@@ -4,5 +4,5 @@ certificate        the bound for any norm with a quadratic envelope
 burer_monteiro     the low-rank factorisation that finds a good form P
 eigenvalue_bound   λ_max of P⁻¹H from above, by Lanczos from a Gaussian start
 form_mixture       P improved by mixing forms whose bounds are known
-two_sided          witness and certificate within one budget of products
+bracket            witness and certificate within one budget of products
 """

@@ -15,8 +15,8 @@ import numpy as np
 from geodiag.blocks import Blocks, epsilon, map_blocks
 from geodiag.certificates.eigenvalue_bound import Hvps, Known, TopBound, bound_top
 from geodiag.certificates.form_mixture import hessian_model, orthonormal
-from geodiag.core.batched import count_of, gram
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import count_of, gram
 from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
 

@@ -38,8 +38,8 @@ from geodiag.certificates.form_mixture import (
     mix_forms,
     orthonormal,
 )
-from geodiag.core.batched import count_of, gram, mix, one
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import count_of, gram, mix, one
 from geodiag.envelopes import Form, Weights, euclidean
 from geodiag.errors import ArgumentError, NormError, not_finite, shown
 from geodiag.norms.base import Norm

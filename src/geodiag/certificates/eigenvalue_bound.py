@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from geodiag.blocks import Blocks, add, epsilon, size
-from geodiag.core.batched import Matrix, mix, one, only
+from geodiag.core.stacks import Matrix, mix, one, only
 from geodiag.envelopes import Form
 from geodiag.norms.quadratic import FromMaps
 from geodiag.solvers.lanczos.host import Krylov, require_finite

@@ -13,7 +13,7 @@ import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, subtract
 from geodiag.certificates.eigenvalue_bound import Hvps, Known
-from geodiag.core.batched import Matrix, count_of, gram, join, members, mix
+from geodiag.core.stacks import Matrix, count_of, gram, join, members, mix
 from geodiag.envelopes import Envelope, Form, Weights
 from geodiag.envelopes.base import combine
 

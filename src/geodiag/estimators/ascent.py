@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, dot, stack, to_numpy, unstack
-from geodiag.core.batched import one, only
+from geodiag.core.stacks import one, only
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, not_finite, shown
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
+from geodiag.estimators.budgets import COLD_BUDGET, LARGE_COLD_BUDGET, RESTART_BUDGET
 from geodiag.estimators.diagonal_start import PROBES, moves_single_entries, steep_entries
 from geodiag.estimators.sphere_search import on_the_sphere
 from geodiag.norms.base import Norm
@@ -28,9 +29,6 @@ from geodiag.solvers.nystrom import Products
 from geodiag.solvers.warm_start import Refresh
 
 RTOL, FREE_RTOL = 1e-4, 1e-8  # the second where products are free (a given matrix)
-# Products: of a cold search; of one in many parameters; of a cold restart, which has the last
-# witness among its starts.
-COLD_BUDGET, LARGE_COLD_BUDGET, RESTART_BUDGET = 60, 14, 20
 SINGLE_START = 2**24  # parameters: beyond it there is one start, and few vectors are kept
 FEW_STARTS = 2**22  # beyond it few starts are tried on the model, and there are no rounds
 FREE_STARTS, FREE_STEPS = 40, 1000

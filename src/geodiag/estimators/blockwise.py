@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from geodiag.blocks import Blocks, map_blocks, namespace, scale, zeros_like
-from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import count_of
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator

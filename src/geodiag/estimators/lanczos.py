@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Blocks, epsilon, to_numpy
-from geodiag.core.batched import Matrix, members
+from geodiag.core.stacks import Matrix, members
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
+from geodiag.estimators.budgets import LANCZOS_BUDGET
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
@@ -30,7 +31,6 @@ from geodiag.solvers.lanczos.recurrence import ROUNDING, Recurrence, Steps, tole
 
 RTOL = 1e-4
 FREE_RTOL = 1e-8
-BUDGET = 300
 BASIS = 64
 # Numbers in the basis, where none is asked for: from 16 million parameters on it has fewer
 # directions, down to LEAST_BASIS.
@@ -179,7 +179,7 @@ class Lanczos(SharpnessEstimator):
         return Terms(
             rtol=options.rtol or (FREE_RTOL if free else RTOL),
             floor=_floor(oracle),
-            budget=options.max_hvps or (20 * size + BUDGET if free else BUDGET),
+            budget=options.max_hvps or (20 * size + LANCZOS_BUDGET if free else LANCZOS_BUDGET),
             kept=kept,
             tracked=tracked,
             noise=COLD_NOISE if start is None else 0.0 if tracked else NOISE,

@@ -6,7 +6,7 @@ In the ball the maximum is then 0, at the origin; on ‖d‖ = 1 it may be negat
 from __future__ import annotations
 
 from geodiag.blocks import Blocks
-from geodiag.core.batched import one, only
+from geodiag.core.stacks import one, only
 from geodiag.estimators.base import Measurement
 from geodiag.solvers import iterate
 from geodiag.solvers.iterate import Iterates

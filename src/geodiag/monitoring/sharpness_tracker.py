@@ -11,8 +11,9 @@ from geodiag.blocks import Blocks, to_numpy
 from geodiag.core.validation import is_number, is_whole
 from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, Options, SearchMode, choose
-from geodiag.estimators.ascent import RESTART_BUDGET, SINGLE_START
+from geodiag.estimators.ascent import SINGLE_START
 from geodiag.estimators.base import COLD_EVERY, SharpnessEstimator
+from geodiag.estimators.budgets import RESTART_BUDGET
 from geodiag.estimators.roundoff import SINGLE
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
 from geodiag.norms.base import Norm, QuadraticNorm

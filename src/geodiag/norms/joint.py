@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, dot, namespace, positive, scale
-from geodiag.core.batched import dots, rescale
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import dots, rescale
 from geodiag.envelopes import Envelope, Hull, Piece, Product
 from geodiag.norms.base import Face, Norm
 

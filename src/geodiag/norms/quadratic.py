@@ -20,8 +20,8 @@ from geodiag.blocks import (
     positive,
     scale,
 )
-from geodiag.core.batched import lengths, rescale
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import lengths, rescale
 from geodiag.core.validation import on_host
 from geodiag.envelopes import Envelope, euclidean
 from geodiag.errors import NormError

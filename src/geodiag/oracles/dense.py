@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, dot, is_array
-from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space, arrays_like
+from geodiag.core.stacks import count_of
 from geodiag.core.validation import (
     as_blocks,
     is_mapping_of_names,

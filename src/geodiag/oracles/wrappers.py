@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from geodiag.blocks import Array, Blocks
-from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import count_of
 from geodiag.oracles.base import Oracle, Program
 
 S = TypeVar("S")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from geodiag.blocks import Array, Blocks, array_namespace, device
-from geodiag.core.batched import dots, join, pick
+from geodiag.core.stacks import dots, join, pick
 from geodiag.oracles.base import Oracle
 
 # An ascent has converged after so many successive relative improvements below rtol.

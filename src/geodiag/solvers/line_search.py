@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geodiag.blocks import Array, Blocks, array_namespace, axpy, dot, positive, scale, where
-from geodiag.core.batched import blend, dots, one, only
+from geodiag.core.stacks import blend, dots, one, only
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers.iterate import Iterates

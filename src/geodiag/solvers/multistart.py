@@ -25,7 +25,7 @@ from geodiag.blocks import (
     positive,
     scale,
 )
-from geodiag.core.batched import join
+from geodiag.core.stacks import join
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from geodiag.blocks import Array, Blocks, array_namespace, device, positive
-from geodiag.core.batched import combine, cross, join, lengths, one, pick, rescale
+from geodiag.core.stacks import combine, cross, join, lengths, one, pick, rescale
 from geodiag.norms.base import Norm
 from geodiag.norms.quadratic import L2
 from geodiag.oracles.base import Oracle

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from geodiag.blocks import Array, Blocks
-from geodiag.core.batched import count_of
 from geodiag.core.spaces import Space
+from geodiag.core.stacks import count_of
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import DelegatingOracle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from geodiag.blocks import Array, Blocks, array_namespace
-from geodiag.core.batched import join
+from geodiag.core.stacks import join
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import iterate, ravel
 from geodiag.solvers.iterate import Iterates

@@ -20,7 +20,7 @@ from geodiag.blocks import (
     positive,
     scale,
 )
-from geodiag.core.batched import combine, one, only
+from geodiag.core.stacks import combine, one, only
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from geodiag.blocks import Blocks, add, epsilon, positive, scale, to_numpy
-from geodiag.core.batched import Matrix, count_of, join, members, mix, only
+from geodiag.core.stacks import Matrix, count_of, join, members, mix, only
 from geodiag.errors import not_finite
 from geodiag.norms.base import QuadraticNorm
 from geodiag.solvers.lanczos.recurrence import (

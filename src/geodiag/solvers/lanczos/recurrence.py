@@ -27,7 +27,7 @@ from geodiag.blocks import (
     subtract,
     where,
 )
-from geodiag.core.batched import combine, cross, one, only
+from geodiag.core.stacks import combine, cross, one, only
 from geodiag.norms.base import QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.solvers import ravel
