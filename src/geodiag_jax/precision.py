@@ -73,7 +73,7 @@ def require_float32(eps: float) -> float:
     if eps > SINGLE:
         raise EngineError(
             "finite differences need a loss that is computed in at least 32 bits",
-            got=f"a relative precision of {eps:.1g} on the way from parameters to loss",
+            got=f"a relative precision of {eps:.1g} from parameters to loss",
             do="convert the parameters to float32, or leave out the casts in the loss",
         )
     return eps

@@ -73,9 +73,10 @@ class Injector:
 
     @contextmanager
     def everywhere(self, *oracles: type[Oracle]) -> Iterator[None]:
-        """Every norm, every sink and these oracles report their calls."""
+        """Every norm, every sink and these oracles, with their own bases, report their calls."""
         classes = [(c, NORM) for c in below(Norm)] + [(c, SINK) for c in below(Sink)]
-        classes += [(c, ORACLE) for c in oracles]
+        bases = {c for oracle in oracles for c in oracle.__mro__ if issubclass(c, Oracle)}
+        classes += [(c, ORACLE) for c in bases - {Oracle}]
         own = [(c, name) for c, names in classes for name in names if name in vars(c)]
         before = [(c, name, vars(c)[name]) for c, name in own]
         try:

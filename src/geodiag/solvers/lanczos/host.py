@@ -119,7 +119,7 @@ class Krylov:
             last, after = (only(members(found.rows, i, i + 1)) for i in (k - 1, k))
             state = State(after, last, found.betas[k - 1])
         j, beta = len(self), float(betas[k - 1])
-        self.image = found.image if self.together and j + k == 1 else None
+        self.image = found.image if self.together and j == 0 and steps == 1 else None
         T = np.zeros((j + k, j + k))
         T[:j, :j], T[j:, j:] = self.T, tridiagonal(alphas[:k], betas[:k])
         T[:j, j] = T[j, :j] = self._coupling
