@@ -128,7 +128,7 @@ class ShardedOracle(FrozenOracle):
         reduced: Blocks = {}
 
         def local_sums() -> Sums:
-            return uninterrupted(around, lambda: self._sums(backward, reduced))
+            return uninterrupted(around, lambda: self._loss_and_gradient_sums(backward, reduced))
 
         sums = ranks.sum("a pass over the data", {}, local_sums)
         divisor = objective.batches.normalise(sums.weight)
@@ -137,7 +137,7 @@ class ShardedOracle(FrozenOracle):
             found[name] = x * (self._divisors.get(id(self._live[name]), 1.0) / divisor)
         return sums.loss / divisor, {name: found[name] for name in self.space.names if backward}
 
-    def _sums(self, backward: bool, reduced: Blocks) -> Sums:
+    def _loss_and_gradient_sums(self, backward: bool, reduced: Blocks) -> Sums:
         """The passes over this rank's batches, in step with the other ranks.
 
         Gradients that FSDP has added over the ranks itself are put into ``reduced``.
