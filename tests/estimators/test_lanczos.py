@@ -169,3 +169,17 @@ def test_one_parameter():
         result = geodiag.sharpness(np.array([[h]]), "l2")
         assert result.value == pytest.approx(h, abs=1e-15)
         assert result.bound is Bound.EXACT
+
+
+def test_a_refresh_short_of_the_whole_space_is_never_exact():
+    """A start within one of two decoupled blocks says nothing of the other's eigenvalues."""
+    rng, n = np.random.default_rng(1), 100
+    A, B = (x + x.T for x in rng.standard_normal((2, n, n)))
+    H = np.block([[A, np.zeros((n, n))], [np.zeros((n, n)), 2 * B]])
+    start = np.zeros(2 * n)
+    start[:n] = np.linalg.eigh(A)[1][:, -1] + 0.3 * rng.standard_normal(n)
+    state = {"witness": {"x": start}, "age": 0, "norm": "L2()"}
+    refreshed = geodiag.sharpness(H, start=state, rtol=1e-3)
+    assert refreshed.num_hvps > 9
+    assert refreshed.value < 0.9 * np.linalg.eigvalsh(H)[-1]
+    assert refreshed.bound is geodiag.Bound.LOWER

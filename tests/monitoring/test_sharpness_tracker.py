@@ -6,11 +6,13 @@ The loss is ½⟨w, H w⟩, whose H the tests move from step to step.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
+import geodiag
 import geodiag.monitoring.sharpness_tracker
 from geodiag import Monitor
 from geodiag.estimators.budgets import RESTART_BUDGET
@@ -234,3 +236,30 @@ def test_a_state_of_other_parameters_leaves_no_schedule():
         assert (
             new.monitor.state_dict()["tracker"][name] == fresh.monitor.state_dict()["tracker"][name]
         )
+
+
+class Fixed(geodiag.SharpnessEstimator):
+    """An estimator from outside, which builds its own result and leaves its state empty."""
+
+    def estimate(self, oracle, norm, start=None, options=geodiag.estimators.Options()):
+        d = {"x": np.eye(N)[0]}
+        return geodiag.SharpnessResult(
+            value=float(d["x"] @ oracle.hvp(d)["x"]),
+            direction=d,
+            bound=geodiag.Bound.LOWER,
+            status=geodiag.Status.COMPLETED,
+            norm=repr(norm),
+            estimator="Fixed()",
+            num_hvps=1,
+            dual_norm=1.0,
+        )
+
+
+def test_a_run_with_an_estimator_from_outside_can_be_saved():
+    run = Moving(positive(N, 0), norm="l2", estimator=Fixed())
+    run.observe()
+    state = json.loads(json.dumps(run.monitor.state_dict()))
+    again = Moving(positive(N, 0), norm="l2", estimator=Fixed())
+    again.monitor.load_state_dict(state)
+    # At least that of the fixed direction: the step's takes its place where it has more.
+    assert again.observe().sharpness >= run.H[0, 0] - 1e-9

@@ -307,6 +307,7 @@ def _judged(
     exhausted = invariant and result.residual * abs(result.value) <= rounding
     if not agrees or not (result.residual <= 1.5 * terms.rtol or exhausted):
         return replace(result, status=Status.PRECISION)
-    # From a start without a random part, few steps may have missed a larger eigenvalue.
-    sure = steps >= min(LEAST, terms.size) or (invariant and terms.noise > 0)
+    # Without a random part the start may be orthogonal to a larger eigenvector, for any number of
+    # steps short of the whole space.
+    sure = steps >= terms.size or (terms.noise > 0 and (invariant or steps >= LEAST))
     return replace(result, status=Status.CONVERGED, bound=Bound.EXACT if sure else Bound.LOWER)

@@ -18,7 +18,15 @@ from geodiag.estimators.roundoff import SINGLE
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart, as_lists, relative
+from geodiag.results import (
+    STATE,
+    Bound,
+    SharpnessResult,
+    Status,
+    WarmStart,
+    as_lists,
+    relative,
+)
 from geodiag.sharpness import measured
 from geodiag.solvers.power_step import PowerIterate, PowerStep
 
@@ -126,7 +134,12 @@ class SharpnessTracker:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         last = self._last
         if isinstance(last, SharpnessResult):
-            last = WarmStart.from_dict(last.state)
+            whole = set(last.state) == STATE  # an estimator from outside may leave it empty
+            last = (
+                WarmStart.from_dict(last.state)
+                if whole
+                else WarmStart(last.direction, 0, last.norm)
+            )
         return {
             "last": None if last is None else last.to_json(),
             "value": _plain(self._value),
