@@ -262,6 +262,20 @@ def test_a_stack_of_products_is_the_products(k, engine, several, dtype):
             assert (product[name] - x).abs().max() <= close * x.abs().max(), name
 
 
+@pytest.mark.parametrize("engine", ["graph", "recompute"])
+def test_a_stack_of_products_is_zero_where_a_parameter_is_not_used(engine):
+    model, data = mlp()
+    model.unused = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+    arguments = {"criterion": nn.MSELoss(), "data": data, "engine": engine}
+    oracle = geodiag.problem(model, **arguments).at()
+    found = oracle.hvps(stack([random_like(oracle, seed) for seed in range(4)]))
+    assert found["unused"].shape == (4, 2, 3)
+    assert not found["unused"].any()
+    for norm in ("linf", "l1", "spectral"):
+        result = geodiag.sharpness(model, norm, certificate=True, **arguments)
+        assert result.upper >= result.value
+
+
 def test_a_stack_shares_a_recomputed_graph(counting):
     model, data = mlp()
     oracle = geodiag.problem(model, criterion=counting, data=data, engine="recompute").at()

@@ -83,7 +83,7 @@ def second_derivative(
     live = [name for name, g in gradient.items() if g.requires_grad]
     if not live:
         return {name: torch.zeros_like(d) for name, d in direction.items()}
-    return _grad(
+    found = _grad(
         [gradient[name] for name in live],
         leaves,
         "the gradient could not be differentiated again",
@@ -92,6 +92,8 @@ def second_derivative(
         retain_graph=keep,
         is_grads_batched=batched,
     )
+    # The zeros of a leaf that no gradient depends on come in its own shape, also for a stack.
+    return {name: x.expand_as(direction[name]) for name, x in found.items()}
 
 
 def second_derivatives(
