@@ -62,7 +62,7 @@ def reentrant_derivative(
             p.grad = grad
         for leaf in leaves.values():
             leaf.grad = None
-    return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in found.items()}
+    return {n: torch.zeros_like(leaves[n]) if g is None else _dense(g) for n, g in found.items()}
 
 
 def second_derivative(
@@ -115,4 +115,9 @@ def _grad(
         found = torch.autograd.grad(outputs, inputs, materialize_grads=True, **options)
     except RuntimeError as e:
         raise EngineError(what, got=first_line(e), do=do) from e
-    return dict(zip(leaves, found, strict=True))
+    return dict(zip(leaves, map(_dense, found), strict=True))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A derivative as the measurement holds it; that of ``nn.Embedding(sparse=True)`` is sparse."""
+    return x if x.layout is torch.strided else x.to_dense()

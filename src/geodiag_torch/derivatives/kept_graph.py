@@ -57,6 +57,10 @@ class KeptGraph:
 
 
 def _count(x: Tensor, sizes: dict[int, int]) -> None:
+    if x.layout is not torch.strided:  # values, and at most one index of 8 bytes per axis
+        values = x._values() if x.layout is torch.sparse_coo else x.values()
+        sizes[values.data_ptr()] = values.nbytes + 8 * x.ndim * len(values)
+        return
     storage = x.untyped_storage()
     sizes[storage.data_ptr()] = storage.nbytes()
 
