@@ -124,6 +124,10 @@ def _derivative(call: StaticCall, at: Inputs, point: Arrays) -> tuple[Array, Arr
     return loss, call.static.tree.placement.constrain(gradient)
 
 
+def _value(call: StaticCall, at: Inputs) -> Array:
+    return call.evaluate(at)
+
+
 def _value_and_gradient(call: StaticCall, at: Inputs) -> tuple[Array, Arrays]:
     return _derivative(call, at, at.point)
 
@@ -164,7 +168,7 @@ def _many(f: Compiled) -> Compiled:
 
 
 _jit = functools.partial(jax.jit, static_argnums=0)
-value = _jit(StaticCall.evaluate)
+value = _jit(_value)
 value_and_gradient = _jit(_value_and_gradient)
 linearized = _jit(_linearized)
 forward = _jit(_forward)

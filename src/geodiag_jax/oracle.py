@@ -23,16 +23,13 @@ from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
+from geodiag_jax.inspection import LossStructure, structure_of
 from geodiag_jax.loss_key import LossKey
-from geodiag_jax.precision import (
-    SINGLE,
-    check_same_loss,
-    curvature,
-    precision_of,
-    require_float32,
-)
+from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
 from geodiag_jax.pytree import Parameters, as_blocks
 from geodiag_jax.sharding import jax_errors_explained, with_auto_axes
+from geodiag_jax.stopped import held
+from geodiag_jax.verdict import Verdict, judge, known_verdict
 
 S = TypeVar("S")
 
@@ -70,6 +67,7 @@ class JaxOracle(Oracle):
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
         self._notes: list[str] = []
+        self._checked = False  # whether products were cross-checked, or need not be
         if self._auto and derivatives.forward_blocked(self._static):
             self._use_reverse()
         if engine == "finite-difference":
@@ -81,9 +79,13 @@ class JaxOracle(Oracle):
 
     @cached_property
     @jax_errors_explained()
-    def precision(self) -> float:
+    def _structure(self) -> LossStructure:
         _, call, at = next(self._inputs())
-        return precision_of(call, at)
+        return structure_of(call, at)
+
+    @property
+    def precision(self) -> float:
+        return self._structure.precision
 
     @jax_errors_explained()
     def independent_hvp(self, d: Blocks) -> Blocks | None:
@@ -128,15 +130,20 @@ class JaxOracle(Oracle):
 
     @jax_errors_explained()
     def hvp(self, d: Blocks) -> Blocks:
-        if self._engine == "finite-difference":
-            return self._differences.hvp(self.gradient_at, d)
-        return as_blocks(self.names, self._product(self._arrays(d), many=False))
+        return self._answer(d, many=False)
 
     @jax_errors_explained()
     def hvps(self, ds: Blocks) -> Blocks:
-        if self._engine == "finite-difference":
-            return super().hvps(ds)
-        return as_blocks(self.names, self._product(self._arrays(ds), many=True))
+        return self._answer(ds, many=True)
+
+    def _answer(self, d: Blocks, many: bool) -> Blocks:
+        self._check_derivatives()
+        if self._engine != "finite-difference":
+            try:
+                return as_blocks(self.names, self._product(self._arrays(d), many))
+            except EngineError as e:
+                self._use_differences(e)
+        return super().hvps(d) if many else self._differences.hvp(self.gradient_at, d)
 
     @jax_errors_explained()
     def run(self, program: Program[S], *arguments: Any, asks: Oracle | None = None) -> S:
@@ -145,6 +152,7 @@ class JaxOracle(Oracle):
         A program that cannot be traced (it calls ``float`` on an array) runs uncompiled, and after
         two failures in a row tracing is not tried again.
         """
+        self._check_derivatives()
         tried = []
         for source, operands in self._sources(program):
             job = programs.Job.of(program, source, self._static, self.space)
@@ -177,11 +185,19 @@ class JaxOracle(Oracle):
             yield programs.Recomputed(call, self._engine == "recompute"), (frozen, at)
 
     def _inputs(self, point: Arrays | None = None) -> Iterator[tuple[float, StaticCall, Inputs]]:
-        """One pass: the weight of each batch, and what its compiled functions take."""
+        """One pass: the weight of each batch, and what its compiled functions take.
+
+        At another ``point``, parts of the loss that are stopped stay as they are at the oracle's.
+        """
         own, fixed = self._parameters.point, self._parameters.fixed
         for weight, batch, arrays in self._batches:
-            at = Inputs(own if point is None else point, fixed, arrays)
-            yield weight, StaticCall(self._static, batch), at
+            call, at = StaticCall(self._static, batch), Inputs(own, fixed, arrays)
+            if point is not None:
+                stopped = structure_of(call, at).stopped
+                at = at._replace(point=point)
+                if stopped:
+                    call, at = held(call, at, own)
+            yield weight, call, at
 
     def _total(self, f: Callable[[StaticCall, Inputs], Any], point: Arrays | None = None) -> Any:
         """``f`` of every batch, combined over one pass."""
@@ -288,6 +304,35 @@ class JaxOracle(Oracle):
             ) from error
         self._use_reverse()
 
+    def _check_derivatives(self) -> None:
+        """Cross-check products, once for each loss that has derivative rules of its own."""
+        if self._checked or isinstance(self._parameters.point[0], jax.core.Tracer):
+            return
+        self._checked = True  # products of the check itself need none
+        try:
+            structure = self._structure
+            if structure.stopped:
+                self._note("what stop_gradient stops in the loss is held constant")
+            if structure.custom:
+                differences = self._engine == "finite-difference"
+                found = judge(self, self._static, structure, differences)
+                if found.differences and self._engine != "finite-difference":
+                    self._use_differences(found.disagreement())
+                found.require_hessian()
+                self._note(found.note)
+        except BaseException:
+            self._checked = False
+            raise
+
+    def _use_differences(self, error: EngineError) -> None:
+        """Switch to finite differences, and note why; raise ``error`` where an engine was named."""
+        if not self._auto or self._engine == "finite-difference":
+            raise error
+        why = error.got or error.what
+        known_verdict(self._static, False)[:] = [Verdict(differences=why)]
+        self._engine, self._kept = "finite-difference", None
+        self._note(f"Hessian-vector products are finite differences: {why}")
+
     def _use_reverse(self) -> None:
         derivatives.forward_works(self._static)[:] = [False]
         self._engine = "reverse"
@@ -306,5 +351,5 @@ class JaxOracle(Oracle):
         check_same_loss(frozen, found, *self._scales, curvature(d, product), epsilon(self.point()))
 
     def _note(self, text: str) -> None:
-        if text not in self._notes:
+        if text and text not in self._notes:
             self._notes.append(text)

@@ -1,71 +1,16 @@
-"""The precision of a loss, and what rounding may change in it.
-
-It is that of the coarsest dtype between the parameters and the value of the loss.
-
-The parameters' own dtypes do not tell: a flax module's ``dtype``, and casts inside of the loss,
-make it coarser. What a device does within one operation (TF32 in a matrix product) is not seen.
-"""
+"""What rounding may change in a loss of some precision, see :mod:`geodiag_jax.inspection`."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from geodiag.errors import DataError, EngineError
-from geodiag_jax.derivatives import Arrays, Inputs, StaticCall
+from geodiag_jax.derivatives import Arrays
 
 SINGLE = float(np.finfo(np.float32).eps)
-
-
-def precision_of(call: StaticCall, at: Inputs) -> float:
-    """The machine epsilon of the coarsest dtype between the parameters and the loss.
-
-    The loss is traced once for the same static parts and shapes.
-    """
-    return _precision_of(call, jax.tree_util.tree_map(jax.api_util.shaped_abstractify, at))
-
-
-@functools.lru_cache(maxsize=1024)
-def _precision_of(call: StaticCall, shapes: Inputs) -> float:
-    jaxpr = jax.make_jaxpr(call.evaluate)(shapes).jaxpr
-    found = _dtypes(jaxpr, set(jaxpr.invars[: len(shapes.point)]))
-    return max(_eps(dtype) for dtype in {call.static.tree.dtype, *found})
-
-
-def _eps(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-
-
-def _dtypes(jaxpr: Any, reached: set[Any] | None) -> Iterator[Any]:
-    """The floating dtypes that are computed from ``reached`` (None: from anything)."""
-    for equation in jaxpr.eqns:
-        inputs = [v for v in equation.invars if not hasattr(v, "val")]  # literals are not hashable
-        if reached is not None:
-            if not reached.intersection(inputs):
-                continue
-            reached.update(equation.outvars)
-        for variable in equation.outvars:
-            dtype = getattr(variable.aval, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-                yield dtype
-        for inner in _inner(list(equation.params.values())):
-            yield from _dtypes(inner, None)
-
-
-def _inner(values: list[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from _inner(list(value))
-        elif hasattr(value, "jaxpr"):  # closed
-            yield value.jaxpr
-        elif hasattr(value, "eqns"):
-            yield value
 
 
 def require_float32(eps: float) -> float:

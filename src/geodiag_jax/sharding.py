@@ -53,6 +53,13 @@ _EXPLAINED: tuple[tuple[tuple[str, ...], type[GeodiagError], str, str], ...] = (
         "the loss does not run in this precision on this device",
         "measure it in float32 or bfloat16",
     ),
+    (
+        ("callbacks do not support jvp", "differentiation does not work", "cannot be differen"),
+        LossError,
+        "JAX cannot differentiate a part of this loss",
+        "give that part a derivative by jax.custom_jvp or jax.custom_vjp, or hold it constant by "
+        "jax.lax.stop_gradient",
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
+from geodiag.oracles.crosscheck import CrossCheck, cross_check
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
 from geodiag.oracles.differences import Differences, finite_difference_hvp, jittered_hvp
 from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
@@ -9,12 +10,14 @@ from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
 __all__ = [
     "CallablesProblem",
     "CountingOracle",
+    "CrossCheck",
     "DelegatingOracle",
     "Differences",
     "MatrixOracle",
     "MatrixProblem",
     "Oracle",
     "Problem",
+    "cross_check",
     "finite_difference_hvp",
     "jittered_hvp",
 ]

@@ -1,0 +1,188 @@
+"""Are products the second derivative of the loss? A comparison with differences, at one point.
+
+A derivative rule that is not the framework's own can give a gradient that is not that of the loss
+(a straight-through estimator), or one that is, with a product that is not its derivative. Where the
+gradient is no gradient at all, its Jacobian is not symmetric and has no largest eigenvalue in the
+sense of S. A finding must show in two random directions, which move every tensor in proportion to
+its own size, and exceed what doubling the step of the difference changes: kinks (ReLU) and rounding
+move the difference itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, axpy, dot, norm2, scale, size, subtract
+from geodiag.oracles.base import Oracle
+
+# How far a product may be from the difference, and from symmetry, relative to their size: far above
+# the rounding of the difference (up to 3e-3 in float32), and below what a dropped term makes.
+TOLERANCE = 0.02
+# The same for the slope of the loss, whose differences are more accurate.
+SLOPE_TOLERANCE = 1e-3
+# How far, relative to what doubling the step changes.
+RESOLVED = 10.0
+# The second product is asked for at so many times its direction (a power of two, which rounds the
+# same), so that products which are not linear look asymmetric.
+STRETCH = 1024.0
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """Relative differences, each None where it is not larger than its uncertainty.
+
+    Attributes:
+        product: between products and differences of the gradient.
+        gradient: between the gradient and differences of the loss.
+        curvature: between ⟨d, Hd⟩ and second differences of the loss, looked at where ``gradient``
+            is known.
+        asymmetry: between ⟨u, Hv⟩ and ⟨v, Hu⟩: of differences where ``product`` alone is known,
+            else of products.
+    """
+
+    product: float | None = None
+    gradient: float | None = None
+    curvature: float | None = None
+    asymmetry: float | None = None
+
+
+def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> CrossCheck:
+    """Compare the products of an oracle with differences of its gradients and losses.
+
+    It costs two products, two gradients and two losses, and up to eight gradients and sixteen
+    losses where something is found.
+
+    Args:
+        oracle: what answers.
+        eps: the relative rounding error of the gradients.
+        by_differences: whether the oracle's products are differences of gradients themselves.
+    """
+    point, gradient = oracle.point(), oracle.gradient()
+    overall = _root_mean_square(list(point.values())) or 1.0
+    sizes = {name: _root_mean_square([x]) or overall for name, x in point.items()}
+    u, v = (_Line(oracle, point, gradient, sizes, eps, seed) for seed in (0, 1))
+    product = _in_both(line.product_error() for line in (u, v))
+    slope = _in_both(line.slope_error() for line in (u, v))
+    curvature = None if slope is None else _in_both(line.curvature_error() for line in (u, v))
+    differences = product is not None and slope is None
+    asymmetry = _asymmetry(u, v, differences, by_differences)
+    return CrossCheck(product, slope, curvature, asymmetry)
+
+
+class _Line:
+    """The loss and its gradient along a random direction d."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        point: Blocks,
+        gradient: Blocks,
+        sizes: Mapping[str, float],
+        eps: float,
+        seed: int,
+    ) -> None:
+        self.oracle, self.point, self.gradient, self.sizes = oracle, point, gradient, sizes
+        self.eps, self.step = eps, eps**0.5
+        self.d = self._sized(oracle.space.random(np.random.default_rng(seed)))
+        self.stretch = STRETCH**seed
+
+    @cached_property
+    def product(self) -> Blocks:
+        return scale(self.oracle.hvp(scale(self.d, self.stretch)), 1 / self.stretch)
+
+    @cached_property
+    def near(self) -> Blocks:
+        return self._difference(self.step)
+
+    @cached_property
+    def change(self) -> Blocks:
+        """What doubling the step changes in ``near``."""
+        return subtract(self._difference(2 * self.step), self.near)
+
+    def product_error(self) -> float | None:
+        """The relative difference of the product from that of gradients, if it is resolved."""
+        found = float(norm2(subtract(self.product, self.near)))
+        total = max(float(norm2(self.product)), float(norm2(self.near)))
+        if not found > TOLERANCE * total:
+            return None
+        uncertainty = float(norm2(self.change)) + self.step * float(norm2(self.gradient))
+        return found / total if found > RESOLVED * uncertainty else None
+
+    def slope_error(self) -> float | None:
+        """The relative difference of ⟨∇L, d⟩ from that of losses, if it is resolved."""
+        h = self.eps ** (1.0 / 3.0)
+        near, exact = self._slope(h), float(dot(self.gradient, self.d))
+        found, total = abs(near - exact), max(abs(near), self.typical(self.gradient))
+        if not found > SLOPE_TOLERANCE * total:
+            return None
+        rounding = self.eps * abs(float(self.oracle.loss())) / h
+        uncertainty = abs(self._slope(2 * h) - near) + rounding
+        return found / total if found > RESOLVED * uncertainty else None
+
+    def curvature_error(self) -> float | None:
+        """The relative difference of ⟨d, Hd⟩ from that of losses, if it is resolved."""
+        h = self.eps**0.25
+        near, exact = self._bend(h), float(dot(self.product, self.d))
+        found, total = abs(near - exact), max(abs(near), abs(exact))
+        if not found > TOLERANCE * total:
+            return None
+        rounding = 4 * self.eps * abs(float(self.oracle.loss())) / h**2
+        uncertainty = abs(self._bend(2 * h) - near) + rounding
+        return found / total if found > RESOLVED * uncertainty else None
+
+    def typical(self, x: Blocks) -> float:
+        """How large ⟨x, d⟩ is for such directions d, as a root mean square."""
+        return float(norm2(self._sized(x)))
+
+    def _difference(self, h: float) -> Blocks:
+        """∇²L d by a central difference of gradients.
+
+        The step √ε is smaller than the best for smooth gradients, and crosses fewer kinks.
+        """
+        ahead, behind = (self.oracle.gradient_at(axpy(t, self.d, self.point)) for t in (h, -h))
+        return scale(subtract(ahead, behind), 0.5 / h)
+
+    def _slope(self, h: float) -> float:
+        return (self._loss(h) - self._loss(-h)) * 0.5 / h
+
+    def _bend(self, h: float) -> float:
+        return (self._loss(h) - 2 * float(self.oracle.loss()) + self._loss(-h)) / h**2
+
+    def _loss(self, t: float) -> float:
+        return float(self.oracle.loss_at(axpy(t, self.d, self.point)))
+
+    def _sized(self, x: Blocks) -> Blocks:
+        return {name: self.sizes[name] * x[name] for name in self.point}
+
+
+def _root_mean_square(tensors: list[Array]) -> float:
+    named = {str(i): x for i, x in enumerate(tensors)}
+    return float(norm2(named)) / max(size(named), 1) ** 0.5
+
+
+def _in_both(found: Iterable[float | None]) -> float | None:
+    """The larger one, if neither is None; the second is not computed if the first is."""
+    largest = 0.0
+    for x in found:
+        if x is None:
+            return None
+        largest = max(largest, x)
+    return largest
+
+
+def _asymmetry(
+    first: _Line, second: _Line, of_differences: bool, by_differences: bool
+) -> float | None:
+    a, b = (line.near if of_differences else line.product for line in (first, second))
+    found = abs(float(dot(second.d, a)) - float(dot(first.d, b)))
+    total = max(second.typical(a), first.typical(b))
+    if not found > TOLERANCE * total:
+        return None
+    uncertainty = 0.0
+    if of_differences or by_differences:
+        uncertainty = first.typical(second.change) + second.typical(first.change)
+    return found / total if found > RESOLVED * uncertainty else None
