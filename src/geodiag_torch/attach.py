@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,14 +11,16 @@ from torch.optim import Optimizer
 
 from geodiag.core.selection import Where
 from geodiag.core.validation import whole_step
-from geodiag.errors import ArgumentError, ParameterError
+from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.monitor import Monitor
+from geodiag.monitoring.observation import Observation
+from geodiag.monitoring.unmeasured import listed
 from geodiag.optimizers.thresholds import Update
-from geodiag.problems import NormLike, NormSource, is_of_optimizer, norm_source
+from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
-from geodiag_torch.optimizers.geometry import LiveGeometry
-from geodiag_torch.problem import TorchProblem
+from geodiag_torch.optimizers.following import Following, copies
+from geodiag_torch.optimizers.selection import Selection, as_they_were
 
 
 def attach(
@@ -102,16 +104,11 @@ def attach(
             "attach(optimizer, model) takes a torch module", got=type(model).__name__
         )
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
-    problem = _problem(optimizer, model, where, problem_arguments)
-    here = problem.at()
-    here.loss_at(here.point())  # one forward pass, so that an unusable loss raises here
     asked = None if is_of_optimizer(norm) else norm_source(norm)
-    geometry = LiveGeometry(optimizer, problem.live(), problem.space, asked)
     return OptimizerMonitor(
         optimizer,
-        problem,
-        geometry.norm if geometry.changes else geometry.norm(),
-        update=geometry.update if update is None else update,
+        Following(optimizer, model, where, problem_arguments, asked),
+        update=update,
         every=every,
         budget=budget,
         log=log,
@@ -134,13 +131,18 @@ class OptimizerMonitor(Monitor):
     def __init__(
         self,
         optimizer: Optimizer,
-        problem: TorchProblem,
-        norm: NormSource,
+        following: Following,
+        *,
+        update: Update | Callable[[int], Update] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(problem, norm, **options)
+        geometry = following.geometry
+        rule = geometry.update if update is None else update
+        super().__init__(following.problem, geometry.norm, update=rule, **options)
         self.steps = 0
-        self._measured = problem
+        self._following = following
+        self._selected: Selection | None = None
+        self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
         # Only the optimizer's hooks hold the monitor, so both are freed together.
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -159,7 +161,7 @@ class OptimizerMonitor(Monitor):
         try:
             super().close()
         finally:
-            self._measured.close()
+            self._following.problem.close()
 
     def close(self) -> None:
         """The same as :meth:`detach`."""
@@ -185,6 +187,56 @@ class OptimizerMonitor(Monitor):
         super().load_state_dict(state)
         self.steps = steps
 
+    def _measure_before(self, pending: Observation, params: Any) -> None:
+        """Follow the optimizer; S waits for the step where the norm is that of its state then."""
+        self._selected, self._copies = None, {}
+        with pending.noting("the measurement"):
+            self._selected = found = self._following.now()
+            pending.note(found.note)
+            if self._following.geometry.of_the_step(found.chosen):
+                self._copies, pending.rest = copies(found.chosen), copies(found.others)
+            else:
+                self._follow(pending, found.chosen)
+                pending.copy(params, _entries(found.others))
+                pending.freeze(params)
+                self._measure(pending)
+
+    def _measure_after(self, pending: Observation, params: Any) -> None:
+        found, self._selected = self._selected, None
+        if found is None:
+            return
+        besides: list[str] = []
+        with pending.noting("the measurement"):
+            besides = pending.moved_besides(_entries(found.others))
+            if self._copies:
+                self._measure_at_copies(pending, found, besides)
+        self._compare(pending)
+        with pending.noting("the step"):
+            pending.measure_step(params, besides)
+
+    def _measure_at_copies(
+        self, pending: Observation, found: Selection, besides: Sequence[str]
+    ) -> None:
+        """S at the point before the step, in the norm that the step used."""
+        chosen = self._following.moved(found.chosen)
+        idle = [name for name in found.chosen if name not in chosen]
+        if idle:
+            pending.note(f"not measured: parameters without a gradient so far: {listed(idle)}")
+        self._follow(pending, chosen)
+        asarray = self._following.problem.space.asarray
+        pending.here = {name: asarray(self._copies[name]) for name in chosen}
+        self._copies = {}
+        earlier = {name: pending.rest[name] for name in besides if name in pending.rest}
+        with as_they_were(found.others, earlier):
+            pending.freeze(None)
+            self._measure(pending)
+
+    def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
+        """Measure these parameters."""
+        if self._following.follow(chosen):
+            self._problem = pending.problem = self._following.problem
+            self._tracker.move(self._following.problem.space.shapes)
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.due(self.steps):
             self.before(self.steps)
@@ -194,6 +246,10 @@ class OptimizerMonitor(Monitor):
             self.after()
         finally:  # the step was taken, even if Ctrl-C comes now
             self.steps += 1
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in tensors.items()}
 
 
 def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:
@@ -211,22 +267,3 @@ def _inner(optimizer: Any) -> Optimizer:
             "attach(optimizer, model) takes a torch.optim.Optimizer", got=type(optimizer).__name__
         )
     return optimizer
-
-
-def _problem(
-    optimizer: Optimizer, model: nn.Module, where: Where, arguments: dict[str, Any]
-) -> TorchProblem:
-    """The problem of those of the model's parameters that the optimizer holds."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    problem = TorchProblem(model, where=where, **arguments)
-    names = {name for name, p in problem.live().items() if id(p) in held}
-    if not names:
-        raise ParameterError(
-            "the optimizer holds none of the parameters to measure",
-            got=", ".join(list(problem.space.names)[:6]),
-            do="pass the model that the optimizer was built for; build the optimizer after the "
-            "model is moved or wrapped",
-        )
-    if len(names) == len(problem.space.names):
-        return problem
-    return TorchProblem(model, where=lambda name, p: name in names, **arguments)

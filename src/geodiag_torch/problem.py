@@ -95,15 +95,15 @@ class TorchProblem(Problem):
                 got=f"{criterion}",
                 do='pass reduction="sum", or a criterion with reduction="mean"',
             )
-        public_names = _public_names(inner)
+        raw = public_names(inner)
         named = dict(inner.named_parameters())
-        chosen = select({name: named[raw] for name, raw in public_names.items()}, where)
+        chosen = select({name: named[own] for name, own in raw.items()}, where)
         device, dtype = device_and_dtype(chosen)
         _check_initialised(chosen)
         self.space = space_of(chosen, device, dtype)
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
-        raw_names = {name: "model." + public_names[name] for name in chosen}
+        raw_names = {name: "model." + raw[name] for name in chosen}
         self._objective = Objective(
             loss, data, batches, ranks, self.space, device, dtype, raw_names
         )
@@ -143,6 +143,16 @@ class TorchProblem(Problem):
     def agree(self, yes: bool) -> bool:
         """``yes`` as the first of several ranks has it."""
         return self._objective.ranks.first(yes)
+
+    def anywhere(self, yes: bool) -> bool:
+        """``yes`` on any of several ranks."""
+        return self._objective.ranks.any(yes)
+
+    def unmeasured(self, params: Any = None) -> Blocks:
+        """The model's trainable parameters that are not measured, as they are now."""
+        inner = self._objective.loss.model
+        names, own = public_names(inner), dict(inner.named_parameters())
+        return {n: own[raw].detach() for n, raw in names.items() if n not in self.space.shapes}
 
     def live(self) -> Leaves:
         """The measured parameters by their public names, as they are now.
@@ -205,7 +215,7 @@ def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:
     return ranks_of(model, process_group, torch.device("cpu")).size > 1
 
 
-def _public_names(model: nn.Module) -> dict[str, str]:
+def public_names(model: nn.Module) -> dict[str, str]:
     """The trainable parameters: public name → name in the model.
 
     The public names omit what wrappers of the whole model or of parts of it put in.

@@ -153,7 +153,7 @@ def test_the_optimizers_parameters_are_measured():
     assert monitor.records[0].sharpness == pytest.approx(float(last), rel=0.2)
     for where in (r"weight$", ["0.weight", "weight"], lambda name, p: p.dim() == 2):
         one = attach(optimizer, model, criterion=mse, data=data, where=where, log=None)
-        assert set(one._measured.space.names) == {"2.weight"}
+        assert set(one._problem.space.names) == {"2.weight"}
 
 
 def test_two_monitors_on_one_optimizer():

@@ -158,7 +158,7 @@ def test_the_preconditioner_is_a_copy():
 def test_before_the_first_step_there_is_no_preconditioner(make):
     model = Quadratic()
     live, _ = geometry(make(model.parameters()), model)
-    assert live.changes
+    assert live.of_the_step(dict(model.named_parameters()))
     with pytest.raises(errors.NormError, match="not known yet at 'a'"):
         live.norm()
 
@@ -181,7 +181,7 @@ def test_a_norm_that_is_asked_for_has_a_threshold_if_it_is_the_optimizers(make, 
     model = Quadratic()
     live, _ = geometry(make(model), model, asked)
     assert live.norm() is asked
-    assert not live.changes
+    assert not live.of_the_step(dict(model.named_parameters()))
     for _ in range(2):
         assert ("is not the geometry of" in live.update(0).unknown) is not same
 

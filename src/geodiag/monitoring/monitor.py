@@ -150,10 +150,7 @@ class Monitor:
         self.abandon()
         began = self._schedule.begin(step)
         pending = Observation(step, self._problem, self._quantities)
-        with pending.noting("the measurement"):
-            self._measure(pending, params)
-        with pending.noting("no threshold"):
-            pending.compare(self._rule(step))
+        self._measure_before(pending, params)
         pending.seconds = self._schedule.spend(began)
         self._pending = pending
 
@@ -170,8 +167,7 @@ class Monitor:
         if pending is None:
             return None
         began = time.perf_counter()
-        with pending.noting("the step"):
-            pending.measure_step(params)
+        self._measure_after(pending, params)
         pending.measure_quantities()
         pending.seconds += self._schedule.spend(began)
         return self._write(pending)
@@ -241,8 +237,25 @@ class Monitor:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _measure(self, pending: Observation, params: Any) -> None:
-        pending.freeze(params)
+    def _measure_before(self, pending: Observation, params: Any) -> None:
+        """All that is measured at w, before the step."""
+        with pending.noting("the measurement"):
+            pending.copy(params, self._problem.unmeasured(params))
+            pending.freeze(params)
+            self._measure(pending)
+        self._compare(pending)
+
+    def _measure_after(self, pending: Observation, params: Any) -> None:
+        """All that is measured along the step, after it."""
+        with pending.noting("the step"):
+            besides = pending.moved_besides(self._problem.unmeasured(params))
+            pending.measure_step(params, besides)
+
+    def _compare(self, pending: Observation) -> None:
+        with pending.noting("no threshold"):
+            pending.compare(self._rule(pending.step))
+
+    def _measure(self, pending: Observation) -> None:
         result = pending.measure(current_norm(self._norm), self._tracker)
         for note in () if result is None else result.notes:
             if note not in self._noted:  # a note that holds for the whole run is written once

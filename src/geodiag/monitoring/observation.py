@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from geodiag.blocks import Blocks, all_finite, epsilon, to_numpy
+from geodiag.blocks import Array, Blocks, all_finite, epsilon, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
 from geodiag.errors import ArgumentError, StaleOracle, shown
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
+from geodiag.monitoring.unmeasured import changed, copied, listed
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Problem
@@ -46,6 +47,7 @@ class Observation:
         new_loss: L(w⁺).
         tracker: of S along the run.
         result: the sharpness at w, with its witness.
+        rest: copies of the tensors that are not measured, and that the step may move.
     """
 
     step: int
@@ -62,6 +64,7 @@ class Observation:
     new_loss: float = math.nan
     tracker: SharpnessTracker | None = None
     result: SharpnessResult | None = None
+    rest: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -93,9 +96,13 @@ class Observation:
             extras=self.extras,
         )
 
+    def copy(self, params: Any, rest: Mapping[str, Array]) -> None:
+        """Copy the point, and the ``rest``, which is not measured."""
+        self.here, self.rest = self.problem.snapshot(params), copied(rest)
+
     def freeze(self, params: Any) -> None:
-        """Copy the point, and evaluate the loss there."""
-        self.here = self.problem.snapshot(params)
+        """Make the oracle at the point, and evaluate the loss there."""
+        assert self.here is not None
         whole = isinstance(params, Mapping) and set(params) == set(self.here)
         # The copy holds the measured tensors only; the others must come from ``params``.
         self.oracle = CountingOracle(
@@ -146,11 +153,24 @@ class Observation:
         self.known["threshold"] = float(edge)
         self.known["ratio"] = self.known.get("sharpness", math.nan) / edge
 
-    def measure_step(self, params: Any) -> None:
-        """D and the curvature along the step, from the frozen point to ``params``."""
+    def moved_besides(self, rest: Mapping[str, Array]) -> list[str]:
+        """The names of those in ``rest`` that the step has moved, on any process."""
+        if not self.rest:
+            return []
+        moved = changed(self.rest, rest)
+        return moved or ["another rank's"] if self.problem.anywhere(bool(moved)) else []
+
+    def measure_step(self, params: Any, besides: Sequence[str] = ()) -> None:
+        """D and the curvature along the step, from the frozen point to ``params``.
+
+        There are none where the step moved others ``besides``: they are of the whole step.
+        """
         if self.here is None or self.oracle is None or self.norm is None:
             return
         self.there = self.problem.point(params)
+        if besides:
+            self.note(f"no D: the step also moved {listed(besides)}, which is not measured")
+            return
         try:
             self._along(self.there)
         except StaleOracle:

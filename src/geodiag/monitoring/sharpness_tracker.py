@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from geodiag.blocks import Blocks, to_numpy
 from geodiag.core.validation import is_number, is_whole
 from geodiag.errors import ArgumentError, ShapeError
@@ -76,6 +78,7 @@ class SharpnessTracker:
     def _reset(self) -> None:
         self._last: SharpnessResult | WarmStart | None = None
         self._value = math.nan  # of the last
+        self._carried: Blocks | None = None  # of other parameters' witness, for the next search
         self._ahead: Mapping[str, Any] | None = None  # the next direction; lists from JSON
         # Measurements since the last cold search, and those from it to the next. The same for
         # exploratory searches, which are counted from a cold one too.
@@ -100,7 +103,8 @@ class SharpnessTracker:
         if not self._may_step(oracle, norm):
             if self._last is None and self._shortens_first_search(oracle, norm):
                 options = replace(options, max_hvps=RESTART_BUDGET)
-            return self._search(oracle, asked, self._last, options)
+            start = self._last if self._carried is None else self._carried
+            return self._search(oracle, asked, start, options)
         self._age, self._since = self._age + 1, self._since + 1
         last, value = self._last, self._value
         if self._age >= self._cold_after:
@@ -126,8 +130,23 @@ class SharpnessTracker:
             last = stepped  # a better start than the last witness
         return self._search(oracle, asked, last, replace(options, mode=SearchMode.REFRESH))
 
+    def move(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Go on with other parameters: the next search is cold, and starts from the old witness.
+
+        Of the witness those tensors are kept that are still there, in the same shape.
+        """
+        last = self._last
+        if last is None:
+            return
+        old = last.direction if isinstance(last, SharpnessResult) else arrays_of(last.witness)
+        self._reset()
+        kept = {name: to_numpy(x) for name, x in old.items() if tuple(x.shape) == shapes.get(name)}
+        if any(x.any() for x in kept.values()):
+            self._carried = {name: kept.get(name, np.zeros(s)) for name, s in shapes.items()}
+
     def update(self, result: SharpnessResult) -> None:
         """Track this witness from now on."""
+        self._carried = None
         self._last, self._value, self._ahead = result, result.value, result.direction
 
     def state_dict(self) -> dict[str, Any]:

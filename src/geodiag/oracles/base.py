@@ -169,6 +169,17 @@ class Problem(ABC):
         """``yes`` as the leading process has it, where several measure together."""
         return yes
 
+    def anywhere(self, yes: bool) -> bool:
+        """``yes`` on any process, where several measure together."""
+        return yes
+
+    def unmeasured(self, params: Any = None) -> Mapping[str, Array]:
+        """The trainable tensors that are not measured, in ``params`` or in the model now.
+
+        A step that moves them is not along the measured parameters alone. Default: none.
+        """
+        return {}
+
     @abstractmethod
     def at(self, params: Any = None) -> Oracle:
         """The oracle at ``params`` (default: the model's parameters now)."""

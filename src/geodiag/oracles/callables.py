@@ -107,6 +107,10 @@ class CallablesProblem(Problem):
         point = {name: x + 0 for name, x in here.items()}  # a copy, so that it is frozen
         return CallablesOracle(self._loss, self._gradient, space, point, fixed)
 
+    def unmeasured(self, params: Any = None) -> Blocks:
+        """The arrays that ``where`` leaves out, as they are now."""
+        return {n: x for n, x in self._params.items() if n not in self._measured}
+
 
 def _real(name: str, x: Any) -> Any:
     if not is_array(x):

@@ -39,22 +39,28 @@ class LiveGeometry:
         source: NormSource | None = None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
-        self._names = {id(p): name for name, p in parameters.items()}
-        self._space, self._source = space, source
+        self._source = source
         self._requested = source if isinstance(source, Norm) else None
         self._kind = type(optimizer).__name__
         self._reader = reader_of(optimizer)
-        self._compared: dict[Hashable, bool] = {}
+        self._space = space
+        self.follow(parameters, space)
         if source is None:
             self._read()
 
-    @property
-    def changes(self) -> bool:
-        """Whether the norm must be read again at each measurement."""
-        if self._source is not None:
-            return not isinstance(self._source, Norm)
-        several = len({id(e.group) for e in self._entries()}) > 1
-        return several or self._read().family.stateful
+    def follow(self, parameters: Mapping[str, torch.Tensor], space: Space) -> None:
+        """From now on these are measured."""
+        self._names = {id(p): name for name, p in parameters.items()}
+        if space is not self._space or not hasattr(self, "_compared"):
+            self._compared: dict[Hashable, bool] = {}
+        self._space = space
+
+    def of_the_step(self, parameters: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the norm of these is known after the step alone: it is that of the state then."""
+        if self._source is not None or self._reader is None:
+            return False
+        entries = self._entries({id(p): name for name, p in parameters.items()})
+        return any(self._reader(entry).family.stateful for entry in entries)
 
     def norm(self) -> Norm:
         """The norm to measure in now: the requested one, or the optimizer's.
@@ -80,11 +86,11 @@ class LiveGeometry:
         slots = [self._reader(entry) for entry in entries or self._entries()]
         return Geometry(slots, self._space, self._kind, self._compared)
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self, names: Mapping[int, str] | None = None) -> list[Entry]:
         optimizer = self._optimizer()
         if optimizer is None:
             raise ArgumentError("the optimizer is gone", do="attach to the new one")
-        names, groups = self._names, optimizer.param_groups
+        names, groups = self._names if names is None else names, optimizer.param_groups
         whole = all(id(p) in names for g in groups for p in g["params"] if p.requires_grad)
         return [
             Entry(names[id(p)], p, optimizer, group, options, optimizer.state.get(p, {}), whole)

@@ -1,0 +1,95 @@
+"""Which of a model's parameters an optimizer moves, and what else it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from geodiag.core.selection import Where, select
+from geodiag.errors import ParameterError
+from geodiag.monitoring.unmeasured import listed
+from geodiag_torch.problem import public_names
+from geodiag_torch.sharding.detection import sharding_of
+
+Named = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What an optimizer holds now.
+
+    Attributes:
+        chosen: the trainable parameters of the model that it holds, and that are to be measured.
+        others: the other tensors that it may move, in the model or not.
+        note: what is left out though nobody asked for that; "" if nothing is.
+    """
+
+    chosen: Named
+    others: Named
+    note: str
+
+
+def selection(optimizer: Optimizer, model: nn.Module, where: Where) -> Selection:
+    """The parameters to measure: trainable, held by the optimizer, and chosen by ``where``.
+
+    Raises:
+        ParameterError: there are none.
+    """
+    sharding = sharding_of(model)
+    if sharding is not None:
+        sharding.reshard(model)  # the optimizer holds the sharded parameters
+    own = dict(model.named_parameters())
+    trainable = {name: own[raw] for name, raw in public_names(model).items()}
+    wanted = select(trainable, where)
+    held = _held(optimizer)
+    chosen = {name: p for name, p in wanted.items() if id(p) in held}
+    if not chosen:
+        raise ParameterError(
+            "the optimizer holds none of the parameters to measure",
+            got=", ".join(list(wanted)[:6]),
+            do="pass the model that the optimizer was built for; build the optimizer after the "
+            "model is moved or wrapped",
+        )
+    measured = set(map(id, chosen.values()))
+    names = {id(p): name for name, p in own.items()}
+    others = {
+        names.get(i, outside): p
+        for i, (outside, p) in held.items()
+        if i not in measured and (p.requires_grad or p.grad is not None)
+    }
+    foreign = [name for name, p in others.items() if id(p) not in names]
+    free = [name for name, p in wanted.items() if id(p) not in held]
+    notes = []
+    if foreign:
+        notes.append(f"tensors of the optimizer that the model does not have: {listed(foreign)}")
+    if free:
+        notes.append(f"parameters that the optimizer does not hold: {listed(free)}")
+    return Selection(chosen, others, "not measured: " + "; ".join(notes) if notes else "")
+
+
+def _held(optimizer: Optimizer) -> dict[int, tuple[str, Tensor]]:
+    """By their ids, the tensors of an optimizer, each with its name or its place there."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for i, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names") or ()
+        for j, p in enumerate(group["params"]):
+            name = names[j] if j < len(names) else f"param_groups[{i}].params[{j}]"
+            found[id(p)] = name, p
+    return found
+
+
+@contextmanager
+def as_they_were(tensors: Named, copies: Named) -> Iterator[None]:
+    """Inside, these tensors hold the entries of the copies."""
+    own = {name: tensors[name].data for name in copies}
+    try:
+        for name, x in copies.items():
+            tensors[name].data = x
+        yield
+    finally:
+        for name, x in own.items():
+            tensors[name].data = x
