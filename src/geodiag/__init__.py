@@ -9,6 +9,7 @@ from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.norms import Norm, QuadraticNorm
+from geodiag.optimizers import filters
 from geodiag.optimizers.thresholds import Threshold, Update, threshold
 from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import hookimpl, registry
@@ -105,6 +106,7 @@ __all__ = [
     "envelopes",
     "errors",
     "estimators",
+    "filters",
     "hookimpl",
     "norms",
     "plot",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+import geodiag
 from geodiag.errors import ArgumentError
 from geodiag.optimizers import filters
 from geodiag.optimizers.filters import check_filter, crossing
@@ -89,6 +90,56 @@ def test_a_run_on_a_quadratic(name):
         ends.append(max(sizes[-50:]))
     assert ends[0] < 0.1
     assert ends[1] > 1e3
+
+
+SETTINGS = {
+    "plain": ({}, filters.identity()),
+    "heavy ball": ({"momentum": 0.7}, filters.heavy_ball(0.7)),
+    "Nesterov": ({"momentum": 0.7, "nesterov": True}, filters.nesterov(0.7)),
+    "EMA": ({"momentum": 0.7, "ema": True}, filters.ema(0.7)),
+    "NAdam": ({"momentum": 0.7, "ema": True, "nesterov": True}, filters.nadam(0.7)),
+}
+
+
+@pytest.mark.parametrize("decay", [{}, {"weight_decay": 3.0}])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_filter_has_the_threshold_of_its_closed_form(name, decoupled, decay):
+    settings, given = SETTINGS[name]
+    decay = decay | {"decoupled": decoupled}
+    closed = geodiag.threshold(0.1, **settings, **decay)
+    found = geodiag.threshold(0.1, filter=given, **decay)
+    assert float(found) == pytest.approx(float(closed), rel=1e-9)
+    assert geodiag.Update(0.1, filter=given, **decay).threshold(None) == found
+
+
+def test_decoupled_decay_with_an_average():
+    """285 at η = 0.1, β = 0.9, γ = 5, as simulated."""
+    found = geodiag.threshold(0.1, filter=filters.ema(0.9), weight_decay=5.0, decoupled=True)
+    assert float(found) == pytest.approx(285.0)
+    assert geodiag.threshold(1.0, filter=filters.ema(0.9), weight_decay=3.0, decoupled=True) == 0
+
+
+def test_a_filter_of_a_normalized_update_has_no_threshold():
+    assert math.isnan(geodiag.threshold(0.1, normalized=True, filter=filters.ema(0.9)))
+    assert geodiag.threshold(0.1, normalized=True, filter=filters.identity()) == 20.0
+
+
+def test_momentum_is_stated_once():
+    with pytest.raises(ArgumentError, match="both state the momentum"):
+        geodiag.threshold(0.1, momentum=0.9, filter=filters.ema(0.9))
+
+
+def test_a_record_of_a_filtered_run():
+    """λ = 4 under QHM with lr 0.5, whose threshold is 5.9375/0.5."""
+    update = geodiag.Update(0.5, filter=filters.qhm(0.9, 0.7))
+    pair = (lambda w: 2 * float(w["x"] @ w["x"]), lambda w: {"x": 4 * w["x"]})
+    point = {"x": np.ones(2)}
+    for norm, expected in (("l2", 4 * 0.5 / 5.9375), ("linf", math.nan)):
+        monitor = geodiag.Monitor(pair, norm, params=point, update=update)
+        record = monitor.observe(0, point, {"x": 0.5 * np.ones(2)})
+        assert record.ratio == pytest.approx(expected, rel=1e-6, nan_ok=True)
+        assert ("quadratic norms only" in record.note) == (norm == "linf")
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ class Observation:
             known = math.isfinite(self.known.get("dual_norm", math.nan))
             return "" if known else "it needs the dual norm of the gradient, which is not known"
         plain = self.norm is None or isinstance(self.norm, QuadraticNorm)
-        if (update.momentum or update.weight_decay) and not plain:
+        if (update.momentum or update.weight_decay or update.filter) and not plain:
             return "with momentum or weight decay one is established in quadratic norms only"
         return ""
 

@@ -68,7 +68,7 @@ def nadam(beta: float) -> Filter:
 def qhm(beta: float, nu: float) -> Filter:
     """Quasi-hyperbolic momentum, u = (1 − ν)g + νm with m ← βm + (1 − β)g.
 
-    >>> float(geodiag.threshold(1.0, filter=geodiag.filters.qhm(0.9, 0.7)))
+    >>> round(float(geodiag.threshold(1.0, filter=geodiag.filters.qhm(0.9, 0.7))), 4)
     5.9375
     """
     average = ema(beta)
@@ -168,6 +168,8 @@ def crossing(given: Filter, decay: float = 0.0) -> float:
     Returns:
         k, at least 0; 0 where the decay alone is unstable. Infinite where nothing is.
     """
+    if decay >= 2.0:
+        return 0.0
     b, a = (np.asarray(part) for part in given)
     size = max(len(b), len(a))
     b, a = (np.pad(part, (0, size - len(part))) for part in (b, a))

@@ -19,6 +19,7 @@ from typing import Any
 
 from geodiag.core.validation import as_number, require_flag
 from geodiag.errors import ArgumentError, shown
+from geodiag.optimizers.filters import Filter, check_filter, crossing, identity
 
 
 class Threshold(float):
@@ -59,6 +60,7 @@ def threshold(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     decoupled: bool = False,
+    filter: Filter | None = None,
 ) -> Threshold:
     """The sharpness at which an update with these settings loses stability.
 
@@ -72,19 +74,24 @@ def threshold(
         nesterov: torch's form, the step is along g + βm (ema: (1 − β)g + βm).
         weight_decay: γ.
         decoupled: the decay shrinks the weights (AdamW) and is not added to the gradient (L2).
+        filter: instead of ``momentum``, ``ema`` and ``nesterov``: the coefficients (b, a) of any
+            linear filter of past gradients, as of :func:`scipy.signal.lfilter`; see
+            :mod:`geodiag.filters` for those with a name.
 
     Returns:
         A float with ``applies_to`` and ``provenance``; NaN, with the reason, where no threshold is
         established (normalized updates with momentum or weight decay).
 
     Raises:
-        ArgumentError: a value out of its range.
+        ArgumentError: a value out of its range, or a filter that is unstable or does not descend.
 
     Examples:
         >>> threshold(0.1, momentum=0.9)
         Threshold(38 on S; heavy-ball momentum, linear stability in a quadratic norm)
         >>> float(threshold(0.1, normalized=True, dual_norm=3.0))
         60.0
+        >>> threshold(0.1, filter=geodiag.filters.qhm(0.9, 0.7))
+        Threshold(59.375 on S; linear filter of gradients, linear stability in a quadratic norm)
     """
     normalized, ema = require_flag(normalized, "normalized"), require_flag(ema, "ema")
     nesterov, decoupled = require_flag(nesterov, "nesterov"), require_flag(decoupled, "decoupled")
@@ -103,8 +110,17 @@ def threshold(
             raise ArgumentError("dual_norm= belongs to normalized updates", do=do)
         if not 0.0 <= dual_norm < math.inf:
             raise ArgumentError("dual_norm must be at least 0", got=shown(dual_norm))
+    if filter is not None:
+        if beta or ema or nesterov:
+            raise ArgumentError(
+                "filter= and momentum=, ema= or nesterov= both state the momentum",
+                do="pass one of them",
+            )
+        filter = check_filter(filter)
     if normalized:
-        return _normalized(lr, dual_norm, bool(beta or decay))
+        return _normalized(lr, dual_norm, bool(beta or decay or filter not in (None, identity())))
+    if filter is not None:
+        return _filtered(lr, filter, decay, decoupled)
     k, name = 1.0, "gradient descent in any norm, arXiv 2603.05002"
     if beta:
         k, name = 1 + beta, "heavy-ball momentum"
@@ -116,6 +132,15 @@ def threshold(
     if decay:
         name += f", {'decoupled' if decoupled else 'L2'} weight decay"
     value = k * (2.0 / lr - (decay if decoupled else 0.0)) - (0.0 if decoupled else decay)
+    return Threshold(_finite(value, lr), "S", name)
+
+
+def _filtered(lr: float, filter: Filter, decay: float, decoupled: bool) -> Threshold:
+    value = crossing(filter, lr * decay if decoupled else 0.0) / lr
+    name = "linear filter of gradients, linear stability in a quadratic norm"
+    if decay:
+        name += f", {'decoupled' if decoupled else 'L2'} weight decay"
+        value -= 0.0 if decoupled else decay
     return Threshold(_finite(value, lr), "S", name)
 
 
@@ -149,6 +174,7 @@ class Update:
     nesterov: bool = False
     weight_decay: float = 0.0
     decoupled: bool = False
+    filter: Filter | None = None
     unknown: str = ""
 
     def threshold(self, dual_norm: float | None) -> Threshold:
