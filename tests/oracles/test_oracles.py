@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.sparse.linalg
 
 import geodiag
 from geodiag import Bound
+from geodiag.errors import MatrixError
 from geodiag.oracles import CountingOracle, MatrixProblem, finite_difference_hvp
 from tests import truth
 
@@ -106,6 +108,89 @@ def test_linear_operator():
     result = geodiag.sharpness(op, rtol=1e-6)
     assert result.value == pytest.approx(np.linalg.eigvalsh(H)[-1], rel=1e-9)
     assert result.bound is Bound.EXACT
+
+
+def in_bits(dtype, f=lambda product, x: product):
+    """Products with a matrix, rounded to ``dtype``, and what ``f`` makes of them in float64."""
+
+    def operator(H):
+        A = H.astype(dtype)
+
+        def matvec(x):
+            return f((A @ x.ravel().astype(dtype)).astype(np.float64), x.ravel())
+
+        return scipy.sparse.linalg.LinearOperator(H.shape, matvec, dtype=np.float64)
+
+    return operator
+
+
+COARSE = {
+    "float32": (in_bits("float32"), 0.0, 1e-5),
+    "float32, damped in float64": (in_bits("float32", lambda y, x: y + 0.3 * x), 0.3, 1e-5),
+    "float16": (in_bits("float16"), 0.0, 2e-2),
+    "float16, damped in float64": (in_bits("float16", lambda y, x: y + 0.3 * x), 0.3, 2e-2),
+}
+
+
+@pytest.mark.parametrize("n", [3, 8, 60])
+@pytest.mark.parametrize("name", COARSE)
+def test_products_in_fewer_bits_than_they_are_handed_over_in(name, n):
+    """They are symmetric to their own precision. The error is √n·ε‖H‖ at most, here 8·1e-3·1.3."""
+    operator, damping, tolerance = COARSE[name]
+    for seed in range(5):
+        H = truth.symmetric(n, seed)
+        found = geodiag.sharpness(operator(H))
+        size = np.linalg.norm(H, 2)
+        assert abs(found.value - damping - np.linalg.eigvalsh(H)[-1]) < tolerance * size
+        if "float16" in name:
+            assert any("relative error of about 0.00" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_an_asymmetric_operator_is_refused_in_every_precision(name):
+    operator = COARSE[name][0]
+    for n, seed in ((5, 0), (5, 1), (60, 0), (300, 0)):
+        A = np.random.default_rng(seed).standard_normal((n, n))
+        with pytest.raises(MatrixError, match="must be symmetric"):
+            geodiag.sharpness(operator(A))
+
+
+def test_an_operator_of_noise_is_not_taken_for_one_of_few_bits():
+    rng, H = np.random.default_rng(0), truth.symmetric(40, 0)
+    noisy = scipy.sparse.linalg.LinearOperator(
+        (40, 40), lambda x: H @ x.ravel() * rng.uniform(0.5, 1.5, 40), dtype=np.float64
+    )
+    with pytest.raises(MatrixError, match="must be symmetric"):
+        geodiag.sharpness(noisy)
+
+
+def test_a_matrix_in_single_precision_is_declared():
+    """Its products in float64 show nothing of the precision of its entries."""
+    H = truth.symmetric(3, 0)
+    H[0, 1] += 2e-6
+    operator = scipy.sparse.linalg.aslinearoperator(H)
+    with pytest.raises(MatrixError, match=r"dtype=numpy\.float32"):
+        geodiag.sharpness(operator)
+    declared = scipy.sparse.linalg.LinearOperator((3, 3), operator.matvec, dtype=np.float32)
+    top = np.linalg.eigvalsh((H + H.T) / 2)[-1]
+    assert geodiag.sharpness(declared).value == pytest.approx(top, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["csr_matrix", "csr_array", "coo_array", "dia_matrix"])
+def test_a_sparse_matrix_is_told_how_to_become_an_operator(kind):
+    H = getattr(scipy.sparse, kind)(np.diag([1.0, 3.0, 2.0]))
+    with pytest.raises(MatrixError, match=r"sparse matrix.*aslinearoperator"):
+        geodiag.sharpness(H)
+    assert geodiag.sharpness(scipy.sparse.linalg.aslinearoperator(H)).value == pytest.approx(3.0)
+
+
+def test_sparse_tensors_of_other_frameworks_are_told_too():
+    torch, H = pytest.importorskip("torch"), np.diag([1.0, 3.0, 2.0])
+    with pytest.raises(MatrixError, match="of a sparse one pass"):
+        geodiag.sharpness(torch.tensor(H).to_sparse())
+    bcoo = pytest.importorskip("jax.experimental.sparse").BCOO.fromdense(H)
+    with pytest.raises(MatrixError, match="sparse matrix"):
+        geodiag.sharpness(bcoo)
 
 
 def test_matrix_as_blocks(xp, dtype):

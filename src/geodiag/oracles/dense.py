@@ -25,11 +25,15 @@ from geodiag.core.validation import (
 from geodiag.errors import MatrixError, ShapeError, shown
 from geodiag.oracles.base import Oracle, Problem
 
+SINGLE = float(np.finfo(np.float32).eps)
+SPARSE = "scipy.sparse.linalg.aslinearoperator(H) for a matrix of SciPy, or a dense matrix"
+
 
 class MatrixOracle(Oracle):
     """½⟨w, H w⟩ at ``params`` (default 0), for the product ``apply`` = H· on vectors.
 
     ``applies``: the products of the rows of a matrix, if one call is cheaper than many.
+    ``precision``: the machine epsilon of the products, 0 for that of the vectors.
     """
 
     def __init__(
@@ -40,12 +44,23 @@ class MatrixOracle(Oracle):
         *,
         free_hvps: bool = True,
         applies: Callable[[Array], Array] | None = None,
+        precision: float = 0.0,
     ) -> None:
         self._apply, self.space, self.free_hvps = apply, space, free_hvps
-        self._applies = applies
+        self._applies, self._precision = applies, precision
         zeros = {n: space.asarray(np.zeros(s)) for n, s in space.shapes.items()}
         self._point = zeros if params is None else params
         self._moved = params is not None  # at w = 0 the loss and the gradient need no product
+
+    @property
+    def precision(self) -> float:
+        return self._precision
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self._precision <= SINGLE:
+            return ()
+        return (f"products of the operator have a relative error of about {self._precision:.1g}",)
 
     def point(self) -> Blocks:
         return self._point
@@ -92,22 +107,38 @@ class MatrixProblem(Problem):
                 do="pass shape (n, n)",
             )
         self._explicit = is_array(matrix)
+        if is_sparse(matrix):
+            raise MatrixError(
+                "the Hessian is a sparse matrix", got=type(matrix).__name__, do=f"pass {SPARSE}"
+            )
         if self._explicit:
             matrix = _as_real(matrix)
         self.space = _space(dims[0], shapes, matrix)
         self._applies: Callable[[Array], Array] | None = None
+        self._precision = 0.0
         if self._explicit:
             symmetric = _checked(matrix)
             self.apply = lambda x: symmetric @ x
             self._applies = lambda rows: rows @ symmetric
         else:
-            self.apply = _check_operator(matrix)
+            self.apply, self._precision = _check_operator(matrix)
 
     def at(self, params: Any = None) -> MatrixOracle:
         point = None if params is None else as_blocks(params, self.space, "params")
         return MatrixOracle(
-            self.apply, self.space, point, free_hvps=self._explicit, applies=self._applies
+            self.apply,
+            self.space,
+            point,
+            free_hvps=self._explicit,
+            applies=self._applies,
+            precision=self._precision,
         )
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether ``matrix`` is a sparse one, of SciPy or of another package."""
+    dense = is_array(matrix) or hasattr(matrix, "matvec")
+    return not dense and (hasattr(matrix, "tocsr") or hasattr(matrix, "todense"))
 
 
 def _space(n: int, shapes: Mapping[str, tuple[int, ...]] | None, matrix: Any) -> Space:
@@ -157,7 +188,11 @@ def _checked(matrix: Any) -> Array:
     try:
         largest = float(xp.max(xp.abs(matrix)))
     except (TypeError, RuntimeError) as e:  # no values in memory, or a sparse layout
-        raise MatrixError("the Hessian must be a dense matrix of values", got=shown(e)) from e
+        raise MatrixError(
+            "the Hessian must be a dense matrix of values",
+            got=shown(e),
+            do=f"of a sparse one pass {SPARSE}",
+        ) from e
     if not math.isfinite(largest):
         raise MatrixError("the Hessian holds NaN or infinity", got=f"largest entry {largest}")
     with own_arithmetic():
@@ -172,8 +207,12 @@ def _checked(matrix: Any) -> Array:
     return matrix / 2 + xp.matrix_transpose(matrix) / 2 if skew else matrix + 0
 
 
-def _check_operator(operator: Any) -> Callable[[Array], Array]:
-    """Check the symmetry of a LinearOperator by one bilinear probe, with a fixed seed."""
+def _check_operator(operator: Any) -> tuple[Callable[[Array], Array], float]:
+    """The product with a LinearOperator, and its machine epsilon if that is above float64's.
+
+    Its symmetry is checked by one bilinear probe, with a fixed seed, to the precision of the
+    products: computed in fewer bits they are often handed over as float64.
+    """
     n = operator.shape[0]
     try:
         dtype = np.dtype(np.float64 if operator.dtype is None else operator.dtype)
@@ -195,11 +234,51 @@ def _check_operator(operator: Any) -> Callable[[Array], Array]:
         scale, skew = float(ends), abs(float(np.dot(hu, v) - np.dot(hv, u)))
     if not math.isfinite(scale):
         raise MatrixError("the operator returns NaN or infinity")
-    single = dtype.itemsize < 8
-    if skew > (1e-4 if single else 1e-8) * scale:
+    eps = _epsilon_of(np.concatenate([hu, hv]))
+    tolerance = max(1e-4 if dtype.itemsize < 8 else 1e-8, _skew_of_rounding(eps, n))
+    if skew > tolerance * scale:
+        eps = max(eps, _nonlinearity(apply, u, v, hu, hv))
+        tolerance = max(tolerance, _skew_of_rounding(eps, n))
+    if skew > tolerance * scale:
         raise MatrixError(
             "the operator must be symmetric",
-            got=f"|⟨Hu, v⟩ − ⟨u, Hv⟩| = {skew:.3g} at random u, v",
-            do="pass a symmetric LinearOperator",
+            got=f"|⟨Hu, v⟩ − ⟨u, Hv⟩| = {skew:.3g} at random u, v, "
+            f"{skew / scale:.2g} of ‖Hu‖‖v‖ + ‖Hv‖‖u‖",
+            do="pass a symmetric LinearOperator; one of a matrix in single precision with "
+            "dtype=numpy.float32",
         )
-    return apply
+    return apply, eps
+
+
+def _epsilon_of(products: Array) -> float:
+    """The machine epsilon of the fewest bits, of 8, 11 and 24, that hold all entries; else 0."""
+    mantissas, _ = np.frexp(products.astype(np.float64))
+    for bits in (8, 11, 24):
+        scaled = np.ldexp(mantissas, bits)
+        if mantissas.any() and np.array_equal(scaled, np.rint(scaled)):
+            return 2.0 ** (1 - bits)
+    return 0.0
+
+
+def _nonlinearity(
+    apply: Callable[[Array], Array], u: Array, v: Array, hu: Array, hv: Array
+) -> float:
+    """How far H(u + v) is from Hu + Hv as a machine epsilon, by one product; 0 in double precision.
+
+    It shows the precision of products that are computed in fewer bits and then scaled or damped.
+    0 too where it is so large that the operator is not linear.
+    """
+    with own_arithmetic():
+        rest = np.linalg.norm(apply(u + v) - hu - hv)
+        share = float(rest / (np.linalg.norm(hu) + np.linalg.norm(hv)))
+    if not 1e-10 < share < 1e-2:
+        return 0.0
+    return SINGLE if share < 1e-5 else share
+
+
+def _skew_of_rounding(eps: float, n: int) -> float:
+    """The largest share of ‖Hu‖‖v‖ + ‖Hv‖‖u‖ that rounding may take at random u and v.
+
+    Independent errors of single entries add up to eps/√n of it. An asymmetric H takes 1/√n.
+    """
+    return max(1e-4, 10 * eps / math.sqrt(n)) if eps else 0.0

@@ -9,6 +9,7 @@ from geodiag import estimators, norms
 from geodiag.blocks import is_array
 from geodiag.core.validation import refuse
 from geodiag.oracles import CallablesProblem, MatrixProblem, Problem
+from geodiag.oracles.dense import is_sparse
 from geodiag.plugins.specs import hookimpl
 
 
@@ -54,7 +55,8 @@ def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> Problem | None:
         params, where = rest.pop("params"), rest.pop("where")
         refuse(rest, "a pair (loss, gradient)", "leave it out")
         return CallablesProblem(*model, params=params, where=where)
-    if is_array(model) or all(hasattr(model, a) for a in ("matvec", "shape", "dtype")):
+    operator = all(hasattr(model, a) for a in ("matvec", "shape", "dtype"))
+    if operator or is_array(model) or is_sparse(model):
         shapes = rest.pop("shapes")
         refuse(rest, "a matrix", "leave it out; pass the rows and columns to measure")
         return MatrixProblem(model, shapes)
