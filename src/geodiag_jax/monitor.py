@@ -7,23 +7,33 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import geodiag
 from geodiag.core.selection import Where
-from geodiag.errors import ArgumentError, ParameterError
+from geodiag.core.validation import whole_step
+from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitoring.observation import check_rule
+from geodiag.monitoring.observation import Observation, check_rule
 from geodiag.norms import Norm
+from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, current_norm, is_of_optimizer, norm_source
 from geodiag.records import Record
 from geodiag.sinks import Log
-from geodiag_jax.optimizers.geometry import check_hyperparams, mismatch, read_geometry
-from geodiag_jax.oracle import JaxOracle
-from geodiag_jax.problem import JaxProblem
-from geodiag_jax.pytree import is_array, leaves_of, read
+from geodiag_jax.deferred import Deferred, check_usable, copied
+from geodiag_jax.optimizers.counts import Counts, read_counts
+from geodiag_jax.optimizers.geometry import (
+    check_hyperparams,
+    read_geometry,
+    with_advice,
+)
+
+ACCUMULATES = "the optimizer collects gradients (MultiSteps) and did not apply them at this step"
+STATE_BEFORE = (
+    "the norm is that of the optimizer's state before the step, which is not the one that the step "
+    "used: pass the state after it too, after(new_params, opt_state)"
+)
 
 
 class Monitor(geodiag.Monitor):
@@ -106,14 +116,17 @@ class Monitor(geodiag.Monitor):
         self._source = None if is_of_optimizer(norm) else norm_source(norm)
         self._hyperparams = dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
-        self._opt_state: Any = None
+        # Of the optimizer, after and before the step that is measured.
+        self._states: tuple[Any, Any] = (None, None)
+        self._previous: tuple[int, Any] | None = None  # the step before, and the state after it
         self._points: tuple[Any, Any] | None = None  # both ends of an observed step
+        self._kept: tuple[int, Any, Any] | None = None  # what ``before`` was called with
         self._measured: Norm | None = None  # at the last measurement
         self._deferred = Deferred(loss, where, data=data, **problem_arguments)
         super().__init__(
             self._deferred,
             self._norm_now,
-            update=self._rule_now,  # type: ignore[arg-type]
+            update=update,
             every=every,
             budget=budget,
             log=log,
@@ -129,8 +142,12 @@ class Monitor(geodiag.Monitor):
     ) -> Record | None:
         """Measure a step that was taken.
 
+        Call it at every step: of the one before a measurement the state is kept, since the two
+        states show which gradient the optimizer received.
+
         Args:
-            step: the number of the step, which schedules are called with.
+            step: the number of the step, which schedules are called with, unless ``opt_state``
+                has a count of its own.
             params: the parameters before it.
             new_params: the parameters after it.
             opt_state: the optax state after it, which holds Adam's preconditioner of this step.
@@ -143,18 +160,20 @@ class Monitor(geodiag.Monitor):
         """
         self._open(params, opt_state)
         if not self.due(step):
+            self._keep(step, opt_state)
             return None
-        self._opt_state, self._points = opt_state, (params, new_params)
+        earlier = None
+        if opt_state is not None and self._previous is not None:
+            earlier = self._previous[1] if self._previous[0] == step - 1 else None
         try:
-            super().before(step, params)
-            return self.after(new_params)
+            return self._observe(step, params, new_params, opt_state, earlier)
         finally:
-            self._opt_state = self._points = None
+            self._keep(step, opt_state)
 
     def before(self, step: int, params: Any = None, opt_state: Any = None) -> None:
-        """Measure before a step.
+        """Measure around a step whose buffers are donated.
 
-        A copy of the parameters is kept until :meth:`after`, so their buffers may be donated.
+        Copies of the parameters and of the state are kept until :meth:`after`.
 
         Args:
             step: the number of the step.
@@ -165,21 +184,64 @@ class Monitor(geodiag.Monitor):
             GeodiagError: from the first call, where an argument cannot be used.
         """
         self._open(params, opt_state)
-        self._opt_state = opt_state
+        if opt_state is None:
+            super().before(step, copied(params))
+            return
+        step = whole_step(step)
+        self.abandon()
+        if not self._closed:
+            self._kept = (step, copied(params), copied(opt_state))
+
+    def after(self, params: Any = None, opt_state: Any = None) -> Record | None:
+        """Measure the step that was taken since :meth:`before`, and write the record.
+
+        Args:
+            params: the parameters after it.
+            opt_state: the optax state after it. Without it, the norm is that of the state before.
+
+        Returns:
+            The record; None where no :meth:`before` precedes.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return super().after(params)
+        step, here, state = kept
+        return self._observe(step, here, params, opt_state, state)
+
+    def abandon(self) -> None:
+        """Write the record of a :meth:`before` that no :meth:`after` will follow, if any."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            step, here, state = kept
+            self._states, self._points = (None, state), None
+            super().before(step, here)
+        super().abandon()
+
+    def _observe(
+        self, step: int, here: Any, there: Any, opt_state: Any, earlier: Any
+    ) -> Record | None:
+        self._states, self._points = (opt_state, earlier), (here, there)
         try:
-            super().before(step, _copied(params))
+            super().before(step, here)
+            return super().after(there)
         finally:
-            self._opt_state = None
+            self._states, self._points = (None, None), None
+
+    def _keep(self, step: int, opt_state: Any) -> None:
+        """Keep the state, where the next step is measured."""
+        self._previous = None
+        if opt_state is not None and self._may_be_due(step + 1):
+            self._previous = (step, opt_state)
 
     def _open(self, params: Any, opt_state: Any) -> None:
         """At the first call, check all that depends on the parameters and the state."""
         if self._deferred.opened or self._closed:
             return
-        _check_usable(params)
+        check_usable(params)
         self._deferred.open(params)
         try:
             if self._source is None:
-                self._geometry(opt_state, None)
+                self._geometry((opt_state, None), None)
             elif isinstance(self._source, Norm):
                 self._source.bind(self._deferred.space)
             oracle = self._deferred.at(params)
@@ -188,93 +250,78 @@ class Monitor(geodiag.Monitor):
             self._deferred.opened = False
             raise
 
-    def _geometry(self, opt_state: Any, lr: float | None) -> Geometry:
-        if opt_state is None:
+    def _geometry(self, states: tuple[Any, Any], lr: float | None) -> Geometry:
+        after, before = states
+        if after is None:  # the best there is
+            after, before = before, None
+        if after is None:
             raise ArgumentError(
                 "without norm=, the norm is read from the optimizer's state",
                 got="no opt_state",
                 do="pass observe(step, params, new_params, opt_state), or say norm=",
             )
-        return read_geometry(opt_state, self._deferred.space, lr, self._hyperparams)
+        return read_geometry(after, self._deferred.space, lr, self._hyperparams, before)
 
     def _norm_now(self) -> Norm:
         if self._source is None:
             self._measured = None
             lr = None if self._given_lr is None else 1.0  # one for all: no matter which
-            self._measured = self._geometry(self._opt_state, lr).norm()
+            self._measured = self._geometry(self._states, lr).norm()
         else:
             self._measured = current_norm(self._source)
         return self._measured
 
-    def _rule_now(self, step: int) -> Update | None:
+    def _rule(self, pending: Observation) -> Update | None:
         """The update rule: as given, or read from the optimizer's state."""
         if self._given_update is not None:
-            return self._given_update(step) if callable(self._given_update) else self._given_update
-        lr = self._given_lr(step) if callable(self._given_lr) else self._given_lr
-        lr = None if lr is None else float(lr)
-        if self._opt_state is None:
-            return None if lr is None else Update(lr)
+            return super()._rule(pending)
+        after, before = self._states
+        counts = read_counts(before if after is None else after, after is not None)
+        updates = [
+            self._rule_at(pending, None if lr is None else float(lr))
+            for lr in self._rates(pending.step, counts)
+        ]
+        found = next((u for u in updates if u is not None and not u.unknown), updates[0])
+        if found is not None and counts.accumulates:
+            return replace(found, unknown=ACCUMULATES)
+        return found
+
+    def _rates(self, step: int, counts: Counts) -> list[Any]:
+        """The learning rate; of a schedule, that at the optimizer's own count first."""
+        if not callable(self._given_lr):
+            return [self._given_lr]
+        counted = {step if counts.asked is None else counts.asked: None, step: None}
+        return [self._given_lr(count) for count in counted]
+
+    def _rule_at(self, pending: Observation, lr: float | None) -> Update | None:
+        """The update rule with this learning rate, as far as the step does not contradict it."""
+        after, before = self._states
+        space = self._deferred.space
         try:
-            found = self._geometry(self._opt_state, lr)
+            if after is not None or before is not None:
+                found = self._geometry(self._states, lr)
+                update = found.update(None if self._source is None else self._measured)
+            elif lr is None or self._measured is None:
+                return None if lr is None else Update(lr)
+            else:
+                update, found = (
+                    Update(lr),
+                    Geometry(plain_descent(self._measured, lr, space), space),
+                )
         except ArgumentError as e:
             return Update(float("nan") if lr is None else lr, unknown=e.what)
-        update = found.update(None if self._source is None else self._measured)
-        if self._points is None or update.unknown:
+        if self._points is None or self._measured is None or update.unknown:
             return update
+        if after is None and before is not None:
+            return replace(update, unknown=STATE_BEFORE)
+        assert pending.oracle is not None
         here, there = (self._deferred.at(point).point() for point in self._points)
-        return replace(update, unknown=mismatch(found, here, there))
+        said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)
+        lr = update.lr if said.rate else float("nan")
+        return replace(update, lr=lr, unknown=with_advice(said.unknown), caveat=said.caveat)
 
-
-class Deferred(JaxProblem):
-    """The problem of a loss whose parameters come later. It holds none of them."""
-
-    def __init__(self, loss: Callable[..., Any], where: Where, **arguments: Any) -> None:
-        """Check everything but ``where``; the arguments are those of :class:`JaxProblem`."""
-        if not callable(loss):
-            raise ArgumentError(
-                "the loss must be a function: loss(params, *batch)", got=type(loss).__name__
-            )
-        if "params" in arguments:
-            raise ArgumentError(
-                "Monitor(loss) takes no params=",
-                do="pass them to observe(step, params, new_params)",
-            )
-        super().__init__(loss, params=jnp.zeros(()), **arguments)  # until open()
-        self._where, self.opened = where, False
-
-    def open(self, params: Any) -> None:
-        """Learn the structure of the parameters.
-
-        Raises:
-            ParameterError: they cannot be measured.
-        """
-        self._parameters = replace(read(params, self._where), point=(), fixed=())
-        self.opened = True
-
-    def at(self, params: Any = None) -> JaxOracle:
-        """The oracle at ``params``, which there is no default for."""
-        if params is None:
-            raise ParameterError("the parameters are missing", do="pass them to before and after")
-        return super().at(params)
-
-
-def _check_usable(params: Any) -> None:
-    for x in leaves_of(params):
-        if isinstance(x, jax.core.Tracer):
-            raise ArgumentError(
-                "the Monitor was called inside jit, grad, scan or vmap",
-                do="call it between compiled steps; inside them use geodiag_jax.tracker",
-            )
-        if isinstance(x, jax.Array) and x.is_deleted():
-            raise ArgumentError(
-                "the parameters are deleted: their buffers were donated to the step",
-                do="call before(step, params) before the step, and after(new_params) after it",
-            )
-
-
-def _copied(params: Any) -> Any:
-    """A copy of the arrays, or ``params`` where that fails: the measurement will say why."""
-    try:
-        return jax.tree_util.tree_map(lambda x: x.copy() if is_array(x) else x, params)
-    except Exception:
-        return params
+    def _may_be_due(self, step: int) -> bool:
+        try:
+            return bool(self._schedule.due(step))
+        except Exception:  # said where it matters
+            return False

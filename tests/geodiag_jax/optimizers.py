@@ -37,6 +37,7 @@ def named(tree):
 
 
 class Step(NamedTuple):
+    before: object  # the state
     state: object  # after it
     here: dict
     there: dict
@@ -52,9 +53,10 @@ def train(transform, steps=1, params=PARAMS):
     state, update = transform.init(params), jax.jit(transform.update)
     for _ in range(steps):
         here, gradient = params, gradient_of(params)
+        before = state
         updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-    return Step(state, named(here), named(params), named(gradient))
+    return Step(before, state, named(here), named(params), named(gradient))
 
 
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}

@@ -100,7 +100,7 @@ class TestRule:
         schedule = optax.exponential_decay(0.5, 1, 0.5)
         monitor, params = monitor_of(lr=schedule), logistic_params()
         for step in range(3):
-            monitor.observe(step, params, moved(params))
+            monitor.observe(step, params, moved(params, schedule(step)))
         assert [r.lr for r in monitor.records] == pytest.approx([0.5, 0.25, 0.125])
         assert [r.threshold for r in monitor.records] == pytest.approx([4, 8, 16])
 

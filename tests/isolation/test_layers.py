@@ -55,7 +55,7 @@ FLOORS = {
         "precision programs",
         "oracle",
         "problem",
-        "optimizers tracking",
+        "optimizers tracking deferred",
         "monitor experiments",
         "plugin",
         "__init__",

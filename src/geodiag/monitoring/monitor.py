@@ -11,7 +11,7 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -253,16 +253,24 @@ class Monitor:
 
     def _compare(self, pending: Observation) -> None:
         with pending.noting("no threshold"):
-            pending.compare(self._rule(pending.step))
+            rule = self._rule(pending)
+            pending.compare(rule)
+            self._note_once(pending, () if rule is None else (rule.caveat,))
 
     def _measure(self, pending: Observation) -> None:
         result = pending.measure(current_norm(self._norm), self._tracker)
-        for note in () if result is None else result.notes:
-            if note not in self._noted:  # a note that holds for the whole run is written once
+        self._note_once(pending, () if result is None else result.notes)
+
+    def _note_once(self, pending: Observation, notes: Iterable[str]) -> None:
+        """Notes that hold for the whole run are in the first record alone."""
+        for note in notes:
+            if note not in self._noted:
                 self._noted.add(note)
                 pending.note(note)
 
-    def _rule(self, step: int) -> Update | None:
+    def _rule(self, pending: Observation) -> Update | None:
+        """The update rule at the step that is measured; S and ‖g‖* are known."""
+        step = pending.step
         if self._lr is not None:
             return Update(float(self._lr(step) if callable(self._lr) else self._lr))
         rule = self._update(step) if callable(self._update) else self._update

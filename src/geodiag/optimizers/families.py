@@ -24,6 +24,8 @@ from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral
 from geodiag.norms.muon import muon_radius
+from geodiag.optimizers.newton_schulz import newton_schulz
+from geodiag.optimizers.non_euclidean import steepest_step
 from geodiag.optimizers.slots import Family, NoThreshold, Slot, relative_rates, shared
 from geodiag.optimizers.thresholds import Update
 
@@ -86,9 +88,32 @@ class Quadratic(Family):
         update = Update(slots[0].lr, momentum=momentum, ema=ema, nesterov=nesterov)
         return _with_decay(update, slots)
 
+    def received(self, slot: Slot) -> Array | None:
+        if slot.gradient is not None:
+            return slot.gradient
+        if self.ema:
+            return _averaged(slot)
+        if not slot.momentum or slot.first_moment is None or slot.earlier_moment is None:
+            return None
+        return (slot.first_moment - slot.momentum * slot.earlier_moment) * self.diagonal(slot)
+
+    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        p = self.diagonal(slot)
+        if not slot.momentum:
+            return None if gradient is None else _at_least_float32(gradient) / p
+        if slot.first_moment is None:
+            return None
+        m = _at_least_float32(slot.first_moment)
+        if slot.nesterov:
+            return None if gradient is None else gradient / p + slot.momentum * m
+        return m
+
+    def needs_gradient(self, slot: Slot) -> bool:
+        return not slot.momentum or slot.nesterov or slot.first_moment is None
+
 
 class GradientDescent(Quadratic):
-    """P = 1."""
+    """P = 1. The buffer m is the sum of βm + g."""
 
 
 class _Preconditioned(Quadratic):
@@ -124,18 +149,38 @@ class Adam(_Preconditioned):
     def diagonal(self, slot: Slot) -> Array:
         return super().diagonal(slot) * (1 - slot.momentum**slot.steps)
 
-    def direction(self, slot: Slot) -> Array | None:
-        if slot.nesterov or slot.first_moment is None:
+    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        if slot.first_moment is None:
             return None
-        return _at_least_float32(slot.first_moment) / self.diagonal(slot)
+        p, beta, t = self.diagonal(slot), slot.momentum, slot.steps
+        m = _at_least_float32(slot.first_moment)
+        if slot.nesterov:
+            if gradient is None:
+                return None
+            m = beta * m * ((1 - beta**t) / (1 - beta ** (t + 1))) + (1 - beta) * gradient
+        return m / p
+
+    def needs_gradient(self, slot: Slot) -> bool:
+        return slot.nesterov or slot.first_moment is None
+
+    def other_rules(
+        self, slots: Sequence[Slot], gradients: Blocks | None
+    ) -> list[tuple[str, Blocks]]:
+        if gradients is None:
+            return []
+        others = [replace(s, nesterov=not s.nesterov) for s in slots]
+        found = {s.name: self.direction(s, gradients[s.name]) for s in others}
+        return [(f"nesterov={others[0].nesterov}", found)]
 
 
 class RMSprop(_Preconditioned):
-    """P = √v + ε or √(v + ε); v − ḡ² in place of v where it is centered."""
+    """P = √v + ε or √(v + ε); v − ḡ² in place of v where it is centered. m is of P⁻¹g."""
 
 
 class _Normalized(Family):
     """w⁺ = w − η lmo(m): its length does not depend on the gradient's."""
+
+    scale_free = True
 
     def update(self, slots: Sequence[Slot]) -> Update:
         decay = max(s.weight_decay for s in slots)
@@ -148,6 +193,13 @@ class SignDescent(_Normalized):
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         return _with_rates(Linf(), relative_rates(slots), space)
+
+    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        m = slot.first_moment if slot.momentum else gradient
+        return None if m is None else array_namespace(m).sign(m)
+
+    def needs_gradient(self, slot: Slot) -> bool:
+        return not slot.momentum or slot.first_moment is None
 
 
 class MuonDescent(_Normalized):
@@ -168,6 +220,23 @@ class MuonDescent(_Normalized):
                 return Muon(adjust)
         return Spectral(RadiiByName(tuple(radii.items())))
 
+    def directions(
+        self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
+    ) -> list[Blocks]:
+        if gradients is None or any(s.momentum for s in slots):
+            return []
+        radii = {s.name: muon_radius(*s.matrix, s.rms) for s in slots if s.matrix}
+        exact = Spectral(RadiiByName(tuple(radii.items()))).bind(space).lmo(gradients)
+        approximate = {}
+        for s in slots:
+            view, shape = space.matrix_view[s.name], space.shapes[s.name]
+            m = newton_schulz(view.to_matrix(gradients[s.name]), s.polynomials)
+            approximate[s.name] = view.from_matrix(m, shape) * radii[s.name]
+        return [approximate, exact]
+
+    def received(self, slot: Slot) -> Array | None:
+        return _averaged(slot) if slot.gradient is None else slot.gradient
+
 
 @dataclass(frozen=True)
 class SteepestDescent(Family):
@@ -176,6 +245,21 @@ class SteepestDescent(Family):
     own: Norm
     normalized: bool
     whole: bool  # all parameters of the optimizer are measured
+
+    @property
+    def scale_free(self) -> bool:  # type: ignore[override]
+        return self.normalized
+
+    def directions(
+        self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
+    ) -> list[Blocks]:
+        if gradients is None or not (self.whole or self._is_separable or self._is_gradient_descent):
+            return []
+        return [
+            steepest_step(
+                self.own.bind(space), gradients, dict.fromkeys(gradients, 1.0), self.normalized
+            )
+        ]
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
@@ -199,6 +283,21 @@ class SteepestDescent(Family):
     def _is_separable(self) -> bool:
         """Whether each parameter's step depends on its own gradient alone."""
         return self.normalized and isinstance(self.own, (Linf, MaxOver))
+
+
+def plain_descent(norm: Norm, lr: float, space: Space) -> list[Slot]:
+    """The slots of w⁺ = w − η‖g‖*·lmo(g) in a given norm, on all parameters of a space."""
+    family = SteepestDescent(norm, normalized=False, whole=True)
+    return [Slot(name, family, lr) for name in space.names]
+
+
+def _averaged(slot: Slot) -> Array | None:
+    """g from m ← βm + (1 − β)g, where m is known before and after it."""
+    m, beta, earlier = slot.first_moment, slot.momentum, slot.earlier_moment
+    if m is None or (earlier is None and beta and slot.steps != 1):
+        return None
+    m = _at_least_float32(m)
+    return (m if earlier is None else m - beta * earlier) / (1 - beta)
 
 
 def _require_positive(p: Blocks) -> None:

@@ -7,15 +7,13 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from geodiag.blocks import Blocks, array_namespace, epsilon
+from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import Comparison, compare
 from geodiag.optimizers.slots import NoThreshold, Slot
 from geodiag.optimizers.thresholds import Update
-
-TOLERANCE = 0.05  # relative error allowed between a step and what the update rule predicts
-ROUNDING = 4.0  # machine epsilons of the parameters allowed besides
 
 
 class Geometry:
@@ -63,26 +61,11 @@ class Geometry:
         except NoThreshold as e:
             return Update(self._slots[0].lr, unknown=str(e))
 
-    def step_error(self, here: Blocks, there: Blocks) -> float:
-        """The relative error of the predicted step from ``here`` to ``there``; 0 if tolerable.
-
-        Only Adam's state predicts the step that it took. It is 0 for others, and where the
-        parameters did not move.
-        """
-        wrong = moved = rounding = 0.0
-        for s in self._slots:
-            direction, w = self.family.direction(s), here[s.name]
-            if direction is None:
-                return 0.0
-            total = array_namespace(w).sum
-            step = there[s.name] - w
-            wrong += float(total((step + s.lr * (direction + s.weight_decay * w)) ** 2))
-            moved += float(total(step**2))
-            # The state has the parameter's own precision; that of the measurement may exceed it.
-            rounding += epsilon({s.name: s.second_moment}) ** 2 * float(total(w**2))
-        if not moved or not wrong > TOLERANCE**2 * moved + ROUNDING**2 * rounding:
-            return 0.0
-        return math.sqrt(wrong / moved)
+    def compare(
+        self, here: Blocks, there: Blocks, gradient: Blocks | None = None, unit: float = 0.0
+    ) -> Comparison:
+        """:func:`geodiag.optimizers.comparison.compare` of a step with these slots."""
+        return compare(self.family, self._slots, self._space, here, there, gradient, unit)
 
     def _require_known_rates(self) -> None:
         for i, s in enumerate(self._slots):

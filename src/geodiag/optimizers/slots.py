@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from geodiag.blocks import Array
+from geodiag.blocks import Array, Blocks
 from geodiag.core.spaces import Space
 from geodiag.norms import Norm
+from geodiag.optimizers.newton_schulz import MUON_POLYNOMIALS
 from geodiag.optimizers.thresholds import Update
 
 
@@ -40,14 +41,17 @@ class Slot:
     decoupled: bool = False  # the decay shrinks w (AdamW) and is not added to the gradient
     maximize: bool = False  # the step ascends
     steps: int = 0  # t, how many were taken
-    first_moment: Array | None = None  # m
-    second_moment: Array | None = None  # v; None before the first step
+    first_moment: Array | None = None  # m after the step
+    earlier_moment: Array | None = None  # m before it, where that is known
+    gradient: Array | None = None  # g as the optimizer received it, without its own decay
+    second_moment: Array | None = None  # v after the step; None before the first
     second_decay: float | None = None  # β₂, where v is still to be divided by 1 − β₂ᵗ
     mean_gradient: Array | None = None  # ḡ, where v is centered to v − ḡ²
     eps: float = 0.0  # ε, added to √v
     eps_in_root: float = 0.0  # the same under the root
     matrix: tuple[int, int] | None = None  # (outputs, inputs) of w as it is orthogonalised
     rms: float | None = None  # see geodiag.norms.muon.muon_radius
+    polynomials: Sequence[tuple[float, float, float]] = MUON_POLYNOMIALS  # that orthogonalise w
     unknown: str = ""  # what is missing to know the update rule, for the record's note
 
 
@@ -69,9 +73,37 @@ class Family(ABC):
     def update(self, slots: Sequence[Slot]) -> Update:
         """The update rule in that norm, with the first slot's learning rate, or NoThreshold."""
 
-    def direction(self, slot: Slot) -> Array | None:
-        """(w − w⁺)/η without weight decay, if the state after a step determines it."""
+    # Whether a factor of the gradient changes neither the step nor the threshold.
+    scale_free = False
+
+    def received(self, slot: Slot) -> Array | None:
+        """The gradient of the step, as the optimizer received it; None where it is not known."""
+        return slot.gradient
+
+    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        """(w − w⁺)/η without decoupled decay, as far as slot and gradient determine it."""
         return None
+
+    def directions(
+        self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
+    ) -> list[Blocks]:
+        """:meth:`direction` of all; several where the optimizer may take any of them."""
+        found = {}
+        for s in slots:
+            found[s.name] = self.direction(s, None if gradients is None else gradients[s.name])
+            if found[s.name] is None:
+                return []
+        return [found]
+
+    def needs_gradient(self, slot: Slot) -> bool:
+        """Whether :meth:`direction` depends on the gradient, besides the slot."""
+        return True
+
+    def other_rules(
+        self, slots: Sequence[Slot], gradients: Blocks | None
+    ) -> list[tuple[str, Blocks]]:
+        """Directions by settings that differ from the slots', with their names."""
+        return []
 
 
 def relative_rates(slots: Sequence[Slot]) -> dict[str, float]:

@@ -161,6 +161,7 @@ class Update:
         unknown: why no threshold applies (the measured norm is not the optimizer's, say). Threshold
             and ratio are then NaN, and the record's note gives this reason. The other attributes
             are arguments of :func:`geodiag.threshold`.
+        caveat: what the threshold rests on and could not be checked, for the record's note.
 
     Examples:
         >>> geodiag.Update(lr=0.1, momentum=0.9).lr
@@ -176,6 +177,7 @@ class Update:
     decoupled: bool = False
     filter: Filter | None = None
     unknown: str = ""
+    caveat: str = ""
 
     def threshold(self, dual_norm: float | None) -> Threshold:
         """:func:`geodiag.threshold` of this rule, on S where ‖g‖* is given.
@@ -183,7 +185,7 @@ class Update:
         Raises:
             ArgumentError: a value out of its range.
         """
-        settings = {name: x for name, x in vars(self).items() if name != "unknown"}
+        settings = {name: x for name, x in vars(self).items() if name not in ("unknown", "caveat")}
         return threshold(**settings, dual_norm=dual_norm if self.normalized else None)
 
 

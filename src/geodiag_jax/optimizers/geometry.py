@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from geodiag.blocks import Blocks
 from geodiag.core.selection import Where
 from geodiag.core.spaces import Space
 from geodiag.core.validation import as_number, is_number
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import UNKNOWN_GRADIENT
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
 from geodiag_jax.optimizers.readers import DEFAULTS, slots_of
@@ -67,22 +67,26 @@ def read_geometry(
     space: Space,
     lr: float | None = None,
     hyperparams: Mapping[str, Any] | None = None,
+    before: Any = None,
 ) -> Geometry:
-    """The geometry of the parameters of a space; other arguments as for :func:`geometry`."""
+    """The geometry of the parameters of a space; other arguments as for :func:`geometry`.
+
+    ``before``: the state before the step, if known; the two show the gradient of the step.
+    """
     given = dict(hyperparams or {}) | ({} if lr is None else {"learning_rate": lr})
-    return Geometry(slots_of(opt_state, space, given), space)
+    return Geometry(slots_of(opt_state, space, given, before), space)
 
 
-def mismatch(found: Geometry, here: Blocks, there: Blocks) -> str:
-    """Why the step from ``here`` to ``there`` does not follow the update rule; "" if it may."""
-    error = found.step_error(here, there)
-    if not error:
-        return ""
-    return (
-        f"the step differs from what state, lr and hyperparameters predict, by {error:.0%}; pass "
-        "the state after the step, all that hyperparams= should hold, or norm= and update= for "
-        "another rule"
-    )
+def with_advice(unknown: str) -> str:
+    """Why a threshold does not apply, with what to do about it; "" stays ""."""
+    if unknown == UNKNOWN_GRADIENT:
+        return f"{unknown}: call observe at every step, with the state; it measures where due"
+    if unknown.startswith("the step"):
+        return (
+            f"{unknown}; pass the state after the step, all that hyperparams= should hold, or "
+            "norm= and update= for another rule"
+        )
+    return unknown
 
 
 def check_hyperparams(hyperparams: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -77,11 +77,14 @@ class Entry:
     arrays: Mapping[str, Array]
     steps: int
     options: Mapping[str, Any]  # by the names of DEFAULTS, and learning_rate
-    traced: bool  # whether optax.trace keeps momentum for it
+    trace: Array | None  # what optax.trace keeps for it
+    state: Any  # all of it
+    before: Mapping[str, Array] = field(default_factory=dict)  # ``arrays`` one step earlier
+    trace_before: Array | None = None
 
     def slot(self, family: Family, unknown: str = "", **fields: Any) -> Slot:
         """A slot with the fields that all transformations share."""
-        if self.traced and not isinstance(family, RMSprop):
+        if self.trace is not None and not isinstance(family, RMSprop):
             raise _unknown(f"{self.kind.__name__} with TraceState")
         lr, decay = self.options["learning_rate"], self.options["weight_decay"]
         if lr is None:
@@ -101,6 +104,7 @@ def read_adam(e: Entry) -> Slot:
         momentum=e.options["b1"],
         nesterov=bool(e.options["nesterov"]),
         first_moment=e.arrays["mu"],
+        earlier_moment=e.before.get("mu"),
         second_moment=e.arrays["nu_max" if corrected else "nu"] if e.steps else None,
         second_decay=None if corrected else e.options["b2"],
         eps=e.options["eps"],
@@ -111,11 +115,14 @@ def read_adam(e: Entry) -> Slot:
 def read_rmsprop(e: Entry) -> Slot:
     """rmsprop, also centered."""
     momentum, inside = e.options["momentum"], bool(e.options["eps_in_sqrt"])
-    missing = e.traced and momentum is None
+    missing, lr = e.trace is not None and momentum is None, e.options["learning_rate"]
     return e.slot(
         RMSprop(),
         "momentum is not in the optimizer's state: pass it in hyperparams=" if missing else "",
         momentum=momentum or 0.0,
+        # The trace is of −η P⁻¹g.
+        first_moment=None if e.trace is None or not lr else -e.trace / lr,
+        earlier_moment=None if e.trace_before is None or not lr else -e.trace_before / lr,
         nesterov=bool(e.options["nesterov"]),
         second_moment=e.arrays["nu"],
         mean_gradient=e.arrays.get("mu"),
@@ -133,8 +140,17 @@ def read_muon(e: Entry) -> Slot:
     """contrib.muon, on matrices (in, out)."""
     shape = e.arrays["mu"].shape
     matrix = (shape[1], shape[0]) if len(shape) == 2 else None
-    rms = e.options["consistent_rms"]
-    return e.slot(MuonDescent(), momentum=e.options["beta"], matrix=matrix, rms=rms)
+    beta = e.options["beta"]
+    polynomials = np.asarray(e.state.ns_coeffs, dtype=float).reshape(-1, 3).tolist()
+    return e.slot(
+        MuonDescent(),
+        momentum=beta,
+        first_moment=e.arrays["mu"],
+        earlier_moment=e.before.get("mu"),
+        matrix=matrix,
+        rms=e.options["consistent_rms"],
+        polynomials=[(a, b, c) for a, b, c in polynomials] * (5 if len(polynomials) == 1 else 1),
+    )
 
 
 READERS: dict[type, Reader] = {
@@ -147,11 +163,39 @@ READERS: dict[type, Reader] = {
 }
 
 
-def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slot]:
-    """The slots of the parameters of a space; ``given`` overrides the state's hyperparameters."""
+def slots_of(
+    opt_state: Any, space: Space, given: Mapping[str, Any], before: Any = None
+) -> list[Slot]:
+    """The slots of the parameters of a space; ``given`` overrides the state's hyperparameters.
+
+    ``before``: the state before the step, if known.
+    """
+    found = _entries(opt_state, given)
+    earlier = {} if before is None else _entries(before, given)
+    for name, shape in space.shapes.items():
+        held = None if name not in found else next(iter(found[name].arrays.values())).shape
+        if held != shape:
+            raise ArgumentError(
+                f"the optimizer's state is not that of {name!r}, of shape {shape}",
+                got="nothing of this name" if held is None else f"shape {held}",
+                do="pass the state of these parameters; leave out by where= what it does not move",
+            )
+    slots = []
+    for name in space.names:
+        entry, old = found[name], earlier.get(name)
+        if old is not None and old.kind is entry.kind and old.steps == max(0, entry.steps - 1):
+            entry = replace(entry, before=old.arrays, trace_before=old.trace)
+        slots.append(READERS[entry.kind](entry))
+    return slots
+
+
+def _entries(opt_state: Any, given: Mapping[str, Any]) -> dict[str, Entry]:
+    """The entries of all parameters in a state, by name."""
     nodes = list(_walk(opt_state, {}))
-    traces = [node.trace for node, _ in nodes if isinstance(node, optax.TraceState)]
-    traced = {name for trace in traces for name in _by_name(trace)}
+    traces: dict[str, Array] = {}
+    for node, _ in nodes:
+        if isinstance(node, optax.TraceState):
+            traces |= _by_name(node.trace)
     found: dict[str, Entry] = {}
     for node, injected in nodes:
         kind = type(node)
@@ -164,18 +208,10 @@ def slots_of(opt_state: Any, space: Space, given: Mapping[str, Any]) -> list[Slo
             if name in found:
                 raise _unknown(f"two states for {name!r}")
             arrays = {t: leaves[name] for t, leaves in trees.items()}
-            found[name] = Entry(name, kind, arrays, steps, options, name in traced)
+            found[name] = Entry(name, kind, arrays, steps, options, traces.get(name), node)
     if not found:
-        raise _unknown("TraceState" if traced else "a state without statistics")
-    for name, shape in space.shapes.items():
-        held = None if name not in found else next(iter(found[name].arrays.values())).shape
-        if held != shape:
-            raise ArgumentError(
-                f"the optimizer's state is not that of {name!r}, of shape {shape}",
-                got="nothing of this name" if held is None else f"shape {held}",
-                do="pass the state of these parameters; leave out by where= what it does not move",
-            )
-    return [READERS[found[name].kind](found[name]) for name in space.names]
+        raise _unknown("TraceState" if traces else "a state without statistics")
+    return found
 
 
 def _walk(

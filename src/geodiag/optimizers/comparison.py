@@ -1,0 +1,227 @@
+"""Whether the step that was taken is the one whose threshold would be reported.
+
+A threshold follows from an update rule and from the Hessian of the measured loss. The step and the
+gradient that the optimizer received show whether it follows that rule, for that loss:
+
+    step       against what the slots predict: another rate, rule, decay, or a change after it
+    gradient   against that of the measured loss: clipping, scaling or decay before the optimizer
+
+Mini-batches make the second one differ without being a fault. So only a difference that has an
+explanation contradicts (a factor, decay, a bound on the entries); any other is a caveat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from geodiag.blocks import Array, Blocks, array_namespace, epsilon, largest, namespace, to_numpy
+from geodiag.core.spaces import Space
+from geodiag.optimizers.slots import Family, Slot
+
+TOLERANCE = 0.05  # relative error allowed between a step and what the update rule predicts
+EXACT = 0.01  # relative error that is left where an explanation holds
+ROUNDING = 4.0  # machine epsilons of the parameters allowed besides
+OBSERVED_PER_FITTED = 4  # entries that an explanation must account for, per number fitted to them
+
+MEASURED = "the measured loss's gradient"
+OTHER_GRADIENT = (
+    "the optimizer's gradient is not that of the measured loss, as on other data: clipping or "
+    "scaling before the optimizer would not be seen"
+)
+UNKNOWN_GRADIENT = (
+    "the gradient that the optimizer received is not known, so that clipping or scaling before "
+    "the optimizer would not be seen"
+)
+
+
+class Comparison(NamedTuple):
+    """What a step says of the threshold; both texts empty: it is as predicted."""
+
+    unknown: str = ""  # why the threshold does not apply
+    caveat: str = ""  # what could not be compared
+    rate: bool = True  # whether the learning rate may be as stated
+
+
+def compare(
+    family: Family,
+    slots: Sequence[Slot],
+    space: Space,
+    here: Blocks,
+    there: Blocks,
+    gradient: Blocks | None = None,
+    unit: float = 0.0,
+) -> Comparison:
+    """Compare the step from ``here`` to ``there`` with the slots, as they are after it.
+
+    Args:
+        family: of all slots.
+        slots: their ``gradient`` is what the optimizer received, where that is known.
+        space: of the measured parameters.
+        here: w.
+        there: w⁺.
+        gradient: of the measured loss at w; None: it is not compared.
+        unit: machine epsilon of the parameters as the optimizer keeps them, if above that of
+            ``here``.
+
+    Returns:
+        Comparison: ``unknown`` and ``caveat`` are for the :class:`Update` of that name. Without a
+        learning rate nothing is compared.
+
+    Examples:
+        >>> from geodiag.optimizers.families import GradientDescent
+        >>> w, g, sgd = {"w": np.arange(4.0)}, {"w": np.ones(4)}, GradientDescent()
+        >>> slots = [Slot("w", sgd, lr=0.1, gradient=g["w"])]
+        >>> there = {"w": w["w"] - 0.1 * g["w"]}
+        >>> compare(sgd, slots, Space.of(w), w, there, g)
+        Comparison(unknown='', caveat='', rate=True)
+        >>> compare(sgd, slots, Space.of(w), w, there, {"w": 4 * g["w"]}).unknown
+        "the optimizer received 0.25 times the measured loss's gradient"
+    """
+    if not all(0.0 < s.lr < math.inf for s in slots):
+        return Comparison()
+    gradients = {s.name: family.received(s) for s in slots}
+    received = {name: g for name, g in gradients.items() if g is not None}
+    said = _compare_step(family, slots, space, here, there, received, gradient, unit)
+    if said != Comparison() or gradient is None or family.scale_free:
+        return said
+    if len(received) < len(slots):  # the step has shown it, where it depends on it alone
+        seen = all(family.needs_gradient(s) for s in slots)
+        return Comparison("" if seen else UNKNOWN_GRADIENT)
+    rounding = math.sqrt(sum(_rounding_of_average(s) ** 2 for s in slots))
+    found = _explanation(received, gradient, here, ROUNDING * rounding)
+    if found is None:
+        return Comparison("", OTHER_GRADIENT)
+    return Comparison(found and f"the optimizer received {found.format(MEASURED)}")
+
+
+def _compare_step(
+    family: Family,
+    slots: Sequence[Slot],
+    space: Space,
+    here: Blocks,
+    there: Blocks,
+    received: Blocks,
+    gradient: Blocks | None,
+    unit: float,
+) -> Comparison:
+    known = len(received) == len(slots)
+    g = received if known else gradient
+    if g is not None:
+        g = {s.name: _with_decay(s, g[s.name], here[s.name]) for s in slots}
+    predicted = family.directions(slots, g, space)
+    if not predicted:
+        return Comparison("" if family.scale_free else UNKNOWN_GRADIENT)
+    step = _Step(slots, here, there, unit)
+    error = min(map(step.error, predicted))
+    if not error:
+        return Comparison()
+    if not step.moved:
+        return Comparison("the optimizer did not move the parameters")
+    if error > TOLERANCE * EXACT:
+        for name, direction in family.other_rules(slots, g):
+            if step.error(direction) < error / 10:
+                return Comparison(f"the step is that of {name}")
+    if error <= TOLERANCE:
+        return Comparison()
+    if known or not any(family.needs_gradient(s) for s in slots):
+        return Comparison(
+            f"the step differs from what state, lr and hyperparameters predict, by {error:.0%}"
+        )
+    found = _explanation(step.direction, predicted[0], here, step.rounding)
+    if found is None:
+        return Comparison("", OTHER_GRADIENT)
+    said = found.format("what lr and the gradient predict")
+    return Comparison(found and f"the step is {said}", rate=not found)
+
+
+class _Step:
+    """A step, as the direction (w − w⁺)/η without decoupled decay."""
+
+    def __init__(self, slots: Sequence[Slot], here: Blocks, there: Blocks, unit: float) -> None:
+        self._slots = slots
+        self.direction: Blocks = {}
+        squares: list[tuple[Array, Array]] = []
+        for s in slots:
+            w, xp = here[s.name], array_namespace(here[s.name])
+            step = there[s.name] - w
+            decay = s.weight_decay if s.decoupled else 0.0
+            self.direction[s.name] = step / -s.lr - decay * w
+            squares.append((xp.sum(step**2), xp.sum(w**2)))
+        moved, lengths = np.asarray([[float(x) for x in pair] for pair in squares]).T
+        # The state has the parameter's own precision; that of the measurement may exceed it.
+        units = np.asarray([max(unit, _unit(s, here[s.name])) for s in slots])
+        self.moved = float(np.sum(moved))  # ‖w⁺ − w‖²
+        self._rounding = float(np.sum((ROUNDING * units) ** 2 * lengths))
+        self.rounding = math.sqrt(
+            float(np.sum((ROUNDING * units) ** 2 * lengths / [s.lr**2 for s in slots]))
+        )
+
+    def error(self, predicted: Blocks) -> float:
+        """‖step − predicted‖/‖step‖ above rounding; infinite if there was no step."""
+        wrong = 0.0
+        for s in self._slots:
+            x = self.direction[s.name]
+            wrong += s.lr**2 * float(array_namespace(x).sum((x - predicted[s.name]) ** 2))
+        wrong = max(0.0, wrong - self._rounding) if wrong == wrong else math.inf
+        if not wrong:
+            return 0.0
+        return math.sqrt(wrong / self.moved) if self.moved else math.inf
+
+
+def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> str | None:
+    """How ``a`` follows from ``g``, with {} for what ``g`` is; "": they agree; None: not known."""
+    xp = namespace(g)
+    names = list(g)
+    pairs = [
+        (x[n], y[n]) for x, y in ((a, a), (a, g), (g, g), (a, w), (g, w), (w, w)) for n in names
+    ]
+    sums = to_numpy(xp.stack([xp.sum(x * y) for x, y in pairs]))
+    aa, ag, gg, aw, gw, ww = (each := np.asarray(sums, np.float64).reshape(6, -1)).sum(axis=1)
+    tensors, entries = len(names), sum(math.prod(x.shape) for x in g.values())
+    if not math.isfinite(aa) or aa - 2 * ag + gg <= TOLERANCE**2 * gg + rounding**2:
+        return ""
+    left = EXACT**2 * aa + rounding**2
+    if not gg > 0 or rounding**2 > TOLERANCE**2 * aa:
+        return None
+    if entries >= OBSERVED_PER_FITTED and aa - ag * ag / gg <= left:
+        return f"{ag / gg:.4g} times {{}}"
+    if entries >= 2 * OBSERVED_PER_FITTED and gg * ww - gw * gw > EXACT**2 * gg * ww:
+        factor, decay = np.linalg.solve([[gg, gw], [gw, ww]], [ag, aw])
+        if aa - factor * ag - decay * aw <= left:
+            times = "" if abs(factor - 1) <= TOLERANCE else f"{factor:.3g} times "
+            return f"{times}{{}} plus {decay:.3g} times the weights"
+    if 1 < tensors <= entries / OBSERVED_PER_FITTED:
+        factors = [y / z for y, z in zip(each[1], each[2], strict=True) if z > 0]
+        rest = sum(x - (y * y / z if z > 0 else 0.0) for x, y, z in each[:3].T)
+        if rest <= left:
+            return f"{{}} times {min(factors):.3g} to {max(factors):.3g}, by tensor"
+    bound = largest(a)
+    clipped = [xp.sum((a[n] - xp.minimum(xp.maximum(g[n], -bound), bound)) ** 2) for n in names]
+    if float(sum(clipped[1:], clipped[0])) <= left:
+        return f"{{}} with entries clipped at {float(bound):.3g}"
+    return None
+
+
+def _with_decay(slot: Slot, g: Array, w: Array) -> Array:
+    """The gradient with coupled decay, and with the sign of a descent."""
+    g = -g if slot.maximize else g
+    return g if slot.decoupled or not slot.weight_decay else g + slot.weight_decay * w
+
+
+def _unit(slot: Slot, w: Array) -> float:
+    """The largest machine epsilon among a parameter's arrays."""
+    arrays = (w, slot.gradient, slot.first_moment, slot.second_moment)
+    return max(epsilon({slot.name: x}) for x in arrays if x is not None)
+
+
+def _rounding_of_average(slot: Slot) -> float:
+    """What rounding makes of a gradient that is found as (m⁺ − βm)/(1 − β)."""
+    m = slot.first_moment
+    if m is None:
+        return 0.0
+    length = math.sqrt(float(array_namespace(m).sum(m * m)))
+    return epsilon({slot.name: m}) * length / (1 - slot.momentum)
