@@ -13,9 +13,7 @@ graph in one vectorised pass where that pays.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,7 +23,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError, first_line
-from geodiag.oracles import Oracle
 from geodiag_torch.derivatives.autograd import derivative, second_derivative, second_derivatives
 from geodiag_torch.derivatives.crosscheck import (
     agree,
@@ -35,13 +32,10 @@ from geodiag_torch.derivatives.crosscheck import (
     refuse,
     weighted_sum,
 )
-from geodiag_torch.derivatives.evaluation import (
-    FLOAT32,
-    Evaluation,
-    check_same_loss,
-)
+from geodiag_torch.derivatives.evaluation import FLOAT32, check_same_loss
 from geodiag_torch.derivatives.fallback import FallbackProducts
 from geodiag_torch.derivatives.forward import Leaves
+from geodiag_torch.derivatives.frozen import FrozenOracle
 from geodiag_torch.derivatives.graph_inspection import Structure, check_graph
 from geodiag_torch.derivatives.kept_graph import KeptGraph
 from geodiag_torch.derivatives.objective import Objective
@@ -54,42 +48,6 @@ ENGINES = ("auto", "graph", "recompute", "finite-difference")
 # parameters: 0.18–0.5 of the time for networks of 700 parameters, 0.7–0.9 for 2,500 to 5,000.
 # For larger ones nothing is gained, and intermediate results take the memory of all directions.
 STACK, STACK_PARAMETERS = 4, 10_000
-
-
-class FrozenOracle(Oracle):
-    """What the oracles of torch share. They raise StaleOracle once the model has changed."""
-
-    _versions: Versions
-    _first: tuple[Tensor, Blocks] | None = None
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective, self.space = objective, objective.space
-        self._evaluation = Evaluation(objective)
-
-    @abstractmethod
-    def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
-        """Both at the point; from the second call on those of ``_first``."""
-
-    @property
-    def precision(self) -> float:
-        if self._evaluation.precision is None:
-            self._loss_and_gradient()
-        assert self._evaluation.precision is not None
-        return self._evaluation.precision
-
-    def surroundings(self) -> AbstractContextManager[Any]:
-        kind = self._objective.device.type
-        if not torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, enabled=False)
-
-    def loss(self) -> Tensor:
-        self._versions.check()
-        return self._loss_and_gradient()[0].clone()
-
-    def gradient(self) -> Blocks:
-        self._versions.check()
-        return {name: g.clone() for name, g in self._loss_and_gradient()[1].items()}
 
 
 class TorchOracle(FrozenOracle):
@@ -111,6 +69,7 @@ class TorchOracle(FrozenOracle):
         live = objective.live(tensors)
         self._leaves = objective.leaves(params, live)
         self._versions = Versions(tensors, () if params is None else live.values())
+        self._at_model = params is None
         self._dtypes = {name: leaf.dtype for name, leaf in self._leaves.items()}
         self._notes: list[str] = []
         self._auto, self._memory, self._engine = engine == "auto", memory, engine
@@ -315,7 +274,15 @@ class TorchOracle(FrozenOracle):
                 self._fall_back(e)
         if self._first is None:
             self._first = self._evaluation.gradient(self._leaves)
+        self._check_lent(self._first[0])
         return self._first
+
+    def _check_lent(self, loss: Tensor) -> None:
+        """See :meth:`Evaluation.check_lent`; once per problem."""
+        known = passed(self._objective.loss)
+        if "lent" not in known:
+            self._evaluation.check_lent(loss if self._at_model else None)
+            known.add("lent")
 
     def _build_graph(self) -> None:
         """One graph per batch, unless they would hold more than the allowed memory."""

@@ -162,7 +162,7 @@ def test_a_check_is_made_once_per_model_and_costs_two_gradients(counting):
         for seed in range(2):
             oracle.hvp(random_like(oracle, seed))
         forwards.append(Counting.calls - before)
-    assert forwards == [3, 1, 1]  # the graph, and the check's two gradients
+    assert forwards == [4, 1, 1]  # the graph, the loss with parameters, and two gradients
 
 
 def test_a_model_changed_in_place_is_checked_again():

@@ -12,7 +12,7 @@ from torch import nn
 
 import geodiag
 from geodiag import Status, errors
-from geodiag_torch.derivatives.graph_inspection import precision_of
+from geodiag_torch.derivatives.graph_inspection import graph_of
 from tests.geodiag_torch.models import mlp, random_like, regression
 from tests.geodiag_torch.test_custom_functions import Cubes, Hiding, Honest
 
@@ -38,13 +38,13 @@ class Inside(nn.Module):
 def test_the_coarsest_dtype_of_a_loss_is_seen():
     model, (x, y) = mlp(torch.float32)
     loss = nn.functional.mse_loss
-    assert precision_of(loss(model(x), y))[0] == SINGLE
-    assert precision_of(loss(Inside(model)(x), y))[0] == BF16
+    assert graph_of(loss(model(x), y)).precision == SINGLE
+    assert graph_of(loss(Inside(model)(x), y)).precision == BF16
     with autocast(torch.float16):
-        assert precision_of(loss(model(x), y))[0] == FP16
+        assert graph_of(loss(model(x), y)).precision == FP16
     model, (x, y) = mlp(torch.float64)
-    assert precision_of(loss(model(x), y))[0] == torch.finfo(torch.float64).eps
-    assert precision_of(loss(model(x).float(), y.float()))[0] == SINGLE
+    assert graph_of(loss(model(x), y)).precision == torch.finfo(torch.float64).eps
+    assert graph_of(loss(model(x).float(), y.float())).precision == SINGLE
 
 
 def measured(kind):

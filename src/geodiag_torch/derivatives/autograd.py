@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geodiag.errors import EngineError, first_line
 from geodiag_torch.derivatives.forward import Leaves
+from geodiag_torch.derivatives.graph_inspection import check_reached
 
 DIFFERENCES = 'pass engine="finite-difference"'
 
@@ -28,7 +29,7 @@ def derivative(loss: Tensor, leaves: Leaves, create_graph: bool = False) -> dict
 
 
 def reentrant_derivative(
-    loss: Tensor, leaves: Leaves, parameters: Iterable[Tensor]
+    loss: Tensor, leaves: Leaves, parameters: Iterable[Tensor], measured: Leaves
 ) -> dict[str, Tensor]:
     """∂loss/∂leaves through reentrant checkpoints, which ``torch.autograd.grad`` refuses.
 
@@ -36,10 +37,11 @@ def reentrant_derivative(
     tensor on its way: the leaves are fresh, and the others' ``.grad`` is restored.
 
     To be called while the leaves replace parameters. ``parameters``: what else the backward pass
-    may accumulate into.
+    may accumulate into. ``measured``: the parameters that the leaves replace.
 
     Raises:
         EngineError: the backward pass would run the user's hooks, or fails.
+        ParameterError: it reaches parameters that the leaves replace.
     """
     ids = set(map(id, leaves.values()))
     others = [p for p in parameters if id(p) not in ids and p.requires_grad]
@@ -49,11 +51,13 @@ def reentrant_derivative(
             got="register_post_accumulate_grad_hook on a parameter that is not measured",
             do="checkpoint with use_reentrant=False, or measure all parameters",
         )
+    others += measured.values()
     before = [p.grad for p in others]
     try:
         for x in (*others, *leaves.values()):
             x.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
+        check_reached(name for name, p in measured.items() if p.grad is not None)
         found = {name: leaf.grad for name, leaf in leaves.items()}
     except RuntimeError as e:
         raise EngineError("the loss could not be differentiated", got=first_line(e)) from e

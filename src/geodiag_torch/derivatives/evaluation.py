@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from geodiag.blocks import Blocks
-from geodiag.errors import DataError
+from geodiag.errors import DataError, ParameterError
 from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
 from geodiag_torch.derivatives.forward import Leaves, T, move
-from geodiag_torch.derivatives.graph_inspection import precision_of
+from geodiag_torch.derivatives.graph_inspection import check_reached, graph_of
 from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.ranks import Sums
@@ -40,6 +40,7 @@ class Evaluation:
         self.divisor = 1.0  # of the last sum over the batches
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
         self._reentrant = False
+        self._measured: Leaves = {}  # the module's own parameters, while leaves replace them
 
     @property
     def autocast(self) -> bool:
@@ -63,6 +64,8 @@ class Evaluation:
         Signals interrupt the run alone, not what replaces and restores. ``backward``: it is a
         backward pass. ``poison``: fill parameters and buffers with NaN.
         """
+        if leaves and (self.precision is None or self._reentrant):
+            self._measured = self.objective.live()
         if poison:
             leaves = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
 
@@ -77,7 +80,8 @@ class Evaluation:
 
         def part(value: Tensor, weight: float) -> Leaves:
             if self._reentrant:
-                return reentrant_derivative(value, leaves, self.objective.loss.parameters())
+                others = self.objective.loss.parameters()
+                return reentrant_derivative(value, leaves, others, self._measured)
             return derivative(value, leaves)
 
         return self.sum(leaves, part, context)
@@ -120,24 +124,60 @@ class Evaluation:
             return sums.loss, sums.blocks
         return sums.loss / divisor, {name: x / divisor for name, x in sums.blocks.items()}
 
-    def value(self, batch: Any) -> Tensor:
-        """The loss of one batch; to be called in a run of :meth:`inside`."""
+    def check_lent(self, loss: Tensor | None = None) -> None:
+        """Check that the loss is the same with the module's own parameters as with leaves.
+
+        A loss that tells them apart (by their identity, their type, or attributes) can leave out a
+        part of itself. Costs one forward pass where ``loss``, at the module's parameters with
+        leaves, is known. Nothing is said of a loss that changes by itself.
+
+        Raises:
+            ParameterError: it is another.
+        """
+
+        def at(leaves: Leaves) -> Tensor:
+            return self.sum(leaves, lambda value, _: {})[0]
+
+        leaves = self.objective.leaves(None)
+        loss, own, eps = at(leaves) if loss is None else loss, at({}), self.precision or 0.0
+        if same_loss(loss, own, eps) or not same_loss(loss, at(leaves), eps):
+            return
+        raise ParameterError(
+            "the loss is another once tensors are put in the place of its parameters",
+            got=f"{float(own):.8g} with the parameters, {float(loss):.8g} with equal tensors",
+            do="let it not depend on the identity, the type (nn.Parameter) or attributes of the "
+            "parameters, nor take their gradients by tensors kept elsewhere",
+        )
+
+    def value(self, batch: Any, inspect: bool = False) -> Tensor:
+        """The loss of one batch; to be called in a run of :meth:`inside`.
+
+        ``inspect``: its graph; that of the first batch is inspected in any case.
+        """
         value = self.objective.loss.value(move(batch, self.objective.device))
-        if self.precision is None:
-            self.precision, self._reentrant = precision_of(value)
+        if inspect or self.precision is None:
+            graph = graph_of(value)
+            check_reached(n for n, p in self._measured.items() if id(p) in graph.leaves)
+            if self.precision is None:
+                self.precision, self._reentrant = graph.precision, graph.reentrant
         return value
 
     def _sum(self, part: Part) -> Sums:
         dtype, batches = self.objective.dtype, self.objective.batches
         total: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
-        weights = 0.0
+        weights, inspect = 0.0, self.precision is None
         for batch in batches:
-            weight, value = batches.weigh(batch), self.value(batch)
+            weight, value = batches.weigh(batch), self.value(batch, inspect)
             add_weighted(total, part(value, weight), weight, dtype)
             add_weighted(losses, {"loss": value.detach()}, weight, dtype)
             weights += weight
         return Sums(weights, losses["loss"], total)
+
+
+def same_loss(loss: Tensor, seen: Tensor, eps: float) -> bool:
+    """Whether two losses are equal up to rounding, of a relative ``eps``; also where one is NaN."""
+    return not bool((seen - loss).abs() > 1e3 * eps * (loss.abs() + seen.abs()))
 
 
 def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
@@ -145,7 +185,7 @@ def check_same_loss(loss: Tensor, seen: Tensor, eps: float) -> None:
 
     That is of a relative ``eps``. Data and model must be deterministic.
     """
-    if bool((seen - loss).abs() > 1e3 * eps * (loss.abs() + seen.abs())):
+    if not same_loss(loss, seen, eps):
         raise DataError(
             "the data or the model changed between two passes",
             got=f"loss {float(loss):.8g}, then {float(seen):.8g}",

@@ -1,8 +1,11 @@
-"""What an autograd graph tells of a loss: its precision, and whether it has second derivatives."""
+"""What an autograd graph tells of a loss.
+
+Its precision, the tensors that it was computed from, and whether it has second derivatives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from geodiag.errors import EngineError
+from geodiag.errors import EngineError, ParameterError
 
 # Nodes in the graph of a gradient whose second derivative is wrong, and what makes them.
 WRONG = {
@@ -22,6 +25,22 @@ WRONG = {
 # Types whose name is not that of the node; the node's own name takes longer to read.
 UNNAMED = {"CppFunction", "Error"}
 REENTRANT = "CheckpointFunctionBackward"
+LEAF = "AccumulateGrad"
+
+
+@dataclass(frozen=True)
+class LossGraph:
+    """The graph of a loss.
+
+    Attributes:
+        precision: the machine epsilon of the coarsest dtype between the parameters and the loss.
+        reentrant: whether it passes through a reentrant checkpoint.
+        leaves: the ids of the tensors at which it ends.
+    """
+
+    precision: float
+    reentrant: bool
+    leaves: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -45,22 +64,38 @@ def _nodes(roots: list[Any]) -> Iterator[Any]:
                 waiting.append(following)
 
 
-def precision_of(loss: Tensor) -> tuple[float, bool]:
-    """The machine epsilon of the coarsest dtype between the parameters and the loss.
+def graph_of(loss: Tensor) -> LossGraph:
+    """What the graph of a loss tells.
 
-    The parameters' own dtypes do not tell: autocast, inside of the model too, and casts of the
-    model's own (a softmax in float32, a rotary embedding) make it coarser.
-
-    Returns:
-        The epsilon, and whether the graph passes through a reentrant checkpoint.
+    The parameters' own dtypes do not tell its precision: autocast, inside of the model too, and
+    casts of the model's own (a softmax in float32, a rotary embedding) make it coarser.
     """
-    dtypes, reentrant = {loss.dtype}, False
+    dtypes, reentrant, leaves = {loss.dtype}, False, set()
     for node in _nodes([loss.grad_fn] if loss.grad_fn is not None else []):
-        reentrant |= type(node).__name__ == REENTRANT
+        kind = type(node).__name__
+        if kind == LEAF:
+            leaves.add(id(node.variable))
+        reentrant |= kind == REENTRANT
         for x in getattr(node, "_input_metadata", ()):
             dtypes.add(x.dtype)
     eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    return eps, reentrant
+    return LossGraph(eps, reentrant, frozenset(leaves))
+
+
+def check_reached(reached: Iterable[str]) -> None:
+    """Refuse a loss that reaches measured parameters themselves, past those that replace them.
+
+    Raises:
+        ParameterError: naming the parameters, if there are any.
+    """
+    if names := ", ".join(map(repr, reached)):
+        raise ParameterError(
+            "the loss reaches measured parameters otherwise than through the module's attributes, "
+            "so that derivatives would leave this part out",
+            got=f"{names}, kept elsewhere (a list, a closure, an optimizer's groups)",
+            do="look them up when the loss is computed, e.g. by module.parameters(); or hold them "
+            "fixed, with where=",
+        )
 
 
 def check_graph(gradient: Mapping[str, Tensor]) -> Structure:

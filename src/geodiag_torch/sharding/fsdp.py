@@ -21,8 +21,8 @@ from geodiag.errors import DistributedError, EngineError
 from geodiag.oracles import Differences, Oracle
 from geodiag.oracles.base import Program
 from geodiag_torch.derivatives.fallback import differences
+from geodiag_torch.derivatives.frozen import FrozenOracle
 from geodiag_torch.derivatives.objective import Objective
-from geodiag_torch.oracle import FrozenOracle
 from geodiag_torch.ranks import Sums, no_answer
 from geodiag_torch.sharding import operations as operations  # registers the rules
 from geodiag_torch.sharding.fsdp_state import divisors, local, precision, replaced, reshard
