@@ -279,10 +279,9 @@ class TorchOracle(FrozenOracle):
 
     def _check_lent(self, loss: Tensor) -> None:
         """See :meth:`Evaluation.check_lent`; once per problem."""
-        known = passed(self._objective.loss)
-        if "lent" not in known:
+        if not self._objective.loss.lent:
             self._evaluation.check_lent(loss if self._at_model else None)
-            known.add("lent")
+            self._objective.loss.lent = True
 
     def _build_graph(self) -> None:
         """One graph per batch, unless they would hold more than the allowed memory."""

@@ -60,6 +60,7 @@ class LossModule(nn.Module):
         # A module among them registers itself, so that its buffers are cloned too.
         self.loss_fn, self.criterion = loss_fn, criterion
         self._tensors: ModuleTensors | None = None
+        self.lent = False  # whether the loss is known to be the same with leaves
 
     def tensors(self) -> ModuleTensors:
         """Where the modules keep their tensors now."""
