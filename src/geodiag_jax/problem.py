@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
+from geodiag.blocks import Blocks
 from geodiag.core.selection import Where
 from geodiag.core.spaces import Space
 from geodiag.core.validation import check_engine
@@ -12,7 +15,7 @@ from geodiag.oracles import Problem
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
-from geodiag_jax.pytree import read
+from geodiag_jax.pytree import flatten, is_array, is_blocks, name_of, places_by_name, read
 from geodiag_jax.sharding import Placement
 
 
@@ -86,6 +89,22 @@ class JaxProblem(Problem):
         parameters = self._parameters if params is None else self._parameters.moved(params)
         batches = self._data_for(parameters.tree.placement)
         return JaxOracle(self._loss, parameters, batches, self._engine, self._memory)
+
+    def unmeasured(self, params: Any = None) -> Blocks:
+        """The floating arrays of a pytree that are not measured.
+
+        Of flax's variables, a dict with ``"params"``, the other collections are state, and no part
+        of a step.
+        """
+        if params is None or is_blocks(params, self.space):
+            return {}
+        paths, _ = flatten(params)
+        if isinstance(params, Mapping) and "params" in params:
+            paths = [(path, leaf) for path, leaf in paths if name_of(path[:1]) == "params"]
+        places = places_by_name(
+            paths, lambda x: is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        )
+        return {n: paths[i][1] for n, i in places.items() if n not in self.space.shapes}
 
     def _data_for(self, placement: Placement) -> PreparedBatches:
         """The data on the devices of the parameters; kept for the next point."""

@@ -301,7 +301,7 @@ class TestHuggingFace:
         ]
         assert [r.step for r in callback.records] == list(range(6))
         assert [math.isfinite(r.ratio) for r in callback.records] == [True] * 6
-        assert [s for s, x in seen if "geodiag/ratio" in x] == [2, 3, 4, 5, 6]
+        assert [s for s, x in seen if "geodiag/ratio" in x] == [1, 2, 3, 4, 5, 6]
 
     def test_given_data_and_no_trainer(self, hf, tmp_path):
         probe = {}
