@@ -318,7 +318,8 @@ class Monitor(geodiag.Monitor):
         here, there = (self._deferred.at(point).point() for point in self._points)
         said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)
         lr = update.lr if said.rate else float("nan")
-        return replace(update, lr=lr, unknown=with_advice(said.unknown), caveat=said.caveat)
+        caveat = "; ".join(filter(None, (update.caveat, said.caveat)))
+        return replace(update, lr=lr, unknown=with_advice(said.unknown), caveat=caveat)
 
     def _may_be_due(self, step: int) -> bool:
         try:

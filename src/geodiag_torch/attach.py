@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geodiag.blocks import Blocks
 from geodiag.core.selection import Where
 from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
@@ -140,7 +142,8 @@ class OptimizerMonitor(Monitor):
         rule = geometry.update if update is None else update
         super().__init__(following.problem, geometry.norm, update=rule, **options)
         self.steps = 0
-        self._following = following
+        self._following, self._rule_given = following, update is not None
+        self._gradient: Blocks | None = None  # of the measured loss, before the step
         self._selected: Selection | None = None
         self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
         # Only the optimizer's hooks hold the monitor, so both are freed together.
@@ -189,7 +192,7 @@ class OptimizerMonitor(Monitor):
 
     def _measure_before(self, pending: Observation, params: Any) -> None:
         """Follow the optimizer; S waits for the step where the norm is that of its state then."""
-        self._selected, self._copies = None, {}
+        self._selected, self._copies, self._gradient = None, {}, None
         with pending.noting("the measurement"):
             self._selected = found = self._following.now()
             pending.note(found.note)
@@ -200,6 +203,7 @@ class OptimizerMonitor(Monitor):
                 pending.copy(params, _entries(found.others))
                 pending.freeze(params)
                 self._measure(pending)
+                self._gradient = self._gradient_of(pending)
 
     def _measure_after(self, pending: Observation, params: Any) -> None:
         found, self._selected = self._selected, None
@@ -230,6 +234,23 @@ class OptimizerMonitor(Monitor):
         with as_they_were(found.others, earlier):
             pending.freeze(None)
             self._measure(pending)
+            self._gradient = self._gradient_of(pending)
+
+    def _gradient_of(self, pending: Observation) -> Blocks | None:
+        if pending.result is None or pending.oracle is None or self._rule_given:
+            return None
+        return pending.oracle.gradient()
+
+    def _rule(self, pending: Observation) -> Update | None:
+        """The update rule in force at the step, unless the step contradicts it."""
+        rule = super()._rule(pending)
+        gradient, self._gradient = self._gradient, None
+        if rule is None or rule.unknown or gradient is None or pending.here is None:
+            return rule
+        there = self._problem.point()
+        said = self._following.geometry.compare(gradient, pending.here, there)
+        caveat = "; ".join(filter(None, (rule.caveat, said.caveat)))
+        return replace(rule, unknown=said.unknown, caveat=caveat)
 
     def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
         """Measure these parameters."""

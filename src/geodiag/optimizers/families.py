@@ -24,7 +24,7 @@ from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral
 from geodiag.norms.muon import muon_radius
-from geodiag.optimizers.newton_schulz import newton_schulz
+from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
 from geodiag.optimizers.non_euclidean import steepest_step
 from geodiag.optimizers.slots import Family, NoThreshold, Slot, relative_rates, shared
 from geodiag.optimizers.thresholds import Update
@@ -236,6 +236,16 @@ class MuonDescent(_Normalized):
 
     def received(self, slot: Slot) -> Array | None:
         return _averaged(slot) if slot.gradient is None else slot.gradient
+
+    def update(self, slots: Sequence[Slot]) -> Update:
+        low, high = singular_values(slots[0].polynomials)
+        if max(1 - low, high - 1) < IMMATERIAL:
+            return super().update(slots)
+        caveat = (
+            f"Newton–Schulz leaves singular values of {low:.2f} to {high:.2f} in the step, so that "
+            "the edge of stability is at a ratio of about 1.15, not 1"
+        )
+        return replace(super().update(slots), caveat=caveat)
 
 
 @dataclass(frozen=True)

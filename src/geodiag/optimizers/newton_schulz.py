@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from geodiag.blocks import Array, array_namespace, positive
 
 # (a, b, c) of a·x + b·x³ + c·x⁵, five times: Muon's own, in torch.optim and optax.contrib.
 MUON_POLYNOMIALS = 5 * ((3.4445, -4.7750, 2.0315),)
+
+
+def singular_values(polynomials: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The least and the greatest that the polynomials make of singular values of 0.002 to 1.
+
+    >>> low, high = singular_values(MUON_POLYNOMIALS)
+    >>> round(low, 2), round(high, 2)
+    (0.68, 1.2)
+    """
+    x = np.geomspace(0.002, 1.0, 2000)
+    for a, b, c in polynomials:
+        x = a * x + b * x**3 + c * x**5
+    return float(x.min()), float(x.max())
 
 
 def newton_schulz(

@@ -8,10 +8,14 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch.optim import Optimizer
 
+from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
+from geodiag.monitoring.unmeasured import listed
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import UNKNOWN_GRADIENT, Comparison, compare
 from geodiag.optimizers.geometry import Geometry, unknown_geometry
+from geodiag.optimizers.slots import Slot
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormSource, current_norm
 from geodiag_torch.optimizers.readers import Entry, options_of, reader_of
@@ -80,10 +84,35 @@ class LiveGeometry:
         except (ArgumentError, NormError) as e:
             return Update(float(entries[0].group["lr"]), unknown=e.what)
 
-    def _read(self, entries: list[Entry] | None = None) -> Geometry:
+    def compare(self, gradient: Blocks, here: Blocks, there: Blocks) -> Comparison:
+        """Whether the step that was taken is that of the rule, for the measured loss.
+
+        ``gradient`` is that of the measured loss, at ``here``. Parameters that the optimizer got no
+        gradient of stay where they are.
+        """
+        entries = self._entries()
+        moving = {e.name: e for e in entries if e.param.grad is not None}
+        if not moving:
+            return Comparison("", UNKNOWN_GRADIENT)
+        space = self._space if len(moving) == len(entries) else self._space.select(moving)
+        slots = [self._read_one(e) for e in moving.values()]
+        unit = max(torch.finfo(e.param.dtype).eps for e in entries)
+        w, new, g = ({name: x[name] for name in moving} for x in (here, there, gradient))
+        said = compare(slots[0].family, slots, space, w, new, g, unit)
+        if said.unknown and all(bool((new[name] == x).all()) for name, x in w.items()):
+            return Comparison()  # a step that was left out, as a GradScaler does
+        idle = [n for n, g in gradient.items() if n not in moving and bool((g != 0).any())]
+        if idle and not (said.unknown or said.caveat):
+            return Comparison(f"the step leaves {listed(idle)} where they are")
+        return said
+
+    def _read_one(self, entry: Entry) -> Slot:
         if self._reader is None:
             raise unknown_geometry(self._kind)
-        slots = [self._reader(entry) for entry in entries or self._entries()]
+        return self._reader(entry)
+
+    def _read(self, entries: list[Entry] | None = None) -> Geometry:
+        slots = [self._read_one(entry) for entry in entries or self._entries()]
         return Geometry(slots, self._space, self._kind, self._compared)
 
     def _entries(self, names: Mapping[int, str] | None = None) -> list[Entry]:

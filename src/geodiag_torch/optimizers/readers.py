@@ -45,7 +45,12 @@ class Entry:
 
     def slot(self, family: Family, **fields: Any) -> Slot:
         """A slot with the options that torch's optimizers share."""
-        return Slot(self.name, family, **self.options, **fields)
+        return Slot(self.name, family, **self.options, gradient=self.gradient(), **fields)
+
+    def gradient(self) -> Tensor | None:
+        """What the optimizer received, after its step; None where it received nothing."""
+        g = self.param.grad
+        return None if g is None or g.layout != torch.strided else as_sharded(g)
 
     def matrix(self, axis: int) -> tuple[int, int] | None:
         """The sizes of this axis and of the next; None where Muon is not known to take it."""
@@ -54,7 +59,8 @@ class Entry:
 
     def array(self, key: str) -> Tensor | None:
         """An entry of the state, if there is one."""
-        return as_sharded(self.state[key]) if key in self.state else None
+        found = self.state.get(key)
+        return None if found is None else as_sharded(found)
 
 
 Reader = Callable[[Entry], Slot]
@@ -74,7 +80,8 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 def read_sgd(e: Entry) -> Slot:
     """torch.optim.SGD."""
     dampening, nesterov = float(e.group["dampening"]), bool(e.group["nesterov"])
-    return e.slot(GradientDescent(), dampening=dampening, nesterov=nesterov)
+    m = e.array("momentum_buffer")
+    return e.slot(GradientDescent(), dampening=dampening, nesterov=nesterov, first_moment=m)
 
 
 def read_adam(e: Entry) -> Slot:
@@ -96,6 +103,7 @@ def read_rmsprop(e: Entry) -> Slot:
     """torch.optim.RMSprop."""
     return e.slot(
         RMSprop(),
+        first_moment=e.array("momentum_buffer"),
         second_moment=e.array("square_avg"),
         mean_gradient=e.array("grad_avg") if e.group["centered"] else None,
         eps=float(e.group["eps"]),
@@ -118,7 +126,9 @@ def read_torch_muon(e: Entry) -> Slot:
     adjust = e.group["adjust_lr_fn"] or "original"
     if adjust not in MUON_RMS:
         raise NormError(f"Muon's adjust_lr_fn {adjust!r} is not known")
-    return e.slot(MuonDescent(), matrix=e.matrix(0), rms=MUON_RMS[adjust])
+    polynomials = [e.group["ns_coefficients"]] * int(e.group["ns_steps"])
+    matrix, rms = e.matrix(0), MUON_RMS[adjust]
+    return e.slot(MuonDescent(), matrix=matrix, rms=rms, decoupled=True, polynomials=polynomials)
 
 
 def read_copied_muon(e: Entry) -> Slot:
