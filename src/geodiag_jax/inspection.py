@@ -14,6 +14,7 @@ import functools
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,10 +131,10 @@ def _foreign_rule(equation: Any) -> str | None:
     if primitive.name == SOLVE:
         return None if _called_by_jax(equation) else SOLVE
     if primitive.name in CUSTOM:
-        body = next(_inner([equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr"))]), None)
-        source = str(getattr(getattr(body, "debug_info", None), "func_src_info", "") or "")
-        name, _, place = source.partition(" at ")
-        return None if _is_own(place) else name or primitive.name
+        sources = list(_sources(equation.params))
+        name, place = sources[0] if sources else (primitive.name, "")
+        own = _is_custom(name, place) and all(_is_own(each) for _, each in sources)
+        return None if own else name
     if primitive.name in TRANSPOSED:
         return str(primitive.name)
     rule = ad.primitive_jvps.get(primitive)
@@ -143,9 +144,33 @@ def _foreign_rule(equation: Any) -> str | None:
     return None if module.partition(".")[0] == "jax" else primitive.name
 
 
+def _sources(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and places of the functions of a custom derivative: itself first, then its rules."""
+    for value in parameters.values():
+        info = getattr(getattr(value, "jaxpr", value), "debug_info", None)
+        text = getattr(info, "func_src_info", None)
+        if isinstance(text, str):
+            name, _, place = text.partition(" at ")
+            yield name, place
+
+
+def _is_custom(name: str, place: str) -> bool:
+    """Whether JAX's own module there has a function of this name with derivatives of its own.
+
+    A rule may be the user's although its function is JAX's: ``jax.custom_jvp(jax.numpy.sin)``.
+    """
+    if not place.startswith(_JAX):
+        return False
+    path, _ = os.path.splitext(os.path.relpath(place, os.path.dirname(_JAX)))
+    module = sys.modules.get(path.replace(os.sep, "."))
+    return isinstance(getattr(module, name, None), (jax.custom_jvp, jax.custom_vjp))
+
+
 def _is_own(place: str) -> bool:
     """Whether JAX's own code with derivatives of its own is there; solvers take the user's."""
-    return place.startswith(_JAX + os.sep) and not any(x in place for x in ("control_flow", "sparse"))
+    return place.startswith(_JAX + os.sep) and not any(
+        x in place for x in ("control_flow", "sparse")
+    )
 
 
 def _called_by_jax(equation: Any) -> bool:

@@ -28,7 +28,7 @@ from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
 from geodiag_jax.pytree import Parameters, as_blocks
 from geodiag_jax.sharding import jax_errors_explained, with_auto_axes
-from geodiag_jax.stopped import held
+from geodiag_jax.stopped import moved
 from geodiag_jax.verdict import Verdict, judge, known_verdict
 
 S = TypeVar("S")
@@ -185,19 +185,11 @@ class JaxOracle(Oracle):
             yield programs.Recomputed(call, self._engine == "recompute"), (frozen, at)
 
     def _inputs(self, point: Arrays | None = None) -> Iterator[tuple[float, StaticCall, Inputs]]:
-        """One pass: the weight of each batch, and what its compiled functions take.
-
-        At another ``point``, parts of the loss that are stopped stay as they are at the oracle's.
-        """
+        """One pass: the weight of each batch, and what its compiled functions take."""
         own, fixed = self._parameters.point, self._parameters.fixed
         for weight, batch, arrays in self._batches:
             call, at = StaticCall(self._static, batch), Inputs(own, fixed, arrays)
-            if point is not None:
-                stopped = structure_of(call, at).stopped
-                at = at._replace(point=point)
-                if stopped:
-                    call, at = held(call, at, own)
-            yield weight, call, at
+            yield weight, *((call, at) if point is None else moved(call, at, point))
 
     def _total(self, f: Callable[[StaticCall, Inputs], Any], point: Arrays | None = None) -> Any:
         """``f`` of every batch, combined over one pass."""

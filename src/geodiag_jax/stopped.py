@@ -19,7 +19,7 @@ from jax.core import eval_jaxpr
 
 from geodiag.blocks import Array
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall
-from geodiag_jax.inspection import holds_stop, is_stop
+from geodiag_jax.inspection import holds_stop, is_stop, structure_of
 
 Pairs = list[tuple[Any, Any]]  # each value at the point, and at the one that stopped parts are of
 # Functions that are evaluated as a part of the one that calls them.
@@ -45,12 +45,14 @@ class HeldCall(StaticCall):
         rest = [*at.fixed, *at.batch]
         pairs = [*zip(at.point, at.base, strict=True), *((x, x) for x in rest)]
         ((loss, _),) = _evaluate(closed.jaxpr, closed.consts, pairs)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
 
-def held(call: StaticCall, at: Inputs, base: Arrays) -> tuple[HeldCall, HeldInputs]:
-    """A loss at other parameters, with the stopped parts of ``base``."""
-    return HeldCall(call.static, call.batch), HeldInputs(*at, base)
+def moved(call: StaticCall, at: Inputs, point: Arrays) -> tuple[StaticCall, Any]:
+    """A loss at another point, with its stopped parts as they are at ``at``."""
+    if not structure_of(call, at).stopped:
+        return call, at._replace(point=point)
+    return HeldCall(call.static, call.batch), HeldInputs(point, at.fixed, at.batch, at.point)
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Pairs) -> Pairs:
@@ -94,8 +96,7 @@ def _inside(jaxpr: Any, equation: Any, inputs: Pairs) -> Pairs:
         return jax.lax.switch(index, branches, operands)  # type: ignore[no-any-return]
     if equation.primitive.name in CALLS:
         body = parameters.get("jaxpr", parameters.get("call_jaxpr"))
-        closed = hasattr(body, "jaxpr")
-        return _evaluate(*(body.jaxpr, body.consts) if closed else (body, ()), inputs)
+        return _evaluate(getattr(body, "jaxpr", body), getattr(body, "consts", ()), inputs)
     return _both(jaxpr, equation, inputs)
 
 

@@ -18,7 +18,6 @@ from geodiag_jax.derivatives import StaticLoss
 from geodiag_jax.inspection import LossStructure
 from geodiag_jax.precision import SINGLE
 
-
 # A gradient that is off by less than this is meant to be that of the loss, but rounded, say. Then
 # the curvature of the products may not be off by more than that.
 APPROXIMATE, CURVED = 0.05, 0.1
@@ -31,13 +30,13 @@ class Verdict:
     Attributes:
         differences: why they must be differences of gradients; "" where they need not be.
         note: for the result.
-        off: how far first and second derivatives are from the loss, where no engine has better ones.
+        lost: how far second derivatives are from those of the loss, if no engine has better ones.
         asymmetry: of products, relative to their size; None where they are symmetric.
     """
 
     differences: str = ""
     note: str = ""
-    off: str = ""
+    lost: str = ""
     asymmetry: float | None = None
 
     def disagreement(self) -> EngineError:
@@ -50,19 +49,19 @@ class Verdict:
 
     def require_hessian(self) -> None:
         """Raise an EngineError where products are not those of a Hessian."""
-        if self.off:
+        if self.lost:
             raise EngineError(
-                "the gradient is rounded, and the second derivatives of the loss are lost in it",
-                got=self.off,
-                do="let the derivative rule keep what it needs in the precision of the loss",
+                "the second derivatives of the loss are lost in rules that round",
+                got=self.lost,
+                do="let the rule keep what it needs in the precision of the loss, or write it by "
+                "jax.lax.stop_gradient",
             )
         if self.asymmetry is not None:
             raise EngineError(
                 "Hessian-vector products are not symmetric, so S is not defined",
-                got=f"⟨u, Hv⟩ and ⟨v, Hu⟩ differ by {self.asymmetry:.2g} of their size"
-                + (f"; {self.note}" if self.note else ""),
-                do="measure a loss without derivative rules that clip, scale or replace gradients, "
-                "or write them by jax.lax.stop_gradient",
+                got=f"⟨u, Hv⟩ and ⟨v, Hu⟩ differ by {self.asymmetry:.2g} of their size",
+                do="measure a loss without derivative rules that clip or replace gradients, or "
+                "write them by jax.lax.stop_gradient",
             )
 
 
@@ -93,15 +92,15 @@ def judge(
 
 
 def _verdict(found: CrossCheck, names: str) -> Verdict:
-    if found.gradient is None:
-        if found.product is None:
-            return Verdict(asymmetry=found.asymmetry)
-        why = f"{names}: custom derivatives make a relative difference of {found.product:.2g}"
-        return Verdict(differences=why, asymmetry=found.asymmetry)
-    off = f"the gradient by {found.gradient:.2g} of its size"
-    if found.curvature is not None:
-        off += f", the curvature by {found.curvature:.2g}"
-    if found.gradient < APPROXIMATE and (found.curvature or 0.0) > CURVED:
-        return Verdict(off=f"{names}: custom derivatives change {off}")
-    note = f"derivatives are not those of the loss, but as custom ones ({names}) make them: {off}"
-    return Verdict(note=note, asymmetry=found.asymmetry)
+    custom = f"custom derivatives ({names})"
+    gradient, bent = found.gradient or 0.0, found.curvature or 0.0
+    off = f"{custom} change the gradient by {gradient:.2g} of its size"
+    if found.flat or (gradient < APPROXIMATE and bent > CURVED):
+        return Verdict(lost=f"{off}, and the curvature by {1.0 if found.flat else bent:.2g}")
+    if found.replaced:
+        note = f"{off}; the Hessian is the one that they make"
+        return Verdict(note=note, asymmetry=found.asymmetry)
+    if found.product is None:
+        return Verdict(asymmetry=found.asymmetry)
+    why = f"{custom} make products that are off by a relative {found.product:.2g}"
+    return Verdict(differences=why, asymmetry=found.asymmetry)

@@ -150,9 +150,11 @@ def test_a_loss_without_second_derivative_says_so():
 
     params = {"w": jnp.ones(2)}
     with pytest.raises(errors.EngineError, match="finite-difference"):
-        geodiag.sharpness(loss, params=params)
-    result = geodiag.sharpness(loss, params=params, engine="finite-difference")
-    assert float(result) == pytest.approx(2.0, rel=1e-9)
+        geodiag.sharpness(loss, params=params, engine="reverse")
+    for engine in ("auto", "finite-difference"):
+        result = geodiag.sharpness(loss, params=params, engine=engine)
+        assert float(result) == pytest.approx(2.0, rel=1e-9)
+        assert "differences" in result.notes[-1]
 
 
 def test_memory_limits_what_is_kept():

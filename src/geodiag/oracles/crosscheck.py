@@ -11,7 +11,7 @@ move the difference itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,11 +19,13 @@ import numpy as np
 from geodiag.blocks import Array, Blocks, axpy, dot, norm2, scale, size, subtract
 from geodiag.oracles.base import Oracle
 
-# How far a product may be from the difference, and from symmetry, relative to their size: far above
-# the rounding of the difference (up to 3e-3 in float32), and below what a dropped term makes.
+# How far a difference of gradients may be from the product, relative to their size: far above its
+# rounding (up to 3e-3 in float32), and below what a dropped term makes.
 TOLERANCE = 0.02
-# The same for the slope of the loss, whose differences are more accurate.
-SLOPE_TOLERANCE = 1e-3
+# The same for the slope of the loss, and the symmetry of products, which are more accurate.
+FINE_TOLERANCE = 1e-3
+# From here on a gradient is looked at for whether it is a rounded one, where ε allows that.
+ROUNDED = 1e-5
 # How far, relative to what doubling the step changes.
 RESOLVED = 10.0
 # The second product is asked for at so many times its direction (a power of two, which rounds the
@@ -40,20 +42,27 @@ class CrossCheck:
         gradient: between the gradient and differences of the loss.
         curvature: between ⟨d, Hd⟩ and second differences of the loss, looked at where ``gradient``
             is known.
-        asymmetry: between ⟨u, Hv⟩ and ⟨v, Hu⟩: of differences where ``product`` alone is known,
-            else of products.
+        flat: whether products vanish where ``gradient`` is known.
+        asymmetry: between ⟨u, Hv⟩ and ⟨v, Hu⟩: of differences where ``product`` is known and the
+            gradient is not ``replaced``, else of products.
     """
 
     product: float | None = None
     gradient: float | None = None
     curvature: float | None = None
+    flat: bool = False
     asymmetry: float | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the gradient is another than that of the loss."""
+        return (self.gradient or 0.0) > FINE_TOLERANCE
 
 
 def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> CrossCheck:
     """Compare the products of an oracle with differences of its gradients and losses.
 
-    It costs two products, two gradients and two losses, and up to eight gradients and sixteen
+    It costs two products, two gradients and four losses, and up to eight gradients and sixteen
     losses where something is found.
 
     Args:
@@ -68,9 +77,10 @@ def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> Cro
     product = _in_both(line.product_error() for line in (u, v))
     slope = _in_both(line.slope_error() for line in (u, v))
     curvature = None if slope is None else _in_both(line.curvature_error() for line in (u, v))
-    differences = product is not None and slope is None
-    asymmetry = _asymmetry(u, v, differences, by_differences)
-    return CrossCheck(product, slope, curvature, asymmetry)
+    flat = slope is not None and not any(float(norm2(line.product)) > 0.0 for line in (u, v))
+    found = CrossCheck(product, slope, curvature, flat)
+    of_differences = product is not None and not found.replaced
+    return replace(found, asymmetry=_asymmetry(u, v, of_differences, by_differences))
 
 
 class _Line:
@@ -113,11 +123,17 @@ class _Line:
         return found / total if found > RESOLVED * uncertainty else None
 
     def slope_error(self) -> float | None:
-        """The relative difference of ⟨∇L, d⟩ from that of losses, if it is resolved."""
-        h = self.eps ** (1.0 / 3.0)
+        """The relative difference of ⟨∇L, d⟩ from that of losses, if it is resolved.
+
+        With the best step for smooth losses, and with one that crosses fewer jumps of others.
+        """
+        found = [self._slope_error(h) for h in (self.eps ** (1.0 / 3.0), self.step)]
+        return max((x for x in found if x is not None), default=None)
+
+    def _slope_error(self, h: float) -> float | None:
         near, exact = self._slope(h), float(dot(self.gradient, self.d))
         found, total = abs(near - exact), max(abs(near), self.typical(self.gradient))
-        if not found > SLOPE_TOLERANCE * total:
+        if not found > max(ROUNDED, self.eps**0.4) * total:
             return None
         rounding = self.eps * abs(float(self.oracle.loss())) / h
         uncertainty = abs(self._slope(2 * h) - near) + rounding
@@ -147,10 +163,13 @@ class _Line:
         return scale(subtract(ahead, behind), 0.5 / h)
 
     def _slope(self, h: float) -> float:
-        return (self._loss(h) - self._loss(-h)) * 0.5 / h
+        slope: float = (self._loss(h) - self._loss(-h)) * 0.5 / h
+        return slope
 
     def _bend(self, h: float) -> float:
-        return (self._loss(h) - 2 * float(self.oracle.loss()) + self._loss(-h)) / h**2
+        here = float(self.oracle.loss())
+        bend: float = (self._loss(h) - 2 * here + self._loss(-h)) / h**2
+        return bend
 
     def _loss(self, t: float) -> float:
         return float(self.oracle.loss_at(axpy(t, self.d, self.point)))
@@ -161,7 +180,8 @@ class _Line:
 
 def _root_mean_square(tensors: list[Array]) -> float:
     named = {str(i): x for i, x in enumerate(tensors)}
-    return float(norm2(named)) / max(size(named), 1) ** 0.5
+    found: float = float(norm2(named)) / max(size(named), 1) ** 0.5
+    return found
 
 
 def _in_both(found: Iterable[float | None]) -> float | None:
@@ -180,9 +200,9 @@ def _asymmetry(
     a, b = (line.near if of_differences else line.product for line in (first, second))
     found = abs(float(dot(second.d, a)) - float(dot(first.d, b)))
     total = max(second.typical(a), first.typical(b))
-    if not found > TOLERANCE * total:
+    if not found > FINE_TOLERANCE * total:
         return None
-    uncertainty = 0.0
-    if of_differences or by_differences:
-        uncertainty = first.typical(second.change) + second.typical(first.change)
+    if not (of_differences or by_differences):
+        return found / total
+    uncertainty = first.typical(second.change) + second.typical(first.change)
     return found / total if found > RESOLVED * uncertainty else None
