@@ -9,6 +9,7 @@ curvature   ⟨s, ∇²L(w) s⟩/‖s‖²                    the limit of the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +18,27 @@ from geodiag.blocks import (
     add,
     all_finite,
     axpy,
+    divide,
     dot,
-    epsilon,
-    map_blocks,
+    largest,
     namespace,
     subtract,
 )
 from geodiag.core.validation import as_blocks, as_number, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
+from geodiag.estimators.roundoff import (
+    PointErrors,
+    curvature_error,
+    remainder,
+)
 from geodiag.norms.base import Norm
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolved_oracle
 
 PATH_POINTS = 16
+BOTH_ENDS = math.sqrt(2)  # the error of a difference, to that of each
+LARGEST_OF = 2.0  # the error of the largest of PATH_POINTS values, to that of each
+SMALLEST, LARGEST = 1e-280, 1e280  # squares beyond these lose digits
 
 
 class DirectionalSmoothness(float):
@@ -38,8 +47,10 @@ class DirectionalSmoothness(float):
     Attributes:
         kind: as it was asked for.
         norm: the norm's repr.
-        rounding: by how much the precision of the losses, or of the Hessian-vector product, can
-            change the value; None: not estimated.
+        rounding: how far rounding may have moved the value: in 95 % of cases no further. It may
+            exceed |value|, which then says no more than how small D is. It is estimated from
+            other evaluations, of gradients along the step or near its ends; where the step is long
+            and the loss has kinks, it includes the error of that estimate.
 
     Examples:
         >>> step = {"x": np.array([1.0, 0.0])}
@@ -50,7 +61,7 @@ class DirectionalSmoothness(float):
 
     kind: str
     norm: str
-    rounding: float | None
+    rounding: float | None  # None where it is made by hand
 
     def __new__(
         cls, value: float, kind: str, norm: str, rounding: float | None = None
@@ -85,7 +96,10 @@ def directional_smoothness(
         step: blocks of w⁺ − w, with the measured parameters' names and shapes.
         norm: a registered name or a Norm object.
         kind: "remainder" (default), "pointwise", "path", "optimal" or "curvature". "path" is a
-            lower bound: the largest value at 16 points t in (0, 1].
+            lower bound: the largest value at 16 points t in (0, 1]. "remainder" and "optimal" are
+            from gradients along the step where the difference of the losses is lost to rounding:
+            2∫⟨∇L(w + ts) − ∇L(w), s⟩dt/‖s‖² is the same number. All but "curvature" are of the
+            step as it is after rounding: w + s − w.
         **problem_arguments: as in :func:`geodiag.problem`.
 
     Returns:
@@ -94,7 +108,8 @@ def directional_smoothness(
 
     Raises:
         ShapeError: ``step`` has other names or shapes than the parameters.
-        ArgumentError: a zero or non-finite step, or an unknown kind.
+        ArgumentError: a step that is zero, not finite, too short or too long for the precision, or
+            an unknown kind.
         NonFiniteError: the loss or gradient at either end is not finite.
 
     Examples:
@@ -113,13 +128,7 @@ def directional_smoothness(
         bound = asked.bind(oracle.space)
         with oracle.surroundings(), own_arithmetic():
             s = as_blocks(step, oracle.space, "step")
-            if not bool(all_finite(s)) or not 0 < _number(
-                bound.value(s), "value(d)", bound
-            ) < float("inf"):
-                raise ArgumentError(
-                    "step= must be finite and not zero: nothing moved",
-                    do="pass w⁺ − w of a step that was taken",
-                )
+            _check_step(bound, s)
             value, rounding = _KINDS[kind](oracle, bound, s)
         if value != value or abs(value) == float("inf"):
             raise NonFiniteError(
@@ -129,25 +138,19 @@ def directional_smoothness(
         return DirectionalSmoothness(value, kind, repr(asked), rounding)
 
 
-def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    here = oracle.point()
-    there = add(here, s)
-    taken = subtract(there, here)  # the step as it is after rounding
-    before, after = float(oracle.loss()), float(oracle.loss_at(there))
-    g = oracle.gradient()
-    slope, length2 = float(dot(g, taken)), _square(norm.value(taken))
-    if length2 == 0.0:
+def _check_step(norm: Norm, s: Blocks) -> None:
+    if not bool(all_finite(s)) or not bool(largest(s) > 0):
         raise ArgumentError(
-            "step= is lost to rounding when it is added to the parameters",
-            do="measure a longer step, or in float64",
+            "step= must be finite and not zero: nothing moved",
+            do="pass w⁺ − w of a step that was taken",
         )
-    eps = max(epsilon(s), oracle.precision)
-    rounding = 2 * eps * (abs(before) + abs(after) + abs(slope)) / length2
-    return 2 * (after - before - slope) / length2, rounding
-
-
-def _square(length: Any) -> float:
-    return float(length) * float(length)  # ** would raise where this is infinite
+    length = _number(norm.value(s), "value(d)", norm)
+    if not 0 < length < float("inf"):
+        raise ArgumentError(
+            "the norm of step= is beyond this precision",
+            got=f"entries of up to {float(largest(s)):.3g}, a norm of {length:g}",
+            do="scale the parameters, or measure in float64",
+        )
 
 
 def _number(x: Any, what: str, norm: Norm) -> float:
@@ -157,42 +160,95 @@ def _number(x: Any, what: str, norm: Norm) -> float:
     return value
 
 
-def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
+def _remainder(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
+    here, there, _, length = _taken(oracle, norm, s)
+    losses = float(oracle.loss_at(there)), float(oracle.loss())
+    found = remainder(oracle, here, there, oracle.gradient(), losses)
+    return per_square(2 * found.value, length), per_square(2 * found.error, length)
+
+
+def _optimal(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
     value, rounding = _remainder(oracle, norm, s)
     return abs(value), rounding
 
 
-def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    there = oracle.gradient_at(add(oracle.point(), s))
-    change = subtract(there, oracle.gradient())
+def _pointwise(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
+    _, there, taken, length = _taken(oracle, norm, s)
+    g = oracle.gradient()
+    change = subtract(oracle.gradient_at(there), g)
     if not bool(all_finite(change)):  # a dual norm that needs an SVD would raise
-        return float("nan"), None
-    return 2 * _number(norm.dual(change), "dual(g)", norm) / float(norm.value(s)), None
+        return float("nan"), float("inf")
+    size = _number(norm.dual(change), "dual(g)", norm)
+    error = PointErrors(oracle, g, taken).of(lambda e: float(norm.dual(e)))
+    return 2 * size / length, 2 * BOTH_ENDS * error / length
 
 
-def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    length2, here = _square(norm.value(s)), oracle.gradient()
-    values = []
-    if length2 == 0.0:
-        return float("nan"), None
+def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
+    here, _, taken, _ = _taken(oracle, norm, s)
+    g = oracle.gradient()
+    errors = PointErrors(oracle, g, taken)
+    found: list[tuple[float, float]] = []
     for k in range(1, PATH_POINTS + 1):
-        t = k / PATH_POINTS
-        there = oracle.gradient_at(axpy(t, s, oracle.point()))
-        values.append(float(dot(subtract(there, here), s)) / (t * length2))
-    return (float("nan") if any(v != v for v in values) else max(values)), None
+        there = axpy(k / PATH_POINTS, s, here)
+        u = subtract(there, here)  # ts, as it is after rounding
+        length = float(norm.value(u))
+        if length > 0:
+            change = float(dot(subtract(oracle.gradient_at(there), g), u))
+            found.append(
+                (
+                    per_square(change, length),
+                    per_square(LARGEST_OF * BOTH_ENDS * errors.along(u), length),
+                )
+            )
+    best, error = max(found, key=lambda each: each[0])
+    if any(value != value for value, _ in found):
+        return float("nan"), float("inf")
+    return best, max(error, max(value + each for value, each in found) - best)
 
 
-def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float | None]:
-    image, length2 = oracle.hvp(s), _square(norm.value(s))
-    if not length2:
-        return float("nan"), None
-    terms = map_blocks(lambda x, y: abs(x * y), s, image)
-    size = sum(float(namespace(terms).sum(x)) for x in terms.values())
-    rounding = max(epsilon(s), oracle.precision) * size / length2
-    return float(dot(s, image)) / length2, rounding
+def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
+    length = float(norm.value(s))
+    limits = _limits(s)
+    if not limits.smallest_normal / limits.eps < length * length < limits.max * limits.eps:
+        s = divide(s, length)
+        length = float(norm.value(s))
+    image = oracle.hvp(s)
+    error = curvature_error(oracle, s, image)
+    return per_square(float(dot(s, image)), length), per_square(error, length)
 
 
-_KINDS: dict[str, Callable[[Oracle, Norm, Blocks], tuple[float, float | None]]] = {
+def _taken(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[Blocks, Blocks, Blocks, float]:
+    """w, w + s, the step between them as it is after rounding, and its length."""
+    here = oracle.point()
+    there = add(here, s)
+    taken = subtract(there, here)
+    length = float(norm.value(taken))
+    if is_too_short(s, length):
+        raise ArgumentError(
+            "step= is lost to rounding when it is added to the parameters"
+            if length == 0.0
+            else "step= is too short: its square underflows",
+            do="measure a longer step, or in float64",
+        )
+    return here, there, taken, length
+
+
+def is_too_short(s: Blocks, length: float) -> bool:
+    """Whether the square of a step's length underflows in the dtype of ``s``."""
+    return length * length < float(_limits(s).smallest_normal)
+
+
+def _limits(s: Blocks) -> Any:
+    return namespace(s).finfo(next(iter(s.values())).dtype)
+
+
+def per_square(x: float, length: float) -> float:
+    """x/length², also where the square over- or underflows."""
+    square = length * length
+    return x / square if SMALLEST < square < LARGEST else x / length / length
+
+
+_KINDS: dict[str, Callable[[Oracle, Norm, Blocks], tuple[float, float]]] = {
     "remainder": _remainder,
     "optimal": _optimal,
     "pointwise": _pointwise,

@@ -139,6 +139,8 @@ class SharpnessResult:
         loss: L(w).
         upper: a certified upper bound on S, or None.
         residual: relative, for quadratic norms: ‖P⁻¹Hd − S·d‖_P / |S|.
+        rounding: how far rounding moves the value, where the loss is computed in fewer than 32 bits
+            or the products are differences in single precision; else None.
         spread: (best − worst) / |best| over starts, after equally many steps.
         history: the value after each iteration of the best start; Frank–Wolfe: of each restart.
         notes: what was done differently from what was asked, and why.
@@ -165,6 +167,7 @@ class SharpnessResult:
     history: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict, repr=False)
+    rounding: float | None = None
 
     @property
     def gap(self) -> float | None:

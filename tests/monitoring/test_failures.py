@@ -86,7 +86,20 @@ class TestFailures:
         monitor, w = pair(first=lambda w: 1e12 + loss(w))
         monitor.before(0)
         w["x"] -= 1e-9 * G
-        assert "below its rounding error" in monitor.after().note
+        record = monitor.after()
+        assert "D is from gradients along the step" in record.note
+        assert record.directional_smoothness == pytest.approx(G @ H @ G / (G @ G), rel=1e-5)
+
+    @pytest.mark.parametrize("length", [1e-170, 1e160])
+    def test_a_step_of_extreme_length(self, length):
+        pair = lambda w: 0.5 * float(w["x"] @ w["x"]), lambda w: {"x": 1.0 * w["x"]}
+        monitor = Monitor(pair, "linf", params={"x": np.zeros(3)}, lr=LR, every=1)
+        monitor.before(0)
+        with np.errstate(all="ignore"):
+            record = monitor.after({"x": np.asarray([length, 0.0, 0.0])})
+        assert "Error" not in record.note
+        assert math.isnan(record.directional_smoothness)
+        assert record.curvature == pytest.approx(1.0, rel=1e-5)
 
     def test_points_of_other_shapes(self):
         monitor, _ = pair()

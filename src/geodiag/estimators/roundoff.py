@@ -1,17 +1,46 @@
-"""The round-off of a value, estimated by one independent Hessian-vector product."""
+"""How far rounding may have moved what was measured.
+
+resolved          a sharpness, by one independent Hessian-vector product
+curvature_error   ⟨s, Hs⟩, by the same below 32 bits, else by the size of its terms
+PointErrors       loss and gradient, by differences at distances where these are rounding
+remainder         L(w + s) − L(w) − ⟨∇L(w), s⟩, by losses or by gradients
+
+The last three hold in at least 95 % of random draws of networks, steps and precisions; but from 32
+bits on that of the curvature is too small where a cross-entropy has been fitted to near zero.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from geodiag.blocks import dot
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    add,
+    axpy,
+    dot,
+    epsilon,
+    map_blocks,
+    norm2,
+    scale,
+    subtract,
+)
 from geodiag.oracles.base import Oracle
 from geodiag.results import SharpnessResult, Status, relative
 
 SINGLE = float(np.finfo(np.float32).eps)
+SAMPLES = 2
+# At so many root mean squares of the samples lie 95 % of what they are samples of, or more.
+SPREAD = 5.0
+NOISE = 0.5  # relative: a larger error leaves little of a remainder
+# Of a curvature: an independent product shows one error of its kind, and the terms their size.
+INDEPENDENT, TERMS = 6.0, 8.0
+ONE_PRODUCT = 3.0  # of a sharpness, where one machine epsilon is the least
 
 
 def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessResult:
@@ -41,6 +70,7 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     return replace(
         result,
         num_hvps=result.num_hvps + 1,
+        rounding=ONE_PRODUCT * error,
         status=Status.PRECISION if coarse else result.status,
         notes=notes,
     )
@@ -54,3 +84,110 @@ def _note(half: bool, error: float, share: float) -> str:
     if not share < 1.0:
         return f"{head}, which does not resolve the value: {cause} moves it by {error:.2g}"
     return f"{head}: {cause} moves the value by about {share:.2g} of it"
+
+
+def coarsest(oracle: Oracle, blocks: Blocks) -> float:
+    """The machine epsilon of the coarsest dtype that anything is computed in."""
+    return max(epsilon(blocks), oracle.precision)
+
+
+def curvature_error(oracle: Oracle, s: Blocks, image: Blocks) -> float:
+    """Of ⟨s, Hs⟩, where ``image`` is Hs; below 32 bits it takes one product."""
+    terms = TERMS * coarsest(oracle, s) * float(norm2(s)) * float(norm2(image))
+    other = oracle.independent_hvp(s) if oracle.precision > SINGLE else None
+    if other is None:
+        return terms
+    return terms / 4 + INDEPENDENT * abs(float(dot(s, subtract(other, image))))
+
+
+class PointErrors:
+    """Samples of the errors of loss and gradient, at w and at points as near as ``reach``.
+
+    They are differences at relative distances of ε^{2/3}, of an order at which those of a smooth
+    loss are below rounding; and what is rounded to steps, as 1 − p near a probability of 1, takes
+    several of them. Each sample takes two gradients, and with ``losses`` two losses.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        gradient: Blocks,
+        reach: Blocks | None = None,
+        *,
+        losses: bool = False,
+    ) -> None:
+        here, rng = oracle.point(), np.random.default_rng(0)
+        distance = coarsest(oracle, here) ** (2 / 3)
+        sizes = map_blocks(abs, here) if reach is None else map_blocks(_sizes, here, reach)
+        self._gradients, self._losses = [], []
+        for _ in range(SAMPLES):
+            d = map_blocks(lambda x, z: distance * x * z, sizes, oracle.space.random(rng))
+            above, below = add(here, d), subtract(here, d)
+            both = add(oracle.gradient_at(above), oracle.gradient_at(below))
+            # n₊ + n₋ − 2n: six times the variance of one error.
+            self._gradients.append(scale(axpy(-2.0, gradient, both), 1 / math.sqrt(6)))
+            if losses:  # by the trapezoidal rule: twice the variance
+                change = float(oracle.loss_at(above)) - float(oracle.loss_at(below))
+                self._losses.append((change - float(dot(both, d))) / math.sqrt(2))
+
+    def loss(self) -> float:
+        """The error of a loss."""
+        return _spread(self._losses)
+
+    def of(self, number: Callable[[Blocks], float]) -> float:
+        """The error of a number, given what an error of the gradient adds to it."""
+        return _spread(map(number, self._gradients))
+
+    def along(self, s: Blocks) -> float:
+        """The error of ⟨∇L, s⟩."""
+        return self.of(lambda e: float(dot(e, s)))
+
+
+def _sizes(x: Array, y: Array) -> Array:
+    return abs(x) + abs(y)
+
+
+def _spread(samples: Iterable[float]) -> float:
+    found = SPREAD * math.hypot(*samples) / math.sqrt(SAMPLES)
+    return found if math.isfinite(found) else math.inf
+
+
+class Remainder(NamedTuple):
+    """L(w⁺) − L(w) − ⟨∇L(w), s⟩ along s = w⁺ − w."""
+
+    value: float
+    error: float
+    by_gradients: bool  # whether the value is the integral
+
+
+def remainder(
+    oracle: Oracle,
+    here: Blocks,
+    there: Blocks,
+    gradient: Blocks,
+    losses: tuple[float, float],
+    errors: PointErrors | None = None,
+) -> Remainder:
+    """The remainder with its error, by the ``losses`` at w⁺ and w or by gradients between.
+
+    It is the integral of ⟨∇L(w + ts) − ∇L(w), s⟩ too, which loses no digits to the size of the
+    loss. By Simpson's rule that takes two gradients. The two differ by the rounding of the losses
+    and the error of the rule, which in turn is below what the rule changes of the trapezoidal one.
+    Where rounding leaves little of the difference of the losses, the value is the integral. The
+    gradient at w has the same error in both; without the ``errors`` there it takes four more.
+    """
+    s = subtract(there, here)
+    after, before = losses
+    by_losses = after - before - float(dot(gradient, s))
+    middle, end = (
+        float(dot(subtract(oracle.gradient_at(w), gradient), s))
+        for w in (axpy(0.5, s, here), there)
+    )
+    integral = (4 * middle + end) / 6
+    slope = (errors or PointErrors(oracle, gradient, s)).along(s)
+    last = epsilon(here) * (abs(before) + abs(after))  # of the difference itself
+    error = abs(by_losses - integral) + slope + last
+    other = abs(end / 2 - integral) + slope
+    if error > NOISE * abs(by_losses) and other < error:
+        return Remainder(integral, other, True)
+    return Remainder(by_losses, error if math.isfinite(error) else math.inf, False)

@@ -5,5 +5,6 @@ observation         the measurement of one record
 sharpness_tracker   S along a run: when to refresh, explore or search again
 schedule            at which steps to measure
 step_curvature      the slope and the curvature along a step
+rounding            what a record says of its rounding errors
 unmeasured          tensors that are not measured, and that a step may move
 """

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from geodiag.blocks import Array, Blocks, all_finite, epsilon, to_numpy
+from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
 from geodiag.errors import ArgumentError, StaleOracle, shown
+from geodiag.estimators.roundoff import PointErrors, coarsest
+from geodiag.monitoring.rounding import point_errors, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.monitoring.unmeasured import changed, copied, listed
@@ -48,6 +50,7 @@ class Observation:
         tracker: of S along the run.
         result: the sharpness at w, with its witness.
         rest: copies of the tensors that are not measured, and that the step may move.
+        errors: samples of the rounding errors at w, where the loss has fewer than 32 bits.
     """
 
     step: int
@@ -65,6 +68,7 @@ class Observation:
     tracker: SharpnessTracker | None = None
     result: SharpnessResult | None = None
     rest: Mapping[str, Array] = field(default_factory=dict)
+    errors: PointErrors | None = None
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -115,6 +119,16 @@ class Observation:
         """Measure S and ‖g‖*. Returns the result, or None if it failed."""
         assert self.oracle is not None
         self.norm, self.tracker = asked.bind(self.oracle.space), tracker
+        self.result = self._measure(asked, tracker)
+        with self.noting("the rounding errors"), own_arithmetic():
+            of_sharpness = None if self.result is None else self.result.rounding
+            self.errors, text = point_errors(self.oracle, self.norm, self.known, of_sharpness)
+            self.note(text)
+        return self.result
+
+    def _measure(self, asked: Norm, tracker: SharpnessTracker) -> SharpnessResult | None:
+        assert self.oracle is not None
+        assert self.norm is not None
         result = None
         with self.noting("the sharpness"):
             result = tracker.measure(self.oracle, asked, self.norm)
@@ -132,7 +146,6 @@ class Observation:
         }
         if result.upper is not None:
             self.known["upper"] = float(result.upper)
-        self.result = result
         return result
 
     def compare(self, update: Update | None) -> None:
@@ -188,26 +201,25 @@ class Observation:
                 values[each.name] = each.kind(each.measure(self))
 
     def _along(self, there: Blocks) -> None:
+        assert self.here is not None
         assert self.oracle is not None
         assert self.norm is not None
         with own_arithmetic():
             stepped = self.oracle.run(
                 StepCurvature(self.norm), self.here, there, self.oracle.gradient()
             )
-        length, slope, curvature = to_numpy(stepped.numbers).tolist()
+        length, _, curvature = to_numpy(stepped.numbers).tolist()
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
         before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
         self.new_loss = after
-        smoothness = 2 * (after - before - slope) / length**2
-        if math.isfinite(smoothness):
-            self.known["directional_smoothness"] = smoothness
-            terms = abs(before) + abs(after) + abs(slope)
-            if abs(smoothness) < (error := 2 * epsilon(there) * terms / length**2):
-                self.note(f"D is below its rounding error, {error:.1g}")
-        else:
-            self.note("the loss or the gradient at one end of the step is not finite")
+        with own_arithmetic():
+            found = smoothness(self.oracle, self.here, there, (after, before), stepped, self.errors)
+        if not math.isnan(found.value):
+            self.known["directional_smoothness"] = found.value
+        for text in found.notes:
+            self.note(text)
         if math.isfinite(curvature):
             self.known["curvature"] = curvature
             self._better_witness(curvature, stepped.unit)
@@ -219,7 +231,10 @@ class Observation:
 
         It must do so by more than rounding, since the value of an EXACT result is the maximum.
         """
-        if self.result is None or curvature <= self.result.value * (1 + epsilon(unit) ** 0.5):
+        assert self.oracle is not None
+        if self.result is None or curvature <= self.result.value * (
+            1 + coarsest(self.oracle, unit) ** 0.5
+        ):
             return
         assert self.tracker is not None
         witness = {name: to_numpy(x) for name, x in unit.items()}

@@ -25,6 +25,7 @@ class AlongStep(NamedTuple):
     """What was measured along a step s = w⁺ − w, at w."""
 
     unit: Blocks  # s/‖s‖; zero for a step that is zero or not finite
+    image: Blocks  # H times that
     numbers: Array  # ‖s‖, NaN or infinite where s is not finite; ⟨∇L, s⟩; ⟨s, Hs⟩/‖s‖²
     num_hvps: Array | int
 
@@ -50,6 +51,8 @@ class StepCurvature(NormProgram):
             length = xp.where(finite, length, length + float("nan"))
         moves = finite & (length > 0)
         unit = where(moves, divide(step, xp.where(moves, length, xp.ones_like(length))), nothing)
-        curvature = dot(unit, hvp(unit))
-        numbers = xp.stack([length, slope, curvature])
-        return AlongStep(view.full(unit) if view else unit, numbers, 1)
+        image = hvp(unit)
+        numbers = xp.stack([length, slope, dot(unit, image)])
+        if view:
+            unit, image = view.full(unit), view.full(image)
+        return AlongStep(unit, image, numbers, 1)

@@ -10,7 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from geodiag.blocks import Blocks, axpy, epsilon, largest, map_blocks, norm2, scale, subtract
+from geodiag.blocks import (
+    Blocks,
+    axpy,
+    divide,
+    epsilon,
+    largest,
+    map_blocks,
+    norm2,
+    scale,
+    subtract,
+)
 
 # With gradients of a larger relative rounding error than this, the step size is searched for: finer
 # gradients leave digits to spare for a poor one.
@@ -23,6 +33,8 @@ SHRINKS = 0.5
 # The largest entry of the direction in a jittered product. No power of two: scaling by one would
 # leave the rounding as it was.
 PEAK = 1.37
+# Squares beyond these lose digits, or everything, in float32.
+TINY, HUGE = 1e-30, 1e30
 Gradient = Callable[[Blocks], Blocks]
 
 
@@ -101,8 +113,11 @@ def finite_difference_hvp(
         array([2., 6.])
     """
     length, peak = float(norm2(d)), float(largest(d))
-    if length == 0.0:
+    if peak == 0.0:
         return scale(d, 0.0)
+    if not TINY < peak * peak < HUGE and math.isfinite(peak):  # lengths over- or underflow
+        unit = divide(d, peak)
+        return scale(finite_difference_hvp(gradient_at, point, unit, eps, factor), peak)
     reach = min((1.0 + float(norm2(point))) / length, (1.0 + float(largest(point))) / peak)
     h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach * factor
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))

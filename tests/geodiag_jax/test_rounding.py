@@ -1,0 +1,109 @@
+"""The stated rounding errors bound the true ones, in at least 95 % of random draws.
+
+The truth is the same network in float64, with the very step that was taken.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import geodiag
+import geodiag_jax
+from geodiag.blocks import dot
+
+KINDS = ("remainder", "optimal", "pointwise", "path", "curvature")
+SHAPES = {"a": (6, 10), "b": (10, 3)}
+
+
+def loss(params, x, y):
+    logits = jnp.tanh(x @ params["a"]) @ params["b"]
+    return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(logits), axis=1))
+
+
+def cast(params, x, y):
+    half = {name: w.astype(jnp.bfloat16) for name, w in params.items()}
+    return loss(half, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
+
+
+CASES = {
+    "float32": (loss, jnp.float32),
+    "bfloat16": (loss, jnp.bfloat16),
+    "cast": (cast, jnp.float32),
+}
+
+
+def draw(seed, dtype):
+    """(here, there, data), and the same in float64."""
+    rng = np.random.default_rng(seed)
+    size = 10 ** rng.uniform(-0.5, 0.5)
+    x = jnp.asarray(rng.standard_normal((40, 6)), dtype)
+    y = jnp.asarray(np.eye(3)[rng.integers(3, size=40)], dtype)
+    here = {n: jnp.asarray(size * rng.standard_normal(s) / 3, dtype) for n, s in SHAPES.items()}
+    c = size * 10 ** rng.uniform(-4, -0.5)
+    there = {
+        n: (w.astype(jnp.float64) + c * rng.standard_normal(w.shape)).astype(dtype)
+        for n, w in here.items()
+    }
+    narrow = here, there, (x, y)
+    return narrow, jax.tree_util.tree_map(lambda a: a.astype(jnp.float64), narrow)
+
+
+def covered(found):
+    return np.mean([abs(value - truth) <= error for value, truth, error in found])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rounding_of_directional_smoothness(case):
+    function, dtype = CASES[case]
+    found = {kind: [] for kind in KINDS}
+    for seed in range(30):
+        (here, _, data), (here64, there64, data64) = draw(seed, dtype)
+        step = {n: there64[n] - here64[n] for n in here}
+        oracle = geodiag.problem(function, params=here, data=data).at()
+        exact = geodiag.problem(loss, params=here64, data=data64).at()
+        for kind in KINDS:
+            got = geodiag.directional_smoothness(oracle, step, kind=kind)
+            truth = geodiag.directional_smoothness(exact, step, kind=kind)
+            found[kind].append((float(got), float(truth), got.rounding))
+    for kind in KINDS:
+        assert covered(found[kind]) >= 0.95, kind
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "cast"])
+def test_every_record_below_32_bits_carries_the_error_of_each_number(case):
+    function, dtype = CASES[case]
+    found = {name: [] for name in ("loss", "dual norm", "sharpness", "D", "curvature")}
+    for seed in range(100, 120):
+        (here, there, data), (here64, there64, data64) = draw(seed, dtype)
+        exact = geodiag.problem(loss, params=here64, data=data64).at()
+        step = {n: there64[n] - here64[n] for n in here}
+        with geodiag_jax.Monitor(function, "l2", data=data, lr=0.1, every=1, max_hvps=8) as monitor:
+            monitor.before(0, here)
+            witness = monitor._pending.result
+            record = monitor.after(there)
+        pattern = r"(loss|dual norm|sharpness|D|curvature) ± ([^,;]+)"
+        stated = {name: float(error) for name, error in re.findall(pattern, record.note)}
+        assert set(stated) == set(found), record
+        d = {name: jnp.asarray(x, jnp.float64) for name, x in witness.direction.items()}
+        along = [
+            float(geodiag.directional_smoothness(exact, step, kind=kind))
+            for kind in ("remainder", "curvature")
+        ]
+        gradient = exact.gradient()
+        truths = {
+            "loss": (record.loss, float(exact.loss())),
+            "dual norm": (record.dual_norm, math.sqrt(float(dot(gradient, gradient)))),
+            "sharpness": (witness.value, float(dot(d, exact.hvp(d)))),
+            "D": (record.directional_smoothness, along[0]),
+            "curvature": (record.curvature, along[1]),
+        }
+        for name, pair in truths.items():
+            found[name].append((*pair, stated[name]))
+    for name, each in found.items():
+        assert covered(each) >= 0.95, name
