@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from geodiag import blocks, envelopes, errors, estimators, norms
 from geodiag.core import spaces
+from geodiag.critical_lr import CriticalLR, critical_lr
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.errors import GeodiagError
 from geodiag.estimators import SharpnessEstimator
@@ -86,6 +87,7 @@ def available_estimators() -> list[str]:
 
 __all__ = [
     "Bound",
+    "CriticalLR",
     "DirectionalSmoothness",
     "GeodiagError",
     "Monitor",
@@ -102,6 +104,7 @@ __all__ = [
     "available_estimators",
     "available_norms",
     "blocks",
+    "critical_lr",
     "directional_smoothness",
     "envelopes",
     "errors",

@@ -24,7 +24,7 @@ FLOORS = {
         "estimators",
         "certificates plugins testing",
         "problems",
-        "sharpness directional",
+        "sharpness directional critical_lr",
         "records",
         "sinks",
         "monitoring",
