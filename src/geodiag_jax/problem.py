@@ -50,7 +50,8 @@ class JaxProblem(Problem):
             loss: called as ``loss(params, *batch)`` for a tuple batch, ``loss(params, batch)`` for
                 a dict or an array, ``loss(params)`` without data. Returns a real scalar.
             data: one batch (tuple, dict, array), or a list or re-iterable of batches.
-            params: the point: any pytree with floating-point arrays.
+            params: the point: any pytree with floating-point arrays. Python floats are such, of
+                shape (), except in Equinox modules.
             where: which arrays to measure; see :func:`geodiag.core.selection.select`.
             weight: of a batch in the mean over batches; default: its length.
             reduction: "mean" if the loss averages over a batch, "sum" if it adds.

@@ -3,6 +3,9 @@
 measured   the floating arrays that ``where`` selects, as blocks named by their paths
 fixed      the other arrays: traced arguments of the compiled functions, never differentiated
 static     whatever is not an array (functions, None, Python scalars): part of the compilation key
+
+A Python float is a parameter, as to ``jax.grad``: an array of shape (). In an Equinox module it is
+an option, as to ``equinox.filter_grad``. Integers and bools are never differentiated.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ class Tree:
 
     treedef: Any
     measured: tuple[tuple[int, Any], ...]  # place among the leaves, and the leaf's own dtype
+    weak: tuple[int, ...]  # measured ones whose dtype gives way to others, as Python floats' does
     fixed: tuple[int, ...]
     static: tuple[tuple[int, Static], ...]
     dtype: Any  # of the measurement
@@ -72,7 +76,7 @@ class Tree:
         """The pytree with these arrays; measured ones are cast back to their leaves' dtypes."""
         leaves: list[Any] = [None] * self.treedef.num_leaves
         for (place, dtype), x in zip(self.measured, point, strict=True):
-            leaves[place] = x.astype(dtype)
+            leaves[place] = _weak(x, dtype) if place in self.weak else x.astype(dtype)
         for place, x in zip(self.fixed, fixed, strict=True):
             leaves[place] = x
         for place, leaf in self.static:
@@ -105,12 +109,13 @@ class Parameters:
                 do="pass a pytree of the same structure, or blocks (a dict) with the names "
                 f"{', '.join(self.space.names[:6])}",
             )
+        places = [place for place, _ in self.tree.measured]
         measured = {
-            name: leaves[place]
-            for name, (place, _) in zip(self.space.names, self.tree.measured, strict=True)
+            name: to_array(leaves[place])
+            for name, place in zip(self.space.names, places, strict=True)
         }
         check_like(measured, self.space.shapes, "params")
-        return _assemble(leaves, treedef, [place for place, _ in self.tree.measured], self.space)
+        return _assemble(leaves, treedef, places, self.space)
 
 
 def read(params: Any, where: Where) -> Parameters:
@@ -118,6 +123,11 @@ def read(params: Any, where: Where) -> Parameters:
     paths, treedef = flatten(params)
     leaves = [leaf for _, leaf in paths]
     prng_key = jax.dtypes.prng_key
+    options = equinox_leaves(params)
+    paths = [
+        (path, leaf if option else to_array(leaf))
+        for (path, leaf), option in zip(paths, options, strict=True)
+    ]
     places = places_by_name(paths, lambda x: is_array(x) and not jnp.issubdtype(x.dtype, prng_key))
     if not places:
         raise ParameterError(
@@ -125,7 +135,7 @@ def read(params: Any, where: Where) -> Parameters:
             got=f"params= of {len(leaves)} leaves, none of them a JAX or NumPy array",
             do="pass the parameters as a pytree of floating-point arrays",
         )
-    chosen = select({name: leaves[place] for name, place in places.items()}, where)
+    chosen = select({name: paths[place][1] for name, place in places.items()}, where)
     for name, x in chosen.items():
         if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 8:
             raise ParameterError(
@@ -205,6 +215,37 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
+def to_array(leaf: Any) -> Any:
+    """A leaf; a Python float as the array that JAX makes of it."""
+    return jnp.asarray(leaf) if is_float(leaf) else leaf
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf is a Python float; NumPy's are arrays of their own dtype."""
+    return type(leaf) is float
+
+
+def equinox_leaves(tree: Any) -> list[bool]:
+    """For each leaf, whether it is in an Equinox module."""
+    found: list[bool] = []
+    for x in jax.tree_util.tree_leaves(tree, is_leaf=_is_equinox):
+        inside = _is_equinox(x)
+        found += [inside] * (len(jax.tree_util.tree_leaves(x)) if inside else 1)
+    return found
+
+
+def _is_equinox(x: Any) -> bool:
+    bases = type(x).__mro__
+    return any(b.__name__ == "Module" and b.__module__.startswith("equinox") for b in bases)
+
+
+def _weak(x: Array, dtype: Any) -> Array:
+    """``x`` in a dtype that gives way to those of other arrays."""
+    convert: Any = jax.lax.convert_element_type_p
+    weak: Array = convert.bind(x, new_dtype=dtype, weak_type=True, sharding=None)
+    return weak
+
+
 def is_blocks(params: Any, space: Space) -> bool:
     """Whether ``params`` is a dict of arrays with exactly the measured names."""
     return (
@@ -215,8 +256,12 @@ def is_blocks(params: Any, space: Space) -> bool:
 
 
 def measurement_dtype(arrays: Sequence[Any]) -> Any:
-    """float64 if any array is float64 (and JAX computes in it), else float32."""
-    widest = {jax.dtypes.canonicalize_dtype(x.dtype) for x in arrays}
+    """float64 if any array is float64 (and JAX computes in it), else float32.
+
+    Python floats do not count beside arrays, as in JAX's promotion.
+    """
+    counted = [x for x in arrays if not is_float(x)] or [jnp.asarray(x) for x in arrays]
+    widest = {jax.dtypes.canonicalize_dtype(x.dtype) for x in counted}
     return jnp.dtype(jnp.float64 if np.dtype(np.float64) in widest else jnp.float32)
 
 
@@ -224,12 +269,18 @@ def _assemble(leaves: list[Any], treedef: Any, measured: list[int], space: Space
     chosen = [leaves[place] for place in measured]
     others = [i for i, x in enumerate(leaves) if is_array(x) and i not in set(measured)]
     fixed = [leaves[i] for i in others]
-    placement, dtype = sharding.find(chosen, fixed), measurement_dtype(chosen)
+    dtype, chosen = measurement_dtype(chosen), [to_array(x) for x in chosen]
+    placement = sharding.find(chosen, fixed)
     tree = Tree(
         treedef,
-        tuple((i, jax.dtypes.canonicalize_dtype(leaves[i].dtype)) for i in measured),
+        tuple(zip(measured, (jax.dtypes.canonicalize_dtype(x.dtype) for x in chosen), strict=True)),
+        tuple(i for i, x in zip(measured, chosen, strict=True) if getattr(x, "weak_type", False)),
         tuple(others),
-        tuple((i, Static(x, "a leaf of params=")) for i, x in enumerate(leaves) if not is_array(x)),
+        tuple(
+            (i, Static(x, "a leaf of params="))
+            for i, x in enumerate(leaves)
+            if not is_array(x) and i not in set(measured)
+        ),
         dtype,
         placement,
         UserSharding.of([*chosen, *fixed]),

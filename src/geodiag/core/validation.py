@@ -123,9 +123,13 @@ def as_blocks(
 ) -> Blocks:
     """``given`` as blocks of the space, in its namespace, dtype and device.
 
+    A Python float is an array of shape ().
+
     Raises:
         ShapeError: (or ``error``) other names or shapes, or not arrays of real numbers.
     """
+    if isinstance(given, Mapping):
+        given = {n: np.asarray(x) if type(x) is float else x for n, x in given.items()}
     check_like(given, space.shapes, what, error)
     return {name: _moved(given[name], name, space, what, error) for name in space.names}
 
