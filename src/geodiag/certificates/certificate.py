@@ -44,7 +44,8 @@ from geodiag.envelopes import Form, Weights, euclidean
 from geodiag.errors import ArgumentError, NormError, not_finite, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.joint import SumJoint
-from geodiag.oracles.wrappers import CountingOracle
+from geodiag.norms.stacked import SlicedNorm
+from geodiag.oracles.wrappers import CountingOracle, SlicedOracle
 from geodiag.solvers import iterate
 from geodiag.solvers.line_search import segment
 
@@ -99,6 +100,18 @@ def certify(
         NormError: the norm declares no envelope.
         NonFiniteError: a product is NaN or infinite.
     """
+    if isinstance(norm, SlicedNorm) and isinstance(norm.norm, SumJoint):
+        inner = CountingOracle(SlicedOracle(oracle, norm.slices))
+        found = certify(
+            inner,
+            norm.norm,
+            norm.slices.split(witness),
+            max_hvps=max_hvps,
+            delta=delta,
+            seed=seed,
+            rtol=rtol,
+        )
+        return replace(found, starts=[norm.slices.join(d) for d in found.starts])
     budget = BUDGET if max_hvps is None else max_hvps
     if budget < 4:
         raise ArgumentError("a certificate takes at least 4 products", got=f"max_hvps={max_hvps}")

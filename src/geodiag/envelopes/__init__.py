@@ -7,11 +7,13 @@ Diagonal    ℓ∞: diagonal forms
 TwoSided    the operator norm of a matrix: L⊗I + I⊗R
 Product     max over parts
 Hull        sum, or ℓ2, over parts
+Sliced      those of slices, for the tensors that stack them
 """
 
 from geodiag.envelopes.base import Envelope, Form, Weights
 from geodiag.envelopes.joint import Hull, Piece, Product
 from geodiag.envelopes.matrix import TwoSided
+from geodiag.envelopes.sliced import Sliced
 from geodiag.envelopes.vector import Diagonal, Metric, euclidean
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Metric",
     "Piece",
     "Product",
+    "Sliced",
     "TwoSided",
     "Weights",
     "euclidean",

@@ -20,9 +20,10 @@ from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.joint import SumJoint
+from geodiag.norms.stacked import SlicedNorm
 from geodiag.oracles.base import Oracle
-from geodiag.oracles.wrappers import DelegatingOracle
-from geodiag.results import SharpnessResult, Status
+from geodiag.oracles.wrappers import DelegatingOracle, SlicedOracle
+from geodiag.results import SharpnessResult, Status, WarmStart
 from geodiag.solvers import ravel
 
 
@@ -32,7 +33,8 @@ def choose(norm: Norm, space: Space) -> SharpnessEstimator:
         return Lanczos()
     if Enumerate.takes(norm, space):
         return Enumerate()
-    return Blockwise() if isinstance(norm, SumJoint) else Ascent()
+    whole = norm.norm if isinstance(norm, SlicedNorm) else norm
+    return Blockwise() if isinstance(whole, SumJoint) else Ascent()
 
 
 class Blockwise(SharpnessEstimator):
@@ -57,6 +59,8 @@ class Blockwise(SharpnessEstimator):
         start: Blocks | None = None,
         options: Options = Options(),
     ) -> SharpnessResult:
+        if isinstance(norm, SlicedNorm):
+            return self._of_slices(oracle, norm, start, options)
         if not isinstance(norm, SumJoint):
             raise NormError(
                 f"Blockwise needs a sum of norms, and {norm!r} is not one",
@@ -90,6 +94,17 @@ class Blockwise(SharpnessEstimator):
         if len(found) < len(norm.parts) or not joint.converged:
             status = Status.BUDGET
         return replace(joint.finish(m, notes=tuple(notes)), status=status)
+
+    def _of_slices(
+        self, oracle: Oracle, norm: SlicedNorm, start: Blocks | None, options: Options
+    ) -> SharpnessResult:
+        slices = norm.slices
+        first = None if start is None else slices.split(start)
+        found = self.estimate(SlicedOracle(oracle, slices), norm.norm, first, options)
+        state = WarmStart.from_dict(found.state)
+        state = replace(state, witness=slices.join(dict(state.witness)), norm=repr(norm))
+        direction = slices.join(found.direction)
+        return replace(found, direction=direction, norm=repr(norm), state=state.to_dict())
 
 
 def _severity(status: Status) -> int:

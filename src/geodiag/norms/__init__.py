@@ -19,6 +19,7 @@ from geodiag.norms.function import FromFunctions
 from geodiag.norms.matrix import RMS, Frobenius, Nuclear, Spectral
 from geodiag.norms.muon import Muon
 from geodiag.norms.quadratic import L2, Preconditioned
+from geodiag.norms.stacked import Stacked
 from geodiag.norms.vector import L1, Linf
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "QuadraticNorm",
     "Scaled",
     "Spectral",
+    "Stacked",
     "SumOver",
 ]

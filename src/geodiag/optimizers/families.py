@@ -15,14 +15,16 @@ radius. To add a family: a class here, and a reader that fills its slots in each
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
+from geodiag.core.slices import Slices
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
-from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral
+from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral, Stacked
 from geodiag.norms.muon import muon_radius
 from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
 from geodiag.optimizers.non_euclidean import steepest_step
@@ -214,6 +216,11 @@ class MuonDescent(_Normalized):
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
         radii = {s.name: muon_radius(*s.matrix, s.rms) * rates[s.name] for s in slots if s.matrix}
+        axes = {f"^{re.escape(s.name)}$": s.view for s in slots if s.view is not None}
+        if axes:  # the slices of a stack have the radius of the stack
+            slices = Stacked(L2(), axes).slices(space)
+            radii = {each: r for name, r in radii.items() for each in slices.names_of(name)}
+            return Stacked(Spectral(RadiiByName(tuple(radii.items()))), axes)
         matrices = {n: v.shape(space.shapes[n]) for n, v in space.matrix_view.items()}
         for adjust, rule in Muon.rules.items():  # a norm with a name, where it is one
             if radii == {name: rule(name, shape) for name, shape in matrices.items()}:
@@ -225,14 +232,15 @@ class MuonDescent(_Normalized):
     ) -> list[Blocks]:
         if gradients is None or any(s.momentum for s in slots):
             return []
-        radii = {s.name: muon_radius(*s.matrix, s.rms) for s in slots if s.matrix}
-        exact = Spectral(RadiiByName(tuple(radii.items()))).bind(space).lmo(gradients)
-        approximate = {}
+        norm = self.norm([replace(s, lr=1.0) for s in slots], space)
+        slices = norm.slices(space) if isinstance(norm, Stacked) else Slices.of(space, {})
+        views, parts = slices.slices_of(space).matrix_view, slices.split(gradients)
         for s in slots:
-            view, shape = space.matrix_view[s.name], space.shapes[s.name]
-            m = newton_schulz(view.to_matrix(gradients[s.name]), s.polynomials)
-            approximate[s.name] = view.from_matrix(m, shape) * radii[s.name]
-        return [approximate, exact]
+            radius = muon_radius(*s.matrix, s.rms) if s.matrix else 1.0
+            for each in slices.names_of(s.name):
+                m = newton_schulz(views[each].to_matrix(parts[each]), s.polynomials) * radius
+                parts[each] = views[each].from_matrix(m, tuple(parts[each].shape))
+        return [slices.join(parts), norm.bind(space).lmo(gradients)]
 
     def received(self, slot: Slot) -> Array | None:
         return _averaged(slot) if slot.gradient is None else slot.gradient
@@ -265,11 +273,8 @@ class SteepestDescent(Family):
     ) -> list[Blocks]:
         if gradients is None or not (self.whole or self._is_separable or self._is_gradient_descent):
             return []
-        return [
-            steepest_step(
-                self.own.bind(space), gradients, dict.fromkeys(gradients, 1.0), self.normalized
-            )
-        ]
+        bound, rates = self.own.bind(space), dict.fromkeys(gradients, 1.0)
+        return [steepest_step(bound, gradients, rates, self.normalized)]
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
@@ -292,7 +297,8 @@ class SteepestDescent(Family):
     @property
     def _is_separable(self) -> bool:
         """Whether each parameter's step depends on its own gradient alone."""
-        return self.normalized and isinstance(self.own, (Linf, MaxOver))
+        own = self.own.norm if isinstance(self.own, Stacked) else self.own
+        return self.normalized and isinstance(own, (Linf, MaxOver))
 
 
 def plain_descent(norm: Norm, lr: float, space: Space) -> list[Slot]:
@@ -335,6 +341,10 @@ def _with_rates(norm: Norm, rates: Mapping[str, float], space: Space) -> Norm:
     """``norm``, a maximum over tensors, with each learning rate as a factor of the radius."""
     if set(rates.values()) == {1.0}:
         return norm
+    if isinstance(norm, Stacked):
+        slices = norm.slices(space)
+        rates = {each: r for name, r in rates.items() for each in slices.names_of(name)}
+        return Stacked(_with_rates(norm.norm, rates, slices.slices_of(space)), dict(norm.axes))
     if not isinstance(norm, MaxOver):
         return MaxOver(norm, RadiiByName(tuple(rates.items())))
     radii = {names[0]: radius for names, _, radius in norm.groups(space)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geodiag.blocks import Array, Blocks
-from geodiag.core.spaces import Space
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.norms import Norm
 from geodiag.optimizers.newton_schulz import MUON_POLYNOMIALS
 from geodiag.optimizers.thresholds import Update
@@ -50,6 +50,7 @@ class Slot:
     eps: float = 0.0  # ε, added to √v
     eps_in_root: float = 0.0  # the same under the root
     matrix: tuple[int, int] | None = None  # (outputs, inputs) of w as it is orthogonalised
+    view: MatrixView | None = None  # its axes, others stack matrices; None: as the space says
     rms: float | None = None  # see geodiag.norms.muon.muon_radius
     polynomials: Sequence[tuple[float, float, float]] = MUON_POLYNOMIALS  # that orthogonalise w
     unknown: str = ""  # what is missing to know the update rule, for the record's note

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from geodiag.blocks import Array, Blocks
+from geodiag.core.slices import Slices
 from geodiag.core.spaces import Space
 from geodiag.core.stacks import count_of
 from geodiag.oracles.base import Oracle, Program
@@ -146,3 +147,25 @@ class CountingOracle(DelegatingOracle):
         if self.num_hvps == before and answer is not None:
             self.num_hvps += int(answer.num_hvps)
         return answer  # type: ignore[no-any-return]
+
+
+class SlicedOracle(DelegatingOracle):
+    """Shows tensors that stack others as their slices."""
+
+    def __init__(self, inner: Oracle, slices: Slices) -> None:
+        super().__init__(inner, slices.slices_of(inner.space))
+        self._slices, self.view = slices, _OfSlices(slices)
+
+    def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        return self._slices.join(blocks, lead=int(stacked))
+
+    def outward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
+        return self._slices.split(blocks, lead=int(stacked))
+
+
+@dataclass(frozen=True)
+class _OfSlices:
+    slices: Slices
+
+    def __call__(self, oracle: Oracle) -> Oracle:
+        return SlicedOracle(oracle, self.slices)

@@ -13,7 +13,7 @@ from geodiag.norms import Norm
 from geodiag.optimizers.comparison import UNKNOWN_GRADIENT
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
-from geodiag_jax.optimizers.readers import DEFAULTS, slots_of
+from geodiag_jax.optimizers.readers import DEFAULTS, DIMENSIONS, slots_of
 from geodiag_jax.pytree import read
 
 
@@ -35,7 +35,8 @@ def geometry(
         where: only these parameters; see :func:`geodiag.core.selection.select`.
         hyperparams: what the state does not hold, by optax's names: b1, b2, eps, eps_root,
             eps_in_sqrt, nesterov, momentum, beta, consistent_rms, weight_decay. Default: those of
-            inject_hyperparams, else optax's own, without weight decay.
+            inject_hyperparams, else optax's own, without weight decay. And
+            muon_weight_dimension_numbers, where contrib.muon was given them.
 
     Returns:
         The norm, and an :class:`geodiag.Update`. Where no threshold applies, its ``unknown`` gives
@@ -95,7 +96,7 @@ def check_hyperparams(hyperparams: Any) -> None:
         return
     if not isinstance(hyperparams, Mapping):
         raise ArgumentError("hyperparams= must be a dict", got=type(hyperparams).__name__)
-    unknown = [str(name) for name in hyperparams if name not in DEFAULTS]
+    unknown = [str(name) for name in hyperparams if name not in (*DEFAULTS, DIMENSIONS)]
     if unknown:
         raise ArgumentError(
             "hyperparams= holds names that mean nothing here",
@@ -103,6 +104,8 @@ def check_hyperparams(hyperparams: Any) -> None:
             do=f"use those of {', '.join(DEFAULTS)}; the learning rate is lr=",
         )
     for name, value in hyperparams.items():
+        if name == DIMENSIONS:
+            continue
         switch = isinstance(DEFAULTS[name], bool) and isinstance(value, bool)
         if not (switch or is_number(value) or (value is None and DEFAULTS[name] is None)):
             raise ArgumentError(f"hyperparams[{name!r}] must be a number", got=shown(value))

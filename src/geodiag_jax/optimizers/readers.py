@@ -20,7 +20,7 @@ import optax.contrib
 
 from geodiag.blocks import Array
 from geodiag.core.batches import DEEPEST
-from geodiag.core.spaces import Space
+from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ArgumentError
 from geodiag.optimizers.families import Adam, MuonDescent, RMSprop, SignDescent
 from geodiag.optimizers.geometry import unknown_geometry
@@ -41,6 +41,9 @@ DEFAULTS: Mapping[str, float | None] = {
     "weight_decay": 0.0,
 }
 
+
+# optax's own argument, with which contrib.muon was built.
+DIMENSIONS = "muon_weight_dimension_numbers"
 
 _unknown = functools.partial(unknown_geometry, "this optimizer state")
 
@@ -137,20 +140,47 @@ def read_lion(e: Entry) -> Slot:
 
 
 def read_muon(e: Entry) -> Slot:
-    """contrib.muon, on matrices (in, out)."""
-    shape = e.arrays["mu"].shape
-    matrix = (shape[1], shape[0]) if len(shape) == 2 else None
-    beta = e.options["beta"]
+    """contrib.muon: matrices (in, out), or stacks of such as its dimension numbers say."""
+    shape, told = e.arrays["mu"].shape, e.options[DIMENSIONS]
+    view = None if told is None else _view(told, len(shape))
+    if view is not None:
+        matrix: tuple[int, int] | None = view.shape(shape)
+    else:
+        matrix = (shape[1], shape[0]) if len(shape) == 2 else None
     polynomials = np.asarray(e.state.ns_coeffs, dtype=float).reshape(-1, 3).tolist()
     return e.slot(
         MuonDescent(),
-        momentum=beta,
+        momentum=e.options["beta"],
         first_moment=e.arrays["mu"],
         earlier_moment=e.before.get("mu"),
         matrix=matrix,
+        view=view,
         rms=e.options["consistent_rms"],
         polynomials=[(a, b, c) for a, b, c in polynomials] * (5 if len(polynomials) == 1 else 1),
     )
+
+
+def _view(told: Any, ndim: int) -> MatrixView:
+    """optax's MuonDimensionNumbers: outputs are rows here."""
+    rows, cols = (
+        tuple(i % ndim for i in ((axes,) if isinstance(axes, int) else axes))
+        for axes in (told.output_axis, told.reduction_axis)
+    )
+    return MatrixView(rows, cols)
+
+
+def _dimensions(told: Any, mu: Any) -> dict[str, Any]:
+    """The dimension numbers of each parameter, from what optax takes: one, a tree or a function."""
+
+    def is_one(x: Any) -> bool:
+        return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+    tree = told(mu) if callable(told) else told
+    full = jax.tree_util.tree_map(
+        lambda one, under: jax.tree_util.tree_map(lambda _: one, under), tree, mu, is_leaf=is_one
+    )
+    paths, _ = jax.tree_util.tree_flatten_with_path(full, is_leaf=is_one)
+    return {name_of(path): one for path, one in paths if one is not None}
 
 
 READERS: dict[type, Reader] = {
@@ -202,13 +232,16 @@ def _entries(opt_state: Any, given: Mapping[str, Any]) -> dict[str, Entry]:
         if kind not in READERS:
             continue
         trees = {t: _by_name(getattr(node, t)) for t in TREES if t in node._fields}
-        options = _options(injected, given, muon=kind is optax.contrib.MuonState)
+        muon, told = kind is optax.contrib.MuonState, given.get(DIMENSIONS)
+        options = _options(injected, given, muon)
+        dimensions = _dimensions(told, node.mu) if muon and told is not None else {}
         steps = int(node.count) if "count" in node._fields else 0
         for name in next(iter(trees.values())):
             if name in found:
                 raise _unknown(f"two states for {name!r}")
             arrays = {t: leaves[name] for t, leaves in trees.items()}
-            found[name] = Entry(name, kind, arrays, steps, options, traces.get(name), node)
+            own = options | {DIMENSIONS: dimensions.get(name)}
+            found[name] = Entry(name, kind, arrays, steps, own, traces.get(name), node)
     if not found:
         raise _unknown("TraceState" if traces else "a state without statistics")
     return found
