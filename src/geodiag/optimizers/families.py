@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import reduce
 
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
 from geodiag.core.slices import Slices
@@ -28,29 +28,12 @@ from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectra
 from geodiag.norms.muon import muon_radius
 from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
 from geodiag.optimizers.non_euclidean import steepest_step
+from geodiag.optimizers.rates import RadiiByName, with_rates
 from geodiag.optimizers.slots import Family, NoThreshold, Slot, relative_rates, shared
 from geodiag.optimizers.thresholds import Update
 
 # Parameters may differ in weight decay where that moves the threshold by no more than this.
 IMMATERIAL = 0.01
-
-
-@dataclass(frozen=True)
-class RadiiByName:
-    """Radii by exact names, as a function that a norm takes."""
-
-    radii: tuple[tuple[str, float], ...]
-
-    def __call__(self, name: str, shape: tuple[int, int] | None) -> float:
-        return self._by_name[name]
-
-    @cached_property
-    def _by_name(self) -> dict[str, float]:
-        return dict(self.radii)
-
-    @property
-    def __name__(self) -> str:
-        return "those of the optimizer"
 
 
 class Quadratic(Family):
@@ -194,7 +177,7 @@ class SignDescent(_Normalized):
     """w⁺ = w − η sign(m): SignSGD, Signum, Lion."""
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
-        return _with_rates(Linf(), relative_rates(slots), space)
+        return with_rates(Linf(), relative_rates(slots), space)
 
     def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
         m = slot.first_moment if slot.momentum else gradient
@@ -280,7 +263,7 @@ class SteepestDescent(Family):
         rates = relative_rates(slots)
         if self._is_gradient_descent:
             return GradientDescent().norm(slots, space)
-        return _with_rates(self.own, rates, space) if self._is_separable else self.own
+        return with_rates(self.own, rates, space) if self._is_separable else self.own
 
     def update(self, slots: Sequence[Slot]) -> Update:
         if not (self._is_gradient_descent or self._is_separable):
@@ -335,20 +318,6 @@ def _with_decay(update: Update, slots: Sequence[Slot]) -> Update:
     if highest - edge > IMMATERIAL * abs(edge):
         raise NoThreshold("the groups differ in weight decay")
     return high
-
-
-def _with_rates(norm: Norm, rates: Mapping[str, float], space: Space) -> Norm:
-    """``norm``, a maximum over tensors, with each learning rate as a factor of the radius."""
-    if set(rates.values()) == {1.0}:
-        return norm
-    if isinstance(norm, Stacked):
-        slices = norm.slices(space)
-        rates = {each: r for name, r in rates.items() for each in slices.names_of(name)}
-        return Stacked(_with_rates(norm.norm, rates, slices.slices_of(space)), dict(norm.axes))
-    if not isinstance(norm, MaxOver):
-        return MaxOver(norm, RadiiByName(tuple(rates.items())))
-    radii = {names[0]: radius for names, _, radius in norm.groups(space)}
-    return MaxOver(norm.norm, RadiiByName(tuple((n, radii[n] * r) for n, r in rates.items())))
 
 
 def _at_least_float32(x: Array) -> Array:
