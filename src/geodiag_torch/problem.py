@@ -20,7 +20,7 @@ from geodiag.oracles import Oracle, Problem
 from geodiag_torch.derivatives.forward import Leaves, LossModule, token_weight, unwrap
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
-from geodiag_torch.ranks import RankBatches, ranks_of, world_size
+from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, sharding_of
 from geodiag_torch.state.module_tensors import JOINTS
 
@@ -82,11 +82,7 @@ class TorchProblem(Problem):
                 got=type(data).__name__,
                 do="wrap it: torch.utils.data.DataLoader(dataset, batch_size=…)",
             )
-        device = next(inner.parameters(), NO_DEVICE).device
-        if self._sharding is None:
-            ranks = ranks_of(model, process_group, device)
-        else:
-            ranks = self._sharding.ranks_of_mesh(inner, process_group, device)
+        ranks = ranks_together(model, process_group)
         self.leads = ranks.rank == 0
         batches = (Batches if ranks.size == 1 else RankBatches)(data, weight, reduction)
         if getattr(criterion, "reduction", None) == "sum" != reduction and not batches.single:
@@ -213,6 +209,16 @@ def takes_ranks(model: nn.Module, process_group: Any = None) -> bool:
     if sharding_of(unwrap(model)) is not None:
         return True
     return ranks_of(model, process_group, torch.device("cpu")).size > 1
+
+
+def ranks_together(model: nn.Module, process_group: Any = None) -> Alone:
+    """The ranks that measure ``model`` together."""
+    inner = unwrap(model)
+    device, sharding = next(inner.parameters(), NO_DEVICE).device, sharding_of(inner)
+    if sharding is None:
+        return ranks_of(model, process_group, device)
+    found: Alone = sharding.ranks_of_mesh(inner, process_group, device)
+    return found
 
 
 def public_names(model: nn.Module) -> dict[str, str]:

@@ -15,11 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 import geodiag
-from geodiag import errors
 from geodiag_torch import callbacks
 from tests.distributed.ddp_checks import same_everywhere
 from tests.distributed.problems import CLOSE, batches, criterion, network, relative
-from tests.geodiag_torch.test_callbacks import hide_torchvision
+from tests.geodiag_torch.trainers import hide_torchvision
 
 STEPS = 3
 
@@ -109,12 +108,46 @@ def replicated(rank: int) -> None:
 
 
 def synchronised_batch_norm(rank: int) -> None:
-    """An error on every rank: one that measured alone would wait for the others."""
+    """A warning on every rank, and no measurement: one rank alone would wait for the others."""
     model = nn.Sequential(nn.Linear(5, 7), nn.SyncBatchNorm(7))
     callback = monitor("HuggingFaceMonitor")(norm="l2", data=[batches((4,))[0]])
     arguments = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
-    with pytest.raises(errors.EngineError, match="SyncBatchNorm"):
+    with pytest.warns(RuntimeWarning, match="nothing is measured: EngineError: SyncBatchNorm"):
         callback.on_train_begin(None, trainer_state(rank), None, **arguments)
+    arguments["optimizer"].step()
+    assert callback.records == []
+
+
+def a_failure_on_one_rank(rank: int) -> None:
+    """Before the first message (no data), in a pass, and after it (a log that cannot be opened):
+    one warning on every rank, and the training goes on, whose own messages are not mixed up."""
+    x, y = batches((4, 4))[rank]
+    for fault in ("empty", "loss", "log"):
+        model = nn.parallel.DistributedDataParallel(network())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def loss(model: nn.Module, batch: Any, fault: str = fault) -> Any:
+            if fault == "loss" and rank == 1:
+                raise KeyError("on rank 1")
+            return criterion("mean")(model(batch[0]), batch[1])
+
+        callback = monitor("HuggingFaceMonitor")(
+            norm="l2", every=1, loss_fn=loss,
+            data=[] if fault == "empty" and rank == 1 else [(x, y)],
+            log="/dev/null/run.jsonl" if fault == "log" else None,
+        )  # fmt: skip
+        state = trainer_state(rank)
+        with pytest.warns(RuntimeWarning, match="nothing is measured") as caught:
+            callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+        assert len([w for w in caught if "geodiag" in str(w.message)]) == 1
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            criterion("mean")(model(x), y).backward()
+            optimizer.step()
+        callback.on_train_end(None, state, SimpleNamespace(should_log=False))
+        assert callback.records == []
+        for p in model.parameters():
+            same_everywhere(float(p.sum()))
 
 
 def lightning(rank: int) -> None:

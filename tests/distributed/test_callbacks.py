@@ -28,3 +28,7 @@ def test_sharded_under_lightning(ranks: Any) -> None:
 
 def test_synchronised_batch_norm_is_refused_on_every_rank(ranks: Any) -> None:
     ranks(checks.synchronised_batch_norm)
+
+
+def test_a_failure_on_one_rank_ends_no_training(ranks: Any) -> None:
+    ranks(checks.a_failure_on_one_rank)

@@ -5,11 +5,10 @@ The truth about a step is a linear regression with its dense Hessian; and each t
 
 from __future__ import annotations
 
-import functools
 import math
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
+import warnings
 
 import numpy as np
 import pytest
@@ -21,24 +20,9 @@ from geodiag import errors
 from geodiag.optimizers.comparison import OTHER_GRADIENT
 from geodiag_torch import callbacks
 from tests.geodiag_torch.models import regression
+from tests.geodiag_torch.trainers import equal, hide_torchvision, train_gpt
 
 mse = nn.functional.mse_loss
-
-
-@functools.cache
-def hide_torchvision():
-    """One built for another torch, as other packages may bring along, cannot be imported."""
-    if sys.modules.setdefault("torchvision", None) is not None:
-        return
-    imports = pytest.importorskip("lightning_utilities.core.imports")
-    version = imports._version
-
-    def without(name):
-        if name == "torchvision":
-            raise PackageNotFoundError(name)
-        return version(name)
-
-    imports._version = without
 
 
 def test_the_adapter_imports_no_trainer():
@@ -66,11 +50,6 @@ def only_other_data(records):
     """Whether the one note says, once, that training batches are not the probe."""
     found = [r.note for r in records if r.note]
     return found == [OTHER_GRADIENT]
-
-
-def equal(a, b):
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
 
 
 # Its advice on workers and logging, and torch's on what it calls.
@@ -207,8 +186,50 @@ class TestLightning:
         top = np.linalg.eigvalsh(h[12:, 12:])[-1]  # the bias alone
         assert [r.step for r in callback.records] == [0, 3, 6, 9]
         assert [r.sharpness for r in callback.records] == pytest.approx([top] * 4)
-        with pytest.raises(errors.ArgumentError, match="no such optimizer"):
-            self.fit(pl, self.module(pl), tmp_path, self.monitor(optimizer=1))
+
+    def test_no_failure_ends_the_fit(self, pl, tmp_path):
+        """Training is the same bit by bit, with one warning for each kind of failure."""
+
+        def fails(*args):
+            raise KeyError("a key")
+
+        def fails_to_log(*args, **kwargs):
+            raise OSError("no server")
+
+        plain = self.module(pl)
+        self.fit(pl, plain, tmp_path)
+        cases = {
+            "no such optimizer": {"optimizer": 1},
+            "KeyError: 'a key'": {"criterion": None, "loss_fn": fails},
+            "LossError": {"criterion": lambda out, y: (out - y) ** 2},
+            "DataError": {"data": [1, 2]},
+            "holds none of the parameters": {"where": "no such name"},
+        }
+        for text, arguments in cases.items():
+            module, callback = self.module(pl), self.monitor(**arguments)
+            if "where" in arguments:
+                text = "nothing is measured"
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.fit(pl, module, tmp_path, callback)
+            (ours,) = [str(w.message) for w in caught if "geodiag" in str(w.message)]
+            assert text in ours
+            assert equal(plain, module)
+            assert callback.records == []
+        module, callback = self.module(pl), self.monitor(every=1)
+        module.log_dict = fails_to_log
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.fit(pl, module, tmp_path, callback)
+        (ours,) = [str(w.message) for w in caught if "geodiag" in str(w.message)]
+        assert ours.endswith("failed to log a record: OSError: no server")
+        assert equal(plain, module)
+        assert len(callback.records) == 12
+
+    def test_arguments_are_checked_before_training(self, pl):
+        for arguments in ({"norm": "spectrl"}, {"every": 0}, {"evry": 3}, {"estimator": "x"}):
+            with pytest.raises(errors.GeodiagError):
+                self.monitor(**arguments)
 
     def test_a_run_that_breaks_off(self, pl, tmp_path):
         callback, module = self.monitor(every=1), self.module(pl)
@@ -241,36 +262,7 @@ class TestHuggingFace:
         pytest.importorskip("accelerate")
         return pytest.importorskip("transformers")
 
-    def train(self, hf, tmp_path, monitor=None, steps=6, resume=None, **options):
-        torch.manual_seed(0)
-        config = hf.GPT2Config(
-            n_layer=1, n_embd=4, n_head=1, vocab_size=12, n_positions=8, bos_token_id=0,
-            eos_token_id=0,
-        )  # fmt: skip
-        model = hf.GPT2LMHeadModel(config)
-        tokens = torch.randint(12, (16, 8))
-        dataset = [{"input_ids": row, "labels": row} for row in tokens]
-        given = {
-            "output_dir": str(tmp_path),
-            "max_steps": steps,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 0.05,
-            "lr_scheduler_type": "constant",
-            "optim": "sgd",
-            "logging_steps": 2,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "seed": 7,
-        } | options
-        trainer = hf.Trainer(model, hf.TrainingArguments(**given), train_dataset=dataset)
-        trainer.remove_callback(hf.PrinterCallback)
-        found = monitor(trainer) if monitor else None
-        if found:
-            trainer.add_callback(found)
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer, found, dataset
+    train = staticmethod(train_gpt)
 
     def test_records_reach_the_trainers_log(self, hf, tmp_path):
         trainer, callback, _ = self.train(

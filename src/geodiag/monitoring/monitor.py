@@ -113,6 +113,7 @@ class Monitor:
         self._pending: Observation | None = None
         self._warned: set[object] = set()
         self._noted: set[str] = set()
+        self._remarks: list[str] = []  # for the next record
         self.records: list[Record] = []
         try:
             if isinstance(self._norm, Norm):
@@ -150,6 +151,8 @@ class Monitor:
         self.abandon()
         began = self._schedule.begin(step)
         pending = Observation(step, self._problem, self._quantities)
+        while self._remarks:
+            pending.note(self._remarks.pop(0))
         self._measure_before(pending, params)
         pending.seconds = self._schedule.spend(began)
         self._pending = pending
@@ -171,6 +174,10 @@ class Monitor:
         pending.measure_quantities()
         pending.seconds += self._schedule.spend(began)
         return self._write(pending)
+
+    def remark(self, text: str) -> None:
+        """Add ``text`` to the note of the next record."""
+        self._remarks.append(text)
 
     def abandon(self) -> None:
         """Write the record of a :meth:`before` that no :meth:`after` will follow, if any."""

@@ -1,15 +1,34 @@
-"""What the callbacks share: when to attach, and which records the framework has yet to log."""
+"""What the callbacks share: when to attach, and which records the framework has yet to log.
+
+No failure of a measurement leaves a callback: it becomes a note of a record, or one warning.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
+from geodiag.errors import ArgumentError, DistributedError
+from geodiag.monitoring.observation import check_rule, one_line
+from geodiag.monitoring.schedule import Schedule
+from geodiag.problems import is_of_optimizer, norm_source
 from geodiag.records import Record
+from geodiag.sharpness import named_estimator
 from geodiag_torch.attach import OptimizerMonitor, attach
-from geodiag_torch.problem import refuse_synchronised, synchronised, takes_ranks
+from geodiag_torch.problem import (
+    TorchProblem,
+    ranks_together,
+    refuse_synchronised,
+    synchronised,
+    takes_ranks,
+)
 from geodiag_torch.ranks import is_outside
 
 
@@ -20,14 +39,19 @@ class Attachment:
         data: probe data; None: the first training batch.
         log: as for :func:`geodiag_torch.attach`.
         arguments: the others of :func:`geodiag_torch.attach`.
+
+    Raises:
+        GeodiagError: an argument cannot be used. Later on nothing is raised.
     """
 
     def __init__(self, data: Any, log: Any, **arguments: Any) -> None:
+        _check(arguments)
         self.data, self._log, self._arguments = data, log, arguments
         self.monitor: OptimizerMonitor | None = None
         self.together = False  # whether all ranks measure, and have the same records
         self._past: list[Record] = []  # of trainings that have ended
         self._taken = 0
+        self._warned: set[str] = set()
 
     @property
     def records(self) -> list[Record]:
@@ -37,32 +61,63 @@ class Attachment:
     def takes_part(self, model: torch.nn.Module, first: bool) -> bool:
         """Whether this rank measures: the ``first`` alone, or each where the model takes all.
 
-        Raises:
-            GeodiagError: on every rank, where one that measured would wait for the others.
+        With layers that would wait for other ranks none does, which is a warning on every rank.
         """
-        refuse_synchronised(synchronised(model))
-        group = self._arguments.get("process_group")
-        if is_outside(group):
-            return False
-        self.together = takes_ranks(model, group)
-        return self.together or first
+        with self.warning("nothing is measured"):
+            refuse_synchronised(synchronised(model))
+            group = self._arguments.get("process_group")
+            if is_outside(group):
+                return False
+            self.together = takes_ranks(model, group)
+            return self.together or first
+        return False
 
-    def attach(self, optimizer: Any, model: torch.nn.Module, batch: Any, steps: int) -> None:
-        """Attach, with ``batch`` for the probe data where none was given."""
-        self.monitor = attach(
-            optimizer,
-            model,
-            # In a list, which means batches: a batch may itself be one.
-            data=[copy.deepcopy(batch)] if self.data is None else self.data,
-            log=self._log,
-            **self._arguments,
-        )
-        self.monitor.steps = steps
+    def attach(
+        self,
+        optimizer: Any,
+        model: torch.nn.Module,
+        batch: Any,
+        steps: int,
+        remark: str = "",
+        **instead: Any,
+    ) -> None:
+        """Attach, with ``batch`` for the probe data where none was given.
+
+        ``remark``: for the first record. ``instead``: arguments in place of those given before.
+
+        Raises:
+            Exception: what the measurement met, on every rank that takes part.
+        """
+        arguments = self._arguments | instead
+        ranks = None
+        if self.together:
+            ranks = ranks_together(model, arguments.get("process_group"))
+        try:
+            self.monitor = attach(
+                optimizer,
+                model,
+                # In a list, which means batches: a batch may itself be one.
+                data=[copy.deepcopy(batch)] if self.data is None else self.data,
+                log=self._log,
+                **arguments,
+            )
+            self.monitor.steps = steps
+            self.monitor.remark(remark)
+            if ranks is not None:
+                ranks.any(False)  # another rank may have failed where this one has not
+        except Exception as e:
+            self.detach()
+            known = isinstance(e, DistributedError) or getattr(e, "announced", False)
+            if ranks is not None and not known:
+                with suppress(DistributedError):
+                    ranks.announce(e)
+            raise
 
     def detach(self) -> None:
         """Detach the monitor; the records stay."""
         if self.monitor is not None:
-            self.monitor.detach()
+            with self.warning("the monitor failed to close"):
+                self.monitor.detach()
             self._past, self.monitor = self.records, None
 
     def new_records(self) -> list[Record]:
@@ -70,3 +125,39 @@ class Attachment:
         found = self.records[self._taken :]
         self._taken += len(found)
         return found
+
+    @contextmanager
+    def warning(self, what: str) -> Iterator[None]:
+        """An exception in the ``with`` block ends the block and becomes a warning, once."""
+        try:
+            yield
+        except Exception as e:
+            self.warn(what, one_line(e))
+
+    def warn(self, what: str, why: str) -> None:
+        """One warning of each kind; on stderr if warnings are errors."""
+        if what in self._warned:
+            return
+        self._warned.add(what)
+        text = f"geodiag: {what}: {why}"
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:
+            print(text, file=sys.stderr)
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    """Raise for what can be known to be wrong before there is a model."""
+    known = {*inspect.signature(attach).parameters, *inspect.signature(TorchProblem).parameters}
+    unknown = sorted(set(arguments) - (known - {"problem_arguments", "params"}))
+    if unknown:
+        raise ArgumentError(
+            "the callback has no such argument",
+            got=", ".join(unknown),
+            do="pass those of geodiag_torch.attach",
+        )
+    if not is_of_optimizer(arguments.get("norm")):
+        norm_source(arguments["norm"])
+    named_estimator(arguments.get("estimator", "auto"))
+    Schedule(arguments["every"], arguments.get("budget"))
+    check_rule(None, arguments.get("update"))

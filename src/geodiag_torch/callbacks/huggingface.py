@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
+from geodiag.monitoring.observation import one_line
 from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
 from geodiag_torch.callbacks.base import Attachment
+from geodiag_torch.callbacks.trainer_loss import (
+    is_of_trainer,
+    refusal,
+    trainer_loss,
+    trainer_weight,
+    watched,
+)
 
 TrainerCallback: Any = import_module("transformers").TrainerCallback
 
@@ -23,19 +33,28 @@ class HuggingFaceMonitor(TrainerCallback):
     The records' numbers go through ``trainer.log``, so to ``state.log_history`` and wherever the
     Trainer reports to, as ``geodiag/sharpness`` and so on. Of several processes the first one
     measures, on its own data; all of them do, together, where parameters are sharded (FSDP2), or
-    with ``process_group=``, and have the same records.
+    with ``process_group=``, and have the same records. What a measurement meets becomes a record's
+    note or one warning; it never ends training.
+
+    The loss is the Trainer's own, with label smoothing, ``compute_loss_func`` or an overridden
+    ``compute_loss``, as the mean over one batch; where it is the model's instead, a note says so.
+    An overridden ``compute_loss`` works on copies of the Trainer's numbers, lists and dicts, and
+    without ``log``; what else it changes (other objects, files) is changed by measurements too.
 
     Args:
-        trainer: None: they go to ``state.log_history`` alone.
+        trainer: None: records go to ``state.log_history`` alone, and the loss is the model's own.
         norm: None: the optimizer's own.
-        loss_fn: the loss, ``loss_fn(model, batch)``; default: the model's own.
-        data: probe data; None: a copy of the first training batch, as the model gets it.
+        loss_fn: another loss, ``loss_fn(model, batch)``.
+        data: probe data; None: a copy of the first training batch, with its labels.
         every: as for :func:`geodiag_torch.attach`, like ``log``.
         prefix: of each metric's name.
         **arguments: the others of :func:`geodiag_torch.attach`.
 
     Attributes:
         records: every Record so far.
+
+    Raises:
+        GeodiagError: an argument cannot be used.
     """
 
     def __init__(
@@ -53,8 +72,13 @@ class HuggingFaceMonitor(TrainerCallback):
         arguments |= {"norm": norm, "loss_fn": loss_fn, "every": every}
         self._attachment = Attachment(data, log, **arguments)
         self._trainer, self._prefix = trainer, prefix
-        self._hook: Any = None  # on the model, until its first batch was seen
-        self._batch: Any = None
+        self._own_loss = loss_fn is None and arguments.get("criterion") is None
+        means = arguments.get("weight") is None and arguments.get("reduction", "mean") == "mean"
+        self._weight = {"weight": trainer_weight(trainer)} if trainer is not None and means else {}
+        self._batches: ExitStack = ExitStack()  # what watches for the first batch
+        self._inputs: Any = None  # the first batch as the Trainer's loss gets it
+        self._batch: Any = None  # and as the model does
+        self._waiting = False  # for it
 
     @property
     def records(self) -> list[Record]:
@@ -64,17 +88,25 @@ class HuggingFaceMonitor(TrainerCallback):
         self._stop()  # the last training may have ended in an exception
         if not self._attachment.takes_part(kwargs["model"], state.is_world_process_zero):
             return
-        if self._attachment.data is None:
-            self._hook = kwargs["model"].register_forward_pre_hook(
-                self._keep_first_batch, with_kwargs=True
-            )
-        else:
+        if self._attachment.data is not None:
             self._attach(state, kwargs)
+            return
+        self._waiting = True
+        hook = kwargs["model"].register_forward_pre_hook(self._keep_batch, with_kwargs=True)
+        self._batches.callback(hook.remove)
+        if self._trainer is not None:
+            self._batches.enter_context(watched(self._trainer, self._keep_inputs))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._batch is not None:
+        if not self._waiting:
+            return
+        self._waiting = False
+        self._batches.close()
+        if self._batch is None and self._inputs is None:
+            self._attachment.warn("nothing is measured", "no training batch reached the model")
+        else:
             self._attach(state, kwargs)
-            self._batch = None
+        self._batch = self._inputs = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log(state, control)
@@ -84,22 +116,46 @@ class HuggingFaceMonitor(TrainerCallback):
         self._log(state, control)
 
     def _attach(self, state: Any, kwargs: dict[str, Any]) -> None:
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
-        self._attachment.attach(optimizer, model, self._batch, state.global_step)
+        """Attach with the Trainer's loss, else with the model's own; else warn."""
+        trainer, attach = self._trainer, self._attachment.attach
+        optimizer, model, step = kwargs.get("optimizer"), kwargs["model"], state.global_step
+        batch = self._batch if self._inputs is None else self._inputs
+        remark = ""
+        if self._own_loss and trainer is None:
+            remark = (
+                "the loss is the model's own; for the Trainer's pass HuggingFaceMonitor(trainer)"
+            )
+        elif self._own_loss:
+            with self._attachment.warning("the Trainer's loss is not known"):
+                remark = refusal(trainer) or ""
+                if is_of_trainer(trainer) and not remark:
+                    own: dict[str, Any] = {"loss_fn": trainer_loss(trainer)} | self._weight
+                    try:
+                        attach(optimizer, model, batch, step, **own)
+                        return
+                    except Exception as e:
+                        remark = f"the loss is the model's own: the Trainer's failed: {one_line(e)}"
+        if self._own_loss and "labels" in (self._batch or ()):
+            batch = self._batch
+        with self._attachment.warning(f"nothing is measured{'; ' * bool(remark)}{remark}"):
+            attach(optimizer, model, batch, step, remark)
 
-    def _keep_first_batch(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _keep_batch(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep the first training batch. Taking one from the loader would change its order."""
-        if not model.training:  # evaluation comes first
-            return
-        self._hook.remove()
-        # With the count of the whole step's tokens the loss would be a part of the batch's mean.
-        named = {k: x for k, x in kwargs.items() if k != "num_items_in_batch"}
-        self._batch = args or named
+        if self._batch is None and model.training:  # evaluation may come first
+            # With the count of the whole step's tokens the loss would be a part of the batch's.
+            named = {k: x for k, x in kwargs.items() if k != "num_items_in_batch"}
+            self._batch = args or named
+
+    def _keep_inputs(self, model: Any, inputs: Any) -> None:
+        """The same, with what the Trainer takes out before the model sees it."""
+        with self._attachment.warning("the Trainer's first batch is not known"):
+            if self._inputs is None and model.training:
+                self._inputs = copy.copy(inputs)
 
     def _stop(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._batch = None
+        self._batches.close()
+        self._batch, self._inputs, self._waiting = None, None, False
         self._attachment.detach()
 
     def _log(self, state: Any, control: Any) -> None:
@@ -109,5 +165,6 @@ class HuggingFaceMonitor(TrainerCallback):
                 state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
                 continue
             asked = control.should_log
-            self._trainer.log(found)
+            with self._attachment.warning("the Trainer failed to log a record"):
+                self._trainer.log(found)
             control.should_log = asked  # trainer.log resets it

@@ -32,7 +32,8 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     precision of its parameters, and through its ``forward``: ``training_step``, which may log and
     update metrics, is not called. Of several ranks rank zero measures, on its own data; all of
     them do, together, where parameters are sharded (fully_shard), or with ``process_group=``, and
-    have the same records.
+    have the same records. What a measurement meets becomes a record's note or one warning; it never
+    ends training.
 
     Args:
         norm: None: the optimizer's own.
@@ -48,7 +49,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         records: every Record so far.
 
     Raises:
-        ArgumentError: neither ``criterion`` nor ``loss_fn`` is given.
+        GeodiagError: an argument cannot be used, or neither loss is given.
     """
 
     def __init__(
@@ -102,13 +103,15 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         self._seen = True
         if not self._attachment.takes_part(pl_module, trainer.is_global_zero):
             return
-        count = len(trainer.optimizers)
-        if not 0 <= self._optimizer < count:
-            raise ArgumentError(
-                "the module has no such optimizer", got=f"optimizer={self._optimizer} of {count}"
-            )
-        steps = trainer.global_step // count if self._steps is None else self._steps
-        self._attachment.attach(trainer.optimizers[self._optimizer], pl_module, batch, steps)
+        with self._attachment.warning("nothing is measured"):
+            count = len(trainer.optimizers)
+            if not 0 <= self._optimizer < count:
+                raise ArgumentError(
+                    "the module has no such optimizer",
+                    got=f"optimizer={self._optimizer} of {count}",
+                )
+            steps = trainer.global_step // count if self._steps is None else self._steps
+            self._attachment.attach(trainer.optimizers[self._optimizer], pl_module, batch, steps)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -116,14 +119,15 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         for record in self._attachment.new_records():
             found = metrics(record, self._prefix)
             self._to_loggers(trainer, record)
-            pl_module.log_dict(
-                found,
-                logger=False,
-                on_step=True,
-                on_epoch=False,
-                rank_zero_only=not self._attachment.together,
-                batch_size=1,
-            )
+            with self._attachment.warning("Lightning failed to log a record"):
+                pl_module.log_dict(
+                    found,
+                    logger=False,
+                    on_step=True,
+                    on_epoch=False,
+                    rank_zero_only=not self._attachment.together,
+                    batch_size=1,
+                )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._end(trainer)
@@ -141,4 +145,5 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
 
     def _to_loggers(self, trainer: Any, record: Record) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(metrics(record, self._prefix), step=record.step)
+            with self._attachment.warning(f"{type(logger).__name__} failed to log a record"):
+                logger.log_metrics(metrics(record, self._prefix), step=record.step)

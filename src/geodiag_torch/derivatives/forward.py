@@ -84,6 +84,8 @@ class LossModule(nn.Module):
                 got=first_line(e),
                 do="measure it in float32 or bfloat16, outside of autocast",
             ) from e
+        if isinstance(value, Tensor) and value.dim() and value.numel() == 1:
+            value = value.reshape(())
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
             raise LossError(
                 "the loss must be a real scalar tensor",
@@ -173,11 +175,16 @@ def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False
     return batch.to(device) if hasattr(batch, "to") and not isinstance(batch, type) else batch
 
 
+def shifts_labels(model: nn.Module) -> bool:
+    """For Hugging Face models: whether a label belongs to the position before it."""
+    return "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
+
+
 def token_weight(model: nn.Module) -> Callable[[Any], float] | None:
     """For Hugging Face language models: the number of labels that the loss averages over."""
     if not hasattr(model, "config"):
         return None
-    shift = "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
+    shift = shifts_labels(model)
 
     def count(batch: Any) -> float:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
