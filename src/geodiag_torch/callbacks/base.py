@@ -86,7 +86,8 @@ class Attachment:
         ``remark``: for the first record. ``instead``: arguments in place of those given before.
 
         Raises:
-            Exception: what the measurement met, on every rank that takes part.
+            GeodiagError: what the measurement met, on every rank that takes part; an exception of
+                the loss is raised as it is.
         """
         arguments = self._arguments | instead
         ranks = None
