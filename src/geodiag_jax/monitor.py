@@ -21,6 +21,7 @@ from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, current_norm, is_of_optimizer, norm_source
 from geodiag.records import Record
 from geodiag.sinks import Log
+from geodiag_jax.aliasing import shared_by, snapshot
 from geodiag_jax.deferred import Deferred, check_usable, copied
 from geodiag_jax.optimizers.counts import Counts, read_counts
 from geodiag_jax.optimizers.geometry import (
@@ -148,7 +149,8 @@ class Monitor(geodiag.Monitor):
         Args:
             step: the number of the step, which schedules are called with, unless ``opt_state``
                 has a count of its own.
-            params: the parameters before it.
+            params: the parameters before it: not what the step writes to, as the states of
+                ``flax.nnx`` are; of such, pass a copy.
             new_params: the parameters after it.
             opt_state: the optax state after it, which holds Adam's preconditioner of this step.
 
@@ -227,11 +229,20 @@ class Monitor(geodiag.Monitor):
         finally:
             self._states, self._points = (None, None), None
 
+    def _measure_before(self, pending: Observation, params: Any) -> None:
+        shared = "" if self._points is None else shared_by(*self._points)
+        if not shared:
+            super()._measure_before(pending, params)
+            return
+        pending.note(shared)
+        self._measured = None
+        self._compare(pending)
+
     def _keep(self, step: int, opt_state: Any) -> None:
         """Keep the state, where the next step is measured."""
         self._previous = None
         if opt_state is not None and self._may_be_due(step + 1):
-            self._previous = (step, opt_state)
+            self._previous = (step, snapshot(opt_state))
 
     def _open(self, params: Any, opt_state: Any) -> None:
         """At the first call, check all that depends on the parameters and the state."""

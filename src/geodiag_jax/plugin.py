@@ -13,7 +13,7 @@ from geodiag import hookimpl
 from geodiag.blocks import is_array as is_any_array
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag_jax.problem import JaxProblem
-from geodiag_jax.pytree import is_array, is_float, leaves_of
+from geodiag_jax.pytree import is_array, is_float, is_ref, leaves_of
 
 
 # Last: a plain function says nothing about its framework, so others may claim it first.
@@ -49,7 +49,7 @@ def _may_be_loss(model: Any) -> bool:
 def _may_be_params(model: Any, params: Any) -> bool:
     """Whether ``params`` is a point for a JAX loss. A plain function needs one: ParameterError."""
     leaves = leaves_of(params)
-    if any(is_array(x) or is_float(x) for x in leaves):
+    if any(is_array(x) or is_float(x) or is_ref(x) for x in leaves):
         return True
     kinds = (functools.partial, jax.stages.Wrapped)
     is_function = inspect.isroutine(model) or isinstance(model, kinds)

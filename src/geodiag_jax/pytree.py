@@ -27,6 +27,7 @@ from geodiag_jax.sharding import Placement, UserSharding
 
 # The name of the one block when ``params`` is a bare array; the same as a bare matrix's.
 ROOT = "x"
+_REF: Any = getattr(jax, "Ref", ())  # not in older versions of JAX
 Paths: TypeAlias = list[tuple[Any, Any]]  # the leaves of a pytree, each behind its path
 
 
@@ -123,6 +124,13 @@ def read(params: Any, where: Where) -> Parameters:
     paths, treedef = flatten(params)
     leaves = [leaf for _, leaf in paths]
     prng_key = jax.dtypes.prng_key
+    for path, leaf in paths:
+        if is_ref(leaf):
+            raise ParameterError(
+                f"the parameter {name_of(path)!r} is a mutable array",
+                got=type(leaf).__name__,
+                do="pass its value, e.g. jax.tree.map(lambda ref: ref[...], params)",
+            )
     options = equinox_leaves(params)
     paths = [
         (path, leaf if option else to_array(leaf))
@@ -223,6 +231,11 @@ def to_array(leaf: Any) -> Any:
 def is_float(leaf: Any) -> bool:
     """Whether a leaf is a Python float; NumPy's are arrays of their own dtype."""
     return type(leaf) is float
+
+
+def is_ref(leaf: Any) -> bool:
+    """Whether a leaf is a mutable array (``jax.new_ref``)."""
+    return isinstance(leaf, _REF)
 
 
 def equinox_leaves(tree: Any) -> list[bool]:

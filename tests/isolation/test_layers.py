@@ -57,6 +57,7 @@ FLOORS = {
         "oracle",
         "problem",
         "optimizers tracking deferred",
+        "aliasing",
         "monitor experiments",
         "plugin",
         "__init__",
