@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import geodiag
-from geodiag.errors import GeodiagError
+from geodiag.errors import GeodiagError, printable
 from geodiag.experiments import demo
 from geodiag.experiments.reproduction import runner
 from geodiag.experiments.reproduction.cells import METHODS, MODELS
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the flush at exit must find no pipe)
         return 141
     except GeodiagError as e:
-        print(f"geodiag: error: {e}", file=sys.stderr)
+        print(f"geodiag: error: {printable(str(e))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("geodiag: interrupted", file=sys.stderr)
@@ -134,8 +134,10 @@ def _norms() -> int:
         warnings.simplefilter("always")
         entries = registry.norms().values()
     for warning in caught:  # a plugin that did not load: without the source line that warned
-        print(f"geodiag: warning: {warning.message}", file=sys.stderr)
-    rows = [("NAME", "OWNER", "WHAT IT IS"), *((e.name, e.owner, e.summary) for e in entries)]
+        print(f"geodiag: warning: {printable(str(warning.message))}", file=sys.stderr)
+    words = ((e.name, e.owner, e.summary) for e in entries)
+    named = ([printable(" ".join(x.split())) for x in row] for row in words)
+    rows = [("NAME", "OWNER", "WHAT IT IS"), *named]
     name_width, owner_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     for name, owner, summary in rows:
         print(f"{name:<{name_width}}  {owner:<{owner_width}}  {summary}".rstrip())
@@ -145,7 +147,7 @@ def _norms() -> int:
 def _plot(logs: list[Path], out: Path | None) -> int:
     out = out or logs[0].with_suffix(".png")
     plotting.plot(logs, out)
-    print(f"figure: {out}")
+    print(f"figure: {printable(str(out))}")
     return 0
 
 

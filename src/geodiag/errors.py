@@ -5,10 +5,31 @@ All derive from :class:`GeodiagError`, so one ``except`` catches them all.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
 LONGEST = 300  # characters of a value that an error shows
+LONGEST_TEXT = 1000  # of an exception's text, in a note or a warning
+# Codes that control a terminal or the direction of text, and what XML or UTF-8 does not have. Tabs
+# and line feeds remain.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with characters that a terminal, XML or UTF-8 cannot take as escapes.
+
+    >>> printable("\x1b[2J")
+    '\\x1b[2J'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def cut(text: str, length: int = LONGEST) -> str:
+    """The text, cut to a length."""
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def shown(x: Any) -> str:
@@ -17,13 +38,27 @@ def shown(x: Any) -> str:
         text = repr(x)
     except Exception:  # lists nested too deeply, or an error of the object itself
         return f"an object of type {type(x).__name__}"
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+    return printable(cut(text))
 
 
 def first_line(e: BaseException) -> str:
-    """The first line of an exception's text, or its type's name where there is none."""
-    lines = str(e).strip().splitlines()
-    return lines[0] if lines else type(e).__name__
+    """The first line of an exception's text, cut, or its type's name where there is none."""
+    lines = _text(e).strip().splitlines()
+    return cut(lines[0]) if lines else type(e).__name__
+
+
+def one_line(e: BaseException) -> str:
+    """The type and the text of an exception in one line, cut; the type alone if it has no text."""
+    text = " ".join(_text(e).split())
+    return printable(f"{type(e).__name__}: {cut(text, LONGEST_TEXT)}").removesuffix(": ")
+
+
+def _text(e: BaseException) -> str:
+    """Its text; "" where ``str`` fails."""
+    try:
+        return str(e)
+    except Exception:
+        return ""
 
 
 class GeodiagError(Exception):
@@ -52,7 +87,7 @@ class GeodiagError(Exception):
 
 def _sentence(x: Any) -> str:
     """The text with one full stop at its end, or with the mark that it ends in."""
-    text = str(x).rstrip()
+    text = printable(str(x)).rstrip()
     if text.endswith(("!", "?", "…", "...")):
         return text
     return text.rstrip(". ") + "."

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import tracemalloc
 import warnings
 from dataclasses import asdict, fields, replace
 
@@ -162,6 +163,19 @@ def test_a_whole_last_line_needs_no_end(tmp_path):
         warnings.simplefilter("error")
         (only,) = read_records(path)
     assert same(only, FULL)
+
+
+def test_a_log_is_read_line_by_line(tmp_path):
+    """Its text, 20 MB here, is never in memory as a whole."""
+    path = tmp_path / "run.jsonl"
+    line = to_json(FULL)[:-1] + ', "unknown": ["' + "x" * 100_000 + '"]}\n'
+    path.write_text(line * 200, "utf-8")
+    tracemalloc.start()
+    try:
+        assert len(read_records(path)) == 200
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_unknown_keys_are_extras_and_missing_ones_unknown():

@@ -33,6 +33,7 @@ def test_sparkline():
     assert sparkline([0.125, 0.25, 0.5, 0.875, 1.0], 1.0) == "▁▂▄▇█"
     assert sparkline([0.0, -1.0, math.nan, 2.0, math.inf], 1.0) == "▁▁·█·"
     assert sparkline([0.5, 1.0], 2.0) == "▂▄"
+    assert sparkline([1e308, -1e308, 5e307], 1e308) == "█▁▄"
 
 
 @pytest.mark.parametrize("to_line", [to_json, to_csv])
@@ -50,6 +51,31 @@ def test_a_log_is_followed_by_whole_lines(tmp_path, to_line):
         tail.update()
     assert [r.step for r in tail.records] == [0, 1, 2]
     assert tail.records[1].note == "ℓ∞"
+
+
+def test_of_a_long_log_the_last_records_are_kept(tmp_path, monkeypatch):
+    """Read in pieces that end anywhere."""
+    monkeypatch.setattr("geodiag.report.watch.CHUNK", 1000)
+    path = tmp_path / "run.jsonl"
+    path.write_text(lines(*map(record, range(50))))
+    tail, sizes = Tail(path, kept=7), set()
+    while tail.update():
+        sizes.add(len(tail.records))
+    assert [r.step for r in tail.records] == list(range(43, 50))
+    assert max(sizes) == 7
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("ratio", [1e308, -1e308, math.inf])
+def test_a_ratio_of_any_size_is_shown(tmp_path, capsys, monkeypatch, wide, ratio, once):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", stop)
+    path = tmp_path / "run.jsonl"
+    path.write_text(lines(record(3, ratio=ratio, sharpness=ratio, num_hvps=10**400)))
+    assert main(["watch", str(path), *(["--once"] if once else [])]) == (0 if once else 130)
+    assert "S/threshold" in capsys.readouterr().out
 
 
 def test_a_log_that_is_replaced_is_read_from_its_beginning(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -119,7 +120,7 @@ class Quantity:
         if self.kind is str:
             if not isinstance(x, str) or (self.choices and x not in self.choices):
                 raise TypeError(self.name)
-            return x
+            return sys.intern(x)  # many records have the same
         if isinstance(x, bool) or (self.kind is int and isinstance(x, float)):
             raise TypeError(self.name)
         return self.default if x is None and self.kind is float else self.kind(x)

@@ -8,6 +8,7 @@ taken. A failure is written into the record and never reaches the training loop.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 import warnings
@@ -16,9 +17,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from geodiag.core.validation import is_true, whole_step
-from geodiag.errors import ArgumentError, shown
+from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
-from geodiag.monitoring.observation import Observation, check_rule, one_line
+from geodiag.monitoring.observation import Observation, check_rule
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms.base import Norm
@@ -109,7 +110,7 @@ class Monitor:
         self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         self._pending: Observation | None = None
         self._warned: set[object] = set()
         self._noted: set[str] = set()
@@ -166,7 +167,7 @@ class Monitor:
         Returns:
             The record; None where no :meth:`before` precedes.
         """
-        pending, self._pending = self._pending, None
+        pending = self._take()
         if pending is None:
             return None
         began = time.perf_counter()
@@ -181,7 +182,7 @@ class Monitor:
 
     def abandon(self) -> None:
         """Write the record of a :meth:`before` that no :meth:`after` will follow, if any."""
-        pending, self._pending = self._pending, None
+        pending = self._take()
         if pending is not None:
             pending.note("the step was not observed")
             self._write(pending)
@@ -211,7 +212,8 @@ class Monitor:
         with ExitStack() as each:  # also where Ctrl-C ends one of them
             if self._owned:
                 each.callback(self._try_to_close, self._problem, "the problem")
-            for sink in reversed(self._sinks):
+            # A forked child leaves its parent's sinks alone.
+            for sink in reversed(self._sinks if os.getpid() == self._process else []):
                 each.callback(self._try_to_close, sink, shown(sink))
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,6 +245,11 @@ class Monitor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _take(self) -> Observation | None:
+        """The pending measurement, if any; a forked child leaves that of its parent alone."""
+        pending, self._pending = self._pending, None
+        return pending if pending is not None and pending.process == os.getpid() else None
 
     def _measure_before(self, pending: Observation, params: Any) -> None:
         """All that is measured at w, before the step."""

@@ -6,6 +6,7 @@ The point is copied, because the optimizer may update the parameters in place.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
-from geodiag.errors import ArgumentError, StaleOracle, shown
+from geodiag.errors import ArgumentError, StaleOracle, cut, one_line, printable, shown
 from geodiag.estimators.roundoff import PointErrors, coarsest
 from geodiag.monitoring.rounding import point_errors, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
@@ -23,8 +24,11 @@ from geodiag.monitoring.unmeasured import changed, copied, listed
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Problem
+from geodiag.plugins.guard import Blaming
 from geodiag.records import BUILT_IN, Record
 from geodiag.results import Bound, SharpnessResult
+
+LONGEST_NOTE = 4000  # characters
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Observation:
         result: the sharpness at w, with its witness.
         rest: copies of the tensors that are not measured, and that the step may move.
         errors: samples of the rounding errors at w, where the loss has fewer than 32 bits.
+        process: the process that measured it.
     """
 
     step: int
@@ -69,6 +74,7 @@ class Observation:
     result: SharpnessResult | None = None
     rest: Mapping[str, Array] = field(default_factory=dict)
     errors: PointErrors | None = None
+    process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -85,7 +91,7 @@ class Observation:
 
     def note(self, text: str) -> None:
         """Add to the record's note, once."""
-        text = " ".join(text.split())
+        text = printable(" ".join(text.split()))
         if text and text not in self.notes:
             self.notes.append(text)
 
@@ -96,7 +102,7 @@ class Observation:
             **self.known,
             num_hvps=0 if self.oracle is None else self.oracle.num_hvps,
             seconds=self.seconds,
-            note="; ".join(self.notes),
+            note=cut("; ".join(self.notes), LONGEST_NOTE),
             extras=self.extras,
         )
 
@@ -197,7 +203,7 @@ class Observation:
         for each in self.quantities:
             assert each.measure is not None
             values = self.known if each.name in BUILT_IN else self.extras
-            with self.noting(each.name):
+            with self.noting(each.name), Blaming("its measure= failed", each.name, (Exception,)):
                 values[each.name] = each.kind(each.measure(self))
 
     def _along(self, there: Blocks) -> None:
@@ -282,12 +288,3 @@ def check_rule(lr: Any, update: Any) -> None:
         raise ArgumentError(
             "update= must be an Update or a function of the step", got=shown(update)
         )
-
-
-def one_line(e: BaseException) -> str:
-    """The type and the text of an exception in one line; the type alone if it has no text."""
-    try:
-        text = str(e)
-    except Exception:
-        text = ""
-    return f"{type(e).__name__}: {' '.join(text.split())}".removesuffix(": ")

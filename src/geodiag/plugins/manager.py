@@ -25,11 +25,14 @@ from geodiag.errors import (
     PluginWarning,
     UnknownEstimator,
     UnknownNorm,
+    one_line,
+    printable,
     shown,
 )
 from geodiag.estimators.base import SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.plugins import specs
+from geodiag.plugins.guard import Blaming, BrokenPlugin, imported
 
 GROUP = "geodiag"
 FRAMEWORKS = ("torch", "jax")
@@ -68,6 +71,7 @@ class Registry:
         self._find_entry_points = entry_points or _entry_points
         self._entry_points: list[tuple[Any, str]] | None = None  # read once, which is slow
         self._tried: set[str] = set()
+        self._clashes: dict[str, PluginError] = {}  # by entry point; raised at each look-up
         self._registered: dict[str, dict[str, Registered]] = {"norm": {}, "estimator": {}}
         self._lock = threading.RLock()
 
@@ -207,21 +211,23 @@ class Registry:
         """The Problem of the first plugin that recognises the model, or None."""
         with self._lock:
             self._load()
-        return self._manager.hook.geodiag_problem(model=model, arguments=arguments)
+        given = {"model": model, "arguments": arguments}
+        for impl in reversed(self._manager.hook.geodiag_problem.get_hookimpls()):
+            name = impl.plugin_name
+            with Blaming(f"the plugin {name!r} failed in geodiag_problem", name, (GeodiagError,)):
+                found = impl.function(*(given[name] for name in impl.argnames))
+            if found is not None:
+                return found
+        return None
 
     def answers(self, hook: str) -> Iterator[tuple[str, Any]]:
         """Each plugin's name, and what its implementation of a hook without arguments returns."""
         with self._lock:
             self._load()
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            try:
-                yield impl.plugin_name, impl.function()
-            except Exception as e:
-                raise PluginError(
-                    f"the plugin {impl.plugin_name!r} failed in {hook}",
-                    got=f"{type(e).__name__}: {e}",
-                    do="repair it, or uninstall it",
-                ) from e
+            with Blaming(f"the plugin {impl.plugin_name!r} failed in {hook}", impl.plugin_name):
+                answer = impl.function()
+            yield impl.plugin_name, answer
 
     def _build(self, kind: str, name: str) -> Any:
         if not isinstance(name, str):
@@ -236,7 +242,9 @@ class Registry:
                 got=shown(name),
                 do=f"{hint}registered: {', '.join(found)}",
             )
-        made, owner = found[name].factory(), found[name].owner
+        owner = found[name].owner
+        with Blaming(f"the {kind} {name!r} of {owner} failed to be built", owner, (GeodiagError,)):
+            made = found[name].factory()
         if not isinstance(made, _TYPES[kind]):
             title = _TYPES[kind].__name__
             raise PluginError(
@@ -272,26 +280,33 @@ class Registry:
         for ep, owner in self._entry_points:
             if owners.setdefault(ep.name, owner) != owner:
                 raise _clash("plugin", ep.name, owners[ep.name], owner)
+            if (clash := self._clashes.get(ep.name)) is not None:
+                raise PluginError(clash.what, got=clash.got, do=clash.do)
             if ep.name in self._tried or (ep.name in FRAMEWORKS and ep.name not in sys.modules):
                 continue
             self._tried.add(ep.name)
             try:
-                plugin = ep.load()
+                plugin = imported(ep)
                 if not self._manager.is_registered(plugin):  # by register, under another name
                     self._add(plugin, ep.name)
-            except PluginError:
+            except PluginError as e:
+                self._clashes[ep.name] = e
+                raise
+            except KeyboardInterrupt:
+                self._tried.discard(ep.name)
                 raise
             except Exception as e:  # a broken plugin must not break geodiag
+                why = str(e) if isinstance(e, BrokenPlugin) else one_line(e)
                 warnings.warn(
                     f"the geodiag plugin {ep.name!r}, {owner}, failed to import or to register "
-                    f"and is left out: {type(e).__name__}: {e}",
+                    f"and is left out: {why}",
                     PluginWarning,
                     stacklevel=2,
                 )
 
 
 def _owner(ep: Any) -> str:
-    return f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})"
+    return printable(f"{ep.value} ({ep.dist.name if ep.dist else 'unknown distribution'})")
 
 
 def _clash(kind: str, name: str, first: str, second: str) -> PluginError:

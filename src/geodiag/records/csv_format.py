@@ -1,6 +1,8 @@
-"""CSV: rows under a header that names their columns.
+r"""CSV: rows under a header that names their columns.
 
-NaN is empty, and a text is written on one line. Columns are found by their names in the file's
+NaN is empty, and a text is written on one line. One that begins with =, +, - or @ has an apostrophe
+before it, for a spreadsheet would take it for a formula; reading removes it. What UTF-8 does not
+have is written as an escape such as ``\ud800``. Columns are found by their names in the file's
 header; unknown ones become extras. A later header in the same file names the columns of the rows
 of its width that follow, so a run may append a row with a new column to an older log. Headers
 within one log only ever become wider: a row then belongs to the header of its width, even if two
@@ -11,10 +13,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 
 from geodiag.errors import ArgumentError
 from geodiag.records.record import BUILT_IN, Record, record_of, shortened
+
+# What spreadsheets take for a formula, perhaps with apostrophes and what is not seen before it.
+_FORMULA = re.compile("'*[\x00-\x1f\x7f\u200b\ufeff]*[=+\\-@＝＋－＠]")
 
 
 def to_csv(record: Record, columns: Iterable[str] = tuple(BUILT_IN)) -> str:
@@ -72,12 +78,14 @@ class Rows:
 
 def _cell(x: float | str) -> float | str:
     if isinstance(x, str):
-        return " ".join(x.split())
+        text = " ".join(x.split()).encode(errors="backslashreplace").decode()
+        return f"'{text}" if _FORMULA.match(text) else text
     return "" if x != x else x
 
 
 def _cells(line: str) -> list[str]:
     try:
-        return next(csv.reader([line], strict=True))
+        cells = next(csv.reader([line], strict=True))
+        return [x[1:] if x[:1] == "'" and _FORMULA.match(x) else x for x in cells]
     except (csv.Error, StopIteration) as e:
         raise ArgumentError("a line of a log is not a CSV row", got=shortened(line)) from e

@@ -1,20 +1,23 @@
-"""JSON lines: one strict JSON object a line, with the number of its schema.
+r"""JSON lines: one strict JSON object a line, with the number of its schema.
 
-NaN is null, infinity the text "Infinity" or "-Infinity". Every line states the schema, because
-several runs, also of different versions, may append to one file. A line without it has schema 0;
-its fields are those of schema 1.
+NaN is null, infinity the text "Infinity" or "-Infinity". What UTF-8 does not have and codes that
+control a terminal are escapes such as ``\u0085``, which read back as they were. Every line states
+the schema, because several runs, also of different versions, may append to one file. A line without
+it has schema 0; its fields are those of schema 1.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from geodiag.errors import ArgumentError
 from geodiag.records.record import Record, record_of, shortened
 
 SCHEMA = 1
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # those below 0x20 are, by JSON
 
 
 def to_json(record: Record) -> str:
@@ -24,7 +27,8 @@ def to_json(record: Record) -> str:
     '{"schema": 1, "step": 3, "loss": 0.5, "lr": null, "s'
     """
     plain = {name: _plain(x) for name, x in record.to_dict().items()}
-    return json.dumps({"schema": SCHEMA} | plain, allow_nan=False, ensure_ascii=False)
+    line = json.dumps({"schema": SCHEMA} | plain, allow_nan=False, ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def from_json(line: str) -> Record:

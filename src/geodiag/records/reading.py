@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from geodiag.errors import ArgumentError, shown
+from geodiag.errors import ArgumentError, printable, shown
 from geodiag.records.csv_format import Rows
 from geodiag.records.jsonl import from_json
 from geodiag.records.record import Record
@@ -16,6 +17,17 @@ from geodiag.records.record import Record
 def parser(path: Path) -> Callable[[str], Record | None]:
     """What reads the file line by line: as CSV if its suffix is ``.csv``, else as JSON."""
     return Rows() if path.suffix.lower() == ".csv" else from_json
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file, in which reading comes to an end, or there is nothing of this name.
+
+    Raises ``OSError``, or ``ValueError`` for a path with a NUL.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -44,12 +56,14 @@ def read_records(path: str | Path) -> list[Record]:
         raise ArgumentError("a log is named by its path", got=shown(path))
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        if not is_file(path):
+            raise OSError(f"not a file: {str(path)!r}")
+        with path.open("rb") as file:  # line by line: the text of a long log may not fit in memory
+            found, bad = parse(file, parser(path))
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError(
             "the log cannot be read", got=str(e), do="pass the path of a .jsonl or .csv log"
         ) from e
-    found, bad = parse(text, parser(path))
     if bad and not found:
         raise ArgumentError(
             "the file is not a log of the Monitor",
@@ -57,23 +71,23 @@ def read_records(path: str | Path) -> list[Record]:
             do="pass a .jsonl or .csv file that geodiag.Monitor(log=...) wrote",
         )
     for number, why in bad:
-        warnings.warn(f"{path}, line {number} is left out: {why}", RuntimeWarning, stacklevel=2)
+        text = f"{printable(str(path))}, line {number} is left out: {why}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
     return found
 
 
 def parse(
-    text: str, read: Callable[[str], Record | None]
+    lines: Iterable[bytes], read: Callable[[str], Record | None]
 ) -> tuple[list[Record], list[tuple[int, str]]]:
-    """The records of a log's text, and (line number, reason) of each line that is left out."""
+    """The records of a log's lines, and (line number, reason) of each line that is left out."""
     found, bad = [], []
-    *lines, last = text.split("\n")
-    if last and isinstance(read, Rows):  # a row cut within its last column looks whole
-        bad.append((len(lines) + 1, "it is not finished"))
-    elif last:
-        lines.append(last)
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix("\r")
+    for number, raw in enumerate(lines, 1):
+        line = raw.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
         if not line.strip():
+            continue
+        if isinstance(read, Rows) and not raw.endswith(b"\n"):
+            # A row cut within its last column looks whole.
+            bad.append((number, "it is not finished"))
             continue
         try:
             record = read(line)
@@ -82,4 +96,4 @@ def parse(
             continue
         if record is not None:
             found.append(record)
-    return found, sorted(bad)
+    return found, bad

@@ -107,6 +107,7 @@ BUILT_IN = {
     for f in fields(Record)
     if f.name != "extras"
 }
+_PLAIN = {name: each.kind for name, each in BUILT_IN.items() if each.kind is not str}
 
 
 def quantities(plugins: Registry = registry) -> dict[str, Quantity]:
@@ -153,6 +154,9 @@ def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Recor
     known: dict[str, Any] = {}
     extras: dict[str, float | str] = {}
     for name, x in found.items():
+        if type(x) is _PLAIN.get(name):  # nearly all values of a log: what parse would return
+            known[name] = x
+            continue
         try:
             if name in BUILT_IN:
                 known[name] = BUILT_IN[name].parse(x)

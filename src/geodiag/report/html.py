@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from geodiag.errors import printable
 from geodiag.records import Record
 
 PAGE = """<!DOCTYPE html>
@@ -32,7 +33,7 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left;
 
 def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
     """One HTML file with an SVG figure and the last record of each run; it fetches nothing."""
-    last = {label or "run": run[-1].to_dict() for label, run in runs.items()}
+    last = {printable(label) or "run": run[-1].to_dict() for label, run in runs.items()}
     names = dict.fromkeys(name for row in last.values() for name in row)  # in their order
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("run", *names))
     body = "".join(
@@ -41,11 +42,11 @@ def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
         + "</tr>"
         for label, row in last.items()
     )
-    title = html.escape(", ".join(label for label in runs if label) or "geodiag")
+    title = html.escape(printable(", ".join(label for label in runs if label)) or "geodiag")
     return PAGE.format(title=title, svg=svg[svg.index("<svg") :], head=head, body=body)
 
 
 def _cell(x: Any) -> str:
     if isinstance(x, float):
         return f"{x:.6g}" if x == x else ""
-    return str(x)
+    return printable(str(x))

@@ -7,7 +7,6 @@ where, and how, is part of its declaration: see :class:`geodiag.records.Quantity
 from __future__ import annotations
 
 import io
-import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from geodiag.core.validation import is_whole
-from geodiag.errors import ArgumentError, import_optional, shown
+from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
 from geodiag.records import BUILT_IN, Panel, Quantity, Record, quantities, read_records
 from geodiag.report.html import page
+from geodiag.report.series import Floats, Run, thinned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,12 +38,12 @@ COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 MANY = 60  # points in a run beyond which a line needs no markers
-LARGEST = 1e100  # the largest number that is drawn
 LARGEST_STEP = 2**53  # beyond it, not every whole number is a float
 WIDE = 30  # a range of values beyond which a "wide" axis is logarithmic
 HEIGHT = 1.85  # of a panel of height 1, in inches
+LONGEST = 200  # characters of a label or a note
 
-Runs: TypeAlias = dict[str, list[Record]]
+Runs: TypeAlias = dict[str, Run]
 Style: TypeAlias = dict[str, Any]
 Log: TypeAlias = "str | os.PathLike[str] | Iterable[Record]"
 
@@ -63,7 +65,8 @@ def plot(
     Args:
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
             or a dict that gives each run's records or path a label. Numbers beyond 1e100 are left
-            out.
+            out. Of more than 8,000 records, the least and the greatest value in each column of
+            pixels are drawn.
         path: where to save the figure: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
             file that needs no network and holds a table of the last records too.
 
@@ -89,9 +92,9 @@ def plot(
         _draw(axes, panel, drawn, runs)
     if len(runs) > 1:
         lines = grid[0].get_lines()[: len(runs)]
-        grid[0].legend(lines, list(runs), fontsize=8, frameon=False)
+        grid[0].legend(lines, [_text(label) for label in runs], fontsize=8, frameon=False)
     else:
-        figure.suptitle(next(iter(runs)), fontsize=11)
+        figure.suptitle(_text(next(iter(runs))), fontsize=11)
     grid[-1].set_xlabel("step")
     figure.align_ylabels()
     if target is not None:
@@ -126,9 +129,9 @@ def _runs(source: Any) -> Runs:
     return runs
 
 
-def _read(source: Any) -> list[Record]:
+def _read(source: Any) -> Run:
     if isinstance(source, (str, os.PathLike)):
-        return read_records(source)  # type: ignore[arg-type]
+        return Run(read_records(source))  # type: ignore[arg-type]
     found = list(source) if isinstance(source, Iterable) else [source]
     wrong = [each for each in found if not isinstance(each, Record)]
     if wrong:
@@ -137,7 +140,7 @@ def _read(source: Any) -> list[Record]:
             got=type(wrong[0]).__name__,
             do="pass monitor.records, the path of a log, a list of paths, or a dict of these",
         )
-    return found
+    return Run(found)
 
 
 def _labels(paths: list[Path]) -> dict[str, Path]:
@@ -161,8 +164,8 @@ def _panels(runs: Runs) -> dict[Panel, list[Quantity]]:
     """The quantities of each panel; those of plugins if there is anything to draw."""
     found: dict[Panel, list[Quantity]] = {}
     for each in quantities().values():
-        if each.panel is not None and (each.name in BUILT_IN or _known(each, runs)):
-            panel = replace(each.panel, label=each.panel.label or each.title)
+        if each.panel is not None and (each.name in BUILT_IN or _known(each, runs).size):
+            panel = replace(each.panel, label=printable(cut(each.panel.label or each.title)))
             found.setdefault(panel, []).append(each)
     return found
 
@@ -172,26 +175,35 @@ def _draw(axes: Any, panel: Panel, drawn: list[Quantity], runs: Runs) -> None:
     if panel.line is not None:
         axes.axhline(panel.line, **EDGE)
     for i, (label, run) in enumerate(runs.items()):
-        steps = [r.step for r in run]
         for each in drawn:
-            values, style = _values(each, run), _style(each, drawn, i, runs)
+            values, style = run.values(each), _style(each, drawn, i, runs)
             if each.mark != "band":
-                axes.plot(steps, values, label=label, **style)
-            elif any(x == x for x in values):
-                low = _values(base, run)
-                high = [max(*pair) for pair in zip(values, low, strict=True)]  # NaN stays
-                axes.fill_between(steps, low, high, **style)
-    _scale(axes, panel, [x for each in drawn if each.mark != "dots" for x in _known(each, runs)])
+                at = thinned(run.steps, values)
+                if "markevery" in style:
+                    style["markevery"] = max(1, len(at) // 12)
+                axes.plot(run.steps[at], values[at], label=_text(label), **style)
+            elif not np.isnan(values).all():
+                low = run.values(base)
+                high = np.where(values < low, low, values)  # NaN stays
+                at = thinned(run.steps, low, high)
+                axes.fill_between(run.steps[at], low[at], high[at], **style)
+    solid = [_known(each, runs) for each in drawn if each.mark != "dots"]
+    _scale(axes, panel, np.concatenate([np.empty(0), *solid]))
     axes.set_ylabel(panel.label)
     if len(drawn) > 1:
         axes.legend(handles=_key(drawn, runs), fontsize=8, frameon=False)
-    if not any(_known(each, runs) for each in drawn):
+    if not any(_known(each, runs).size for each in drawn):
         why = next((r.note for run in runs.values() for r in run if r.note), "no value")
         middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
-        axes.text(0.5, 0.45, f"not known: {why}", fontsize=8, color="#555555", **middle)
+        axes.text(0.5, 0.45, f"not known: {_text(why)}", fontsize=8, color="#555555", **middle)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _text(text: str) -> str:
+    """A label or a note as it is drawn: cut, and with dollar signs that begin no formula."""
+    return printable(cut(text, LONGEST)).replace("$", r"\$")
 
 
 def _style(quantity: Quantity, drawn: list[Quantity], run: int, runs: Runs) -> Style:
@@ -225,11 +237,11 @@ def _key(drawn: list[Quantity], runs: Runs) -> list[Any]:
     every = [r for run in runs.values() for r in run]
     handles = []
     for each in drawn:
-        if not _known(each, runs):
+        if not _known(each, runs).size:
             continue
         style = _style(each, drawn, 0, runs) | ({"color": GREY} if len(runs) > 1 else {})
         lower = each.bound and any(getattr(r, each.bound) == "LOWER" for r in every)
-        label = f"{each.label or each.name}{' (lower bound)' if lower else ''}"
+        label = f"{printable(cut(each.label or each.name))}{' (lower bound)' if lower else ''}"
         if each.mark == "band":
             handles.append(patches.Patch(label=label, **style))
         else:
@@ -240,15 +252,15 @@ def _key(drawn: list[Quantity], runs: Runs) -> list[Any]:
     return handles
 
 
-def _scale(axes: Any, panel: Panel, values: list[float]) -> None:
+def _scale(axes: Any, panel: Panel, values: Floats) -> None:
     """The scale and the limits of the vertical axis, by what is not drawn as dots.
 
     Single steps of large D must not flatten the rest.
     """
-    values = values if panel.line is None else [*values, panel.line]
-    if not values or panel.scale == "linear":
+    values = values if panel.line is None else np.append(values, panel.line)
+    if not values.size or panel.scale == "linear":
         return
-    low, high = min(values), max(values)
+    low, high = float(values.min()), float(values.max())
     if low > 0 and panel.scale == "log":
         axes.set_yscale("log")
     elif low > 0 and panel.scale == "wide" and high > WIDE * low:
@@ -258,15 +270,10 @@ def _scale(axes: Any, panel: Panel, values: list[float]) -> None:
         axes.set_ylim(min(0.0, 1.15 * low), 1.25 * high)
 
 
-def _values(quantity: Quantity, run: list[Record]) -> list[float]:
-    """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
-    found = (getattr(r, quantity.name, math.nan) for r in run)
-    usable = (x if isinstance(x, (int, float)) and abs(x) <= LARGEST else math.nan for x in found)
-    return [0.0 if abs(x) < 1 / LARGEST else float(x) for x in usable]
-
-
-def _known(quantity: Quantity, runs: Runs) -> list[float]:
-    return [x for run in runs.values() for x in _values(quantity, run) if x == x]
+def _known(quantity: Quantity, runs: Runs) -> Floats:
+    values: Floats = np.concatenate([run.values(quantity) for run in runs.values()])
+    known: Floats = values[~np.isnan(values)]
+    return known
 
 
 def _save(figure: Figure, runs: Runs, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -10,21 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geodiag.errors import ArgumentError, import_optional
+from geodiag.errors import ArgumentError, cut, import_optional, printable
 from geodiag.records import Quantity, Record, quantities, read_records
-from geodiag.records.reading import parse, parser
+from geodiag.records.reading import is_file, parse, parser
 
 BARS = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
+KEPT = 2000  # records: more than a terminal shows
+CHUNK = 2**24  # bytes
 
 _rich = partial(import_optional, what="the live view needs rich", do='pip install "geodiag[watch]"')
 
 
 class Tail:
-    """A log that grows. ``records`` are those of its whole lines so far; each line is read once."""
+    """A log that grows. ``records`` are the last of its whole lines; each line is read once."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.records = path, list[Record]()
+    def __init__(self, path: Path, kept: int = KEPT) -> None:
+        self.path, self.records, self._kept = path, list[Record](), kept
         self._read, self._at, self._rest = parser(path), 0, b""
 
     def update(self) -> bool:
@@ -34,19 +37,21 @@ class Tail:
         """
         new = b""
         try:
+            if not is_file(self.path):
+                raise OSError(f"not a file: {str(self.path)!r}")
             with self.path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._at:
                     self._forget()
                 file.seek(self._at)
-                new = file.read()
+                new = file.read(CHUNK)
         except FileNotFoundError:
             self._forget()
         except OSError as e:
             raise ArgumentError("the log cannot be read", got=str(e)) from e
         self._at += len(new)
         whole, _, self._rest = (self._rest + new).rpartition(b"\n")
-        found, _ = parse(whole.decode("utf-8", errors="replace") + "\n", self._read)
-        self.records += found
+        found, _ = parse(io.BytesIO(whole + b"\n"), self._read)
+        self.records = [*self.records, *found][-self._kept :]
         return bool(found)
 
     def _forget(self) -> None:
@@ -69,30 +74,32 @@ def run(path: Path, *, lines: int = 12, interval: float = 1.0, once: bool = Fals
     if once:
         console.print(view(path, read_records(path), lines, console.width))
         return 0
-    tail = Tail(path)
+    tail = Tail(path, max(KEPT, lines))
     with _rich("rich.live").Live(console=console, auto_refresh=False) as live:
         while True:
-            tail.update()
+            while tail.update():  # a long log, piece by piece
+                pass
             live.update(view(path, tail.records, lines, console.width), refresh=True)
             time.sleep(interval)
 
 
 def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80) -> Any:
     """The last records as a table, above a line of the ratios S/threshold, for rich to print."""
+    cells, name = _rich("rich.text").Text, printable(str(path))
     if not records:
-        return _rich("rich.text").Text(f"waiting for the first record in {path}", style="dim")
-    table = _rich("rich.table").Table(title=str(path), title_justify="left", box=None)
+        return cells(f"waiting for the first record in {name}", style="dim")
+    table = _rich("rich.table").Table(title=cells(name), title_justify="left", box=None)
+    last = records[-lines:]
     shown = [
         each
         for each in sorted(quantities().values(), key=lambda q: q.kind is str)  # texts come last
-        if each.column is not None and any(_cell(r, each) for r in records)
+        if each.column is not None and any(_cell(r, each) for r in last)
     ]
     for each in shown:
-        text = each.kind is str
-        table.add_column(each.column or each.name, justify="left" if text else "right",
+        text, heading = each.kind is str, printable(each.column or each.name)
+        table.add_column(cells(heading), justify="left" if text else "right",
                          overflow="ellipsis", no_wrap=True, ratio=1 if text else None)  # fmt: skip
-    cells = _rich("rich.text").Text
-    for record in records[-lines:]:
+    for record in last:
         table.add_row(*(cells(_cell(record, each)) for each in shown))
     return _rich("rich.console").Group(table, cells(_trend(records, width)))
 
@@ -100,7 +107,7 @@ def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80
 def sparkline(values: Sequence[float], top: float) -> str:
     """One bar for each value, from 0 to ``top``; a dot if it is not known."""
     return "".join(
-        BARS[min(len(BARS) - 1, max(0, math.ceil(len(BARS) * x / top) - 1))]
+        BARS[max(0, math.ceil(len(BARS) * min(1.0, max(0.0, x / top))) - 1)]
         if math.isfinite(x)
         else UNKNOWN
         for x in values
@@ -122,4 +129,4 @@ def _cell(record: Record, quantity: Quantity) -> str:
         text = "" if value != value else f"{value:.4g}"
         lower = quantity.bound and getattr(record, quantity.bound) == "LOWER"
         return f"≥ {text}" if text and lower else text
-    return str(value)
+    return printable(cut(str(value)))

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
-from geodiag.monitoring.observation import one_line
+from geodiag.errors import one_line
 from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics

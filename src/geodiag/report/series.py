@@ -1,0 +1,66 @@
+"""The numbers of a run that a figure shows.
+
+Of a long run, a line is drawn through the first, the last, the least and the greatest value in each
+column of pixels, which is the same picture (M4; Jugel, Jerzak, Hackenbroich and Markl, "M4: a
+visualization-oriented time series data aggregation", VLDB 2014).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from geodiag.records import Quantity, Record
+
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
+
+LARGEST = 1e100  # the largest number that is drawn
+COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
+
+
+class Run(list[Record]):
+    """The records of a run, with each quantity as an array."""
+
+    def __init__(self, records: list[Record]) -> None:
+        super().__init__(records)
+        self._values: dict[str, Floats] = {}
+
+    @property
+    def steps(self) -> Floats:
+        """The steps of the records."""
+        if "step" not in self._values:
+            self._values["step"] = np.array([float(r.step) for r in self])
+        return self._values["step"]
+
+    def values(self, quantity: Quantity) -> Floats:
+        """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
+        if quantity.name not in self._values:
+            found = (getattr(r, quantity.name, math.nan) for r in self)
+            usable = (
+                x if isinstance(x, (int, float)) and abs(x) <= LARGEST else math.nan for x in found
+            )
+            values = np.fromiter(usable, float, len(self))
+            values[np.abs(values) < 1 / LARGEST] = 0.0
+            self._values[quantity.name] = values
+        return self._values[quantity.name]
+
+
+def thinned(steps: Floats, *lines: Floats) -> Indices:
+    """The indices of the points that are drawn of lines over the same steps, in their order."""
+    if len(steps) <= 4 * COLUMNS:
+        return np.arange(len(steps))
+    low, high = steps.min(), steps.max()
+    column = np.floor((steps - low) * (COLUMNS / max(high - low, 1)))
+    # Neighbours in one column; where a run was resumed, the steps go back.
+    first = np.flatnonzero(np.diff(column, prepend=-1.0))
+    group = np.repeat(np.arange(len(first)), np.diff(first, append=len(steps)))
+    kept = [first, np.append(first[1:], len(steps)) - 1]
+    for line in lines:
+        for signed in (line, -line):
+            heights = np.where(np.isnan(signed), -np.inf, signed)
+            greatest = np.flatnonzero(heights == np.maximum.reduceat(heights, first)[group])
+            kept.append(greatest[np.unique(group[greatest], return_index=True)[1]])
+    return np.unique(np.concatenate(kept))
