@@ -17,12 +17,12 @@ from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.monitor import Monitor
 from geodiag.monitoring.observation import Observation
-from geodiag.monitoring.unmeasured import listed
+from geodiag.monitoring.unmeasured import copied, listed
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
-from geodiag_torch.optimizers.following import Following, copies
-from geodiag_torch.optimizers.selection import Selection, as_they_were
+from geodiag_torch.optimizers.following import Following
+from geodiag_torch.optimizers.selection import Selection, as_they_were, entries
 
 
 def attach(
@@ -54,7 +54,8 @@ def attach(
     Args:
         optimizer: any torch optimizer, with or without closures. A wrapper that keeps it as
             ``.optimizer`` (Accelerate, Lightning) is unwrapped.
-        model: the module. Those of its parameters are measured that the optimizer holds.
+        model: the module. Those of its parameters are measured that the optimizer holds and that
+            require gradients, at each record anew.
         norm: None or "auto": the optimizer's own, see :mod:`geodiag.optimizers.families`. Else a
             registered name, a Norm, or a function that returns one at each measurement; if that
             is not the optimizer's norm, there is no threshold.
@@ -197,10 +198,11 @@ class OptimizerMonitor(Monitor):
             self._selected = found = self._following.now()
             pending.note(found.note)
             if self._following.geometry.of_the_step(found.chosen):
-                self._copies, pending.rest = copies(found.chosen), copies(found.others)
+                self._copies = copied({n: p.detach() for n, p in found.chosen.items()})
+                pending.rest = copied(entries(found.others))
             else:
                 self._follow(pending, found.chosen)
-                pending.copy(params, _entries(found.others))
+                pending.copy(params, entries(found.others))
                 pending.freeze(params)
                 self._measure(pending)
                 self._gradient = self._gradient_of(pending)
@@ -211,7 +213,7 @@ class OptimizerMonitor(Monitor):
             return
         besides: list[str] = []
         with pending.noting("the measurement"):
-            besides = pending.moved_besides(_entries(found.others))
+            besides = pending.moved_besides(entries(found.others))
             if self._copies:
                 self._measure_at_copies(pending, found, besides)
         self._compare(pending)
@@ -231,10 +233,13 @@ class OptimizerMonitor(Monitor):
         pending.here = {name: asarray(self._copies[name]) for name in chosen}
         self._copies = {}
         earlier = {name: pending.rest[name] for name in besides if name in pending.rest}
-        with as_they_were(found.others, earlier):
+
+        def measure() -> None:
             pending.freeze(None)
             self._measure(pending)
             self._gradient = self._gradient_of(pending)
+
+        as_they_were(found.others, earlier, measure)
 
     def _gradient_of(self, pending: Observation) -> Blocks | None:
         if pending.result is None or pending.oracle is None or self._rule_given:
@@ -267,10 +272,6 @@ class OptimizerMonitor(Monitor):
             self.after()
         finally:  # the step was taken, even if Ctrl-C comes now
             self.steps += 1
-
-
-def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in tensors.items()}
 
 
 def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:

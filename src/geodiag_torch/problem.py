@@ -21,7 +21,7 @@ from geodiag_torch.derivatives.forward import Leaves, LossModule, token_weight, 
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
-from geodiag_torch.sharding.detection import as_sharded, sharding_of
+from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.module_tensors import JOINTS
 
 NO_DEVICE = torch.empty(0)
@@ -148,7 +148,7 @@ class TorchProblem(Problem):
         """The model's trainable parameters that are not measured, as they are now."""
         inner = self._objective.loss.model
         names, own = public_names(inner), dict(inner.named_parameters())
-        return {n: own[raw].detach() for n, raw in names.items() if n not in self.space.shapes}
+        return {n: local(own[r].detach()) for n, r in names.items() if n not in self.space.shapes}
 
     def live(self) -> Leaves:
         """The measured parameters by their public names, as they are now.

@@ -12,9 +12,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 import geodiag
+import geodiag_torch
 from tests.distributed.ddp_checks import same_everywhere
 from tests.distributed.fsdp_checks import sharded, state
 from tests.distributed.problems import (
+    CLOSE,
     KINDS,
     agree,
     alone,
@@ -22,6 +24,7 @@ from tests.distributed.problems import (
     criterion,
     device,
     norm,
+    relative,
     together,
     trained,
 )
@@ -69,3 +72,26 @@ def placements(rank: int) -> None:
                 plain,
                 kind,
             )
+
+
+def a_part(rank: int) -> None:
+    """Of a part of what the optimizer moves S is as in one process, and there is no D."""
+    data = batches((4, 4, 4, 4))
+    mine = data[2 * rank : 2 * rank + 2]
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    for make in (torch.optim.SGD, torch.optim.Adam):
+        records = []
+        for model, shard_of_it in ((trained(), data), (sharded(), mine)):
+            optimizer = make(model.parameters(), lr=1e-3)
+            name = next(name for name, _ in model.named_parameters())
+            monitor = geodiag_torch.attach(
+                optimizer, model, criterion=criterion("mean"), data=shard_of_it, every=1,
+                where=f"^{name}$", rtol=1e-6,
+            )  # fmt: skip
+            criterion("mean")(model(x), y).backward()
+            optimizer.step()
+            records += monitor.records
+        expected, found = records
+        assert relative(found.sharpness, expected.sharpness) < CLOSE, records
+        assert found.directional_smoothness != found.directional_smoothness
+        assert "no D: the step also moved" in found.note

@@ -24,6 +24,7 @@ from tests.distributed import layout_checks as layout
         pytest.param(layout.placements, marks=pytest.mark.slow),
         checks.trains_alike,
         checks.optimizers,
+        layout.a_part,
     ],
     ids=lambda check: check.__name__,
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError
-from geodiag.monitoring.unmeasured import copied
 from geodiag.norms import Norm
 from geodiag.problems import NormSource
 from geodiag_torch.derivatives.forward import unwrap
@@ -95,8 +94,3 @@ class Following:
 def _key(chosen: Named) -> tuple[Any, ...]:
     """What the problem of these parameters depends on."""
     return tuple((name, tuple(p.shape), p.dtype, p.device) for name, p in chosen.items())
-
-
-def copies(tensors: Named) -> dict[str, Tensor]:
-    """Copies of their entries."""
-    return copied({name: p.detach() for name, p in tensors.items()})

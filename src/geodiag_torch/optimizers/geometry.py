@@ -60,8 +60,11 @@ class LiveGeometry:
         self._space = space
 
     def of_the_step(self, parameters: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the norm of these is known after the step alone: it is that of the state then."""
-        if self._source is not None or self._reader is None:
+        """Whether the norm of these is known after the step alone: it is that of the state then.
+
+        A function that returns a norm is taken to read the state too, where there is one.
+        """
+        if isinstance(self._source, Norm) or self._reader is None:
             return False
         entries = self._entries({id(p): name for name, p in parameters.items()})
         return any(self._reader(entry).family.stateful for entry in entries)

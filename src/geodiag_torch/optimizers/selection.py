@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from geodiag.core.selection import Where, select
 from geodiag.errors import ParameterError
 from geodiag.monitoring.unmeasured import listed
 from geodiag_torch.problem import public_names
-from geodiag_torch.sharding.detection import sharding_of
+from geodiag_torch.sharding.detection import local, sharding_of
+from geodiag_torch.state.interrupts import uninterrupted
 
 Named = Mapping[str, Tensor]
 
@@ -82,14 +82,32 @@ def _held(optimizer: Optimizer) -> dict[int, tuple[str, Tensor]]:
     return found
 
 
-@contextmanager
-def as_they_were(tensors: Named, copies: Named) -> Iterator[None]:
-    """Inside, these tensors hold the entries of the copies."""
-    own = {name: tensors[name].data for name in copies}
-    try:
-        for name, x in copies.items():
-            tensors[name].data = x
-        yield
-    finally:
-        for name, x in own.items():
-            tensors[name].data = x
+def entries(tensors: Named) -> dict[str, Tensor]:
+    """What this rank holds of them, in the same memory."""
+    return {name: local(p.detach()) for name, p in tensors.items()}
+
+
+def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None:
+    """``run()`` while these tensors hold the copies of their :func:`entries`."""
+    own = {name: tensors[name] for name in copies}
+
+    def around(run: Callable[[], None]) -> None:
+        now = {name: _replaced(own[name], x) for name, x in copies.items()}
+        try:
+            run()
+        finally:
+            for name, x in now.items():
+                _replaced(own[name], x)
+
+    uninterrupted(around, run)
+
+
+def _replaced(p: Tensor, x: Tensor) -> Tensor:
+    """Give a tensor the entries ``x``; returns those that it had."""
+    mine = local(p)
+    if mine is p:
+        old, p.data = p.data, x
+        return old
+    old = mine.detach().clone()  # FSDP keeps other references to a shard's memory
+    mine.detach().copy_(x)
+    return old

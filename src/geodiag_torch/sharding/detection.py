@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from geodiag.errors import ParameterError
@@ -41,6 +42,12 @@ def sharding_of(model: nn.Module) -> Any:
 def as_sharded(x: Tensor) -> Tensor:
     """A DTensor with the array API of plain tensors; others as they are."""
     return _fsdp().sharded(x) if _is_dtensor(x) else x
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's entries of a DTensor, in the same memory; others as they are."""
+    with torch.no_grad():  # with it, DTensor would give a view for autograd
+        return x.to_local() if _is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def sharded_like(x: Tensor, p: Tensor) -> Tensor:
