@@ -92,7 +92,8 @@ def test_muon_by_its_state():
     dual = math.sqrt(4 / 3) * nuclear["in"] + nuclear["out"]  # radii √max(1, out/in)
     assert record.dual_norm == pytest.approx(dual, rel=1e-9)
     assert record.threshold == pytest.approx(2 * dual / 0.02, rel=1e-9)
-    assert record.note == ""
+    assert "a ratio of about 1.15, not 1" in record.note
+    assert "no D: the step also moved 'in.bias'" in record.note
 
 
 class TestRule:
