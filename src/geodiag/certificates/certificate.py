@@ -39,10 +39,11 @@ from geodiag.certificates.form_mixture import (
     orthonormal,
 )
 from geodiag.core.spaces import Space
-from geodiag.core.stacks import count_of, gram, mix, one
+from geodiag.core.stacks import count_of, gram, join, mix, one
 from geodiag.envelopes import Form, Weights, euclidean
 from geodiag.errors import ArgumentError, NormError, not_finite, shown
 from geodiag.norms.base import Norm
+from geodiag.norms.composite import Scaled
 from geodiag.norms.joint import SumJoint
 from geodiag.norms.stacked import SlicedNorm
 from geodiag.oracles.wrappers import CountingOracle, SlicedOracle
@@ -60,6 +61,7 @@ RUNS = (0.8, 1.015), (0.2, math.inf)
 RITZ_VECTORS = 16  # by which a form is raised, at most
 NEAR_TOP = 0.85  # ... those whose value is at least this share of the top one
 LEAST = 20  # products for a Lanczos run; with fewer there is only one run
+LEAST_SHARE = 10  # products for each part of a sum, to bound the parts one by one
 ROUNDED, ROUNDS, STARTS = 16, 20, 2  # ascents on the model of H, their steps, those handed on
 MEMORY, LEAST_KEPT = 2**31, 48  # entries of everything kept at a time; vectors, whatever their size
 
@@ -125,6 +127,19 @@ def certify(
             do="implement Norm.envelope(space): where ‖d‖₂² ≤ t·‖d‖² for every d, it returns "
             "geodiag.envelopes.euclidean(space, t)",
         )
+    if isinstance(norm, Scaled) and isinstance(norm.norm, SumJoint):  # bounded part by part
+        c, unscaled = norm.c, norm.norm
+        found = certify(
+            oracle,
+            unscaled,
+            scale(witness, c),
+            max_hvps=max_hvps,
+            delta=delta,
+            seed=seed,
+            rtol=rtol,
+        )
+        starts = [scale(d, 1 / c) for d in found.starts]
+        return replace(found, upper=found.upper / (c * c), starts=starts)
     before, rng = oracle.num_hvps, np.random.default_rng(seed)
     kept = max(LEAST_KEPT, MEMORY // max(1, oracle.space.size)) // 6
     wanted = COPIES * max(1, budget // 500)
@@ -144,14 +159,14 @@ def certify(
     target = max(value, 0.0) * (1 + rtol)
     task = Task(products, oracle.space, envelope, rng, rtol, target, kept)
     upper, left = math.inf, budget - copies
+    starts = []
     if isinstance(norm, SumJoint):
         delta /= 2
-        upper = _by_parts(task, norm, delta, left)
+        upper, starts = _by_parts(task, norm, delta, left)
         left = budget - (oracle.num_hvps - before)
-    starts: list[Blocks] = []
     if math.isinf(upper) or (upper > task.target and left >= 2):
-        bound, starts = _by_factorisation(task, norm, first, images, delta, left)
-        upper = min(upper, bound)
+        bound, more = _by_factorisation(task, norm, first, images, delta, left)
+        upper, starts = min(upper, bound), starts + more
     return Certificate(upper * unit, oracle.num_hvps - before, (note,), starts)
 
 
@@ -161,7 +176,9 @@ def _by_factorisation(
     """A bound on S by the factorisation from these copies; and starts for an ascent in ``norm``."""
     if task.envelope.rigid:
         form = task.form(task.envelope.interior())
-        return form.bound * max(task.bounded(form, delta, budget).upper, 0.0), []
+        found = task.bounded(form, delta, budget)
+        top = unstack(found.ritz)[-1:]
+        return form.bound * max(found.upper, 0.0), top if norm is None else _units(norm, top)
     copies = count_of(images)
     steps, rounds = int(ASCENT * budget) // copies, int(EXPANSION * budget) // copies
     factor = ascend(task, task.products, begin(task, directions, images), steps)
@@ -187,7 +204,9 @@ def _by_factorisation(
         left -= len(last.values)
         if upper <= task.target or left < LEAST or last.values[-1] <= stop_above:
             break
-    return upper, [] if norm is None else _starts(task, norm, form, factor.image, known)
+    if norm is None:
+        return upper, unstack(last.ritz)[-1:]
+    return upper, _starts(task, norm, form, factor.image, known)
 
 
 def _raised(task: Task, weights: Weights, known: Known) -> Weights:
@@ -206,19 +225,31 @@ def _starts(task: Task, norm: Norm, form: Form, copies: Blocks, known: Known) ->
     model = hessian_model(form, *orthonormal(form, *known))
     mixtures = mix(task.rng.standard_normal((ROUNDED, count_of(copies))), copies)
     directions = norm.lmos(mixtures)
+    if isinstance(norm, SumJoint):  # these are in the part that is steepest there; others too
+        alone = [_padded(part.of(mixtures), task.space) for part in norm.parts[:ROUNDED]]
+        firsts = [one(unstack(each)[i]) for i, each in enumerate(alone)]
+        directions = join(directions, norm.lmos(join(*firsts)))
     p = iterate.begin(directions, model(directions))
     for _ in range(ROUNDS):
         p = segment(norm, model, p)
     found = unstack(iterate.best(p, STARTS).direction)
-    return [scale(d, 1 / norm.value(d)) for d in found if float(norm.value(d)) > 0]
+    return _units(norm, found)
 
 
-def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
-    """S ≤ max_b r_b²·S_b(H_bb + cI), c ≥ −λ_min(H): a convex form is largest at one part alone."""
+def _units(norm: Norm, directions: list[Blocks]) -> list[Blocks]:
+    return [scale(d, 1 / norm.value(d)) for d in directions if float(norm.value(d)) > 0]
+
+
+def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> tuple[float, list[Blocks]]:
+    """S ≤ max_b r_b²·S_b(H_bb + cI), c ≥ −λ_min(H): a convex form is largest at one part alone.
+
+    With few products for each part, or a c that alone exceeds S, there is none: the factorisation
+    of the whole then gives a tighter bound. The directions are the top ones of the best parts.
+    """
     space = task.space
     share = budget // (len(norm.parts) + 2)
-    if share < 1:
-        return math.inf
+    if share < LEAST_SHARE:
+        return math.inf, []
     delta /= len(norm.parts) + 1
     plain = euclidean(space)
     form = plain.form(plain.interior())
@@ -228,7 +259,11 @@ def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
 
     lowest = bound_top(negated, form, space.random(task.rng), delta, 2 * share, task.rtol)
     c = max(lowest.upper, 0.0)
+    radius = max(part.radius for part in norm.parts)
+    if c * radius**2 > task.target > 0 and space.size > len(norm.parts):
+        return math.inf, []
     upper = 0.0
+    tops: list[tuple[float, Blocks]] = []
     for part in norm.parts:
         own = space.select(part.names)
         envelope = part.norm.envelope(own)
@@ -248,9 +283,11 @@ def _by_parts(task: Task, norm: SumJoint, delta: float, budget: int) -> float:
         noise = stack([own.random(task.rng) for _ in range(min(COPIES, share // 4 + 1))])
         images = noise if envelope.rigid else products(noise)
         used = 0 if envelope.rigid else count_of(noise)
-        found, _ = _by_factorisation(inner, None, noise, images, delta, max(1, share - used))
+        found, top = _by_factorisation(inner, None, noise, images, delta, max(1, share - used))
         upper = max(upper, found * part.radius**2)
-    return upper
+        tops += [(found * part.radius**2, _padded(stack([d]), space)) for d in top]
+    tops.sort(key=lambda each: -each[0])
+    return upper, _units(norm, [unstack(each)[0] for _, each in tops[:STARTS]])
 
 
 def _padded(ds: Blocks, space: Space) -> Blocks:

@@ -19,12 +19,14 @@ from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
 from geodiag.estimators.enumerate import Enumerate
 from geodiag.estimators.lanczos import Lanczos
 from geodiag.norms.base import Norm, QuadraticNorm
-from geodiag.norms.joint import SumJoint
+from geodiag.norms.joint import Part, SumJoint
 from geodiag.norms.stacked import SlicedNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import DelegatingOracle, SlicedOracle
 from geodiag.results import SharpnessResult, Status, WarmStart
 from geodiag.solvers import ravel
+
+QUADRATIC_SHARE, SHARE = 3, 6
 
 
 def choose(norm: Norm, space: Space) -> SharpnessEstimator:
@@ -39,6 +41,8 @@ def choose(norm: Norm, space: Space) -> SharpnessEstimator:
 
 class Blockwise(SharpnessEstimator):
     """The parts' own sharpnesses, then a joint ascent from the best of them; a lower bound.
+
+    With too few products for every part it is a joint ascent alone.
 
     It is S itself if H ⪰ 0 and every part was solved exactly, which is not checked.
 
@@ -66,16 +70,16 @@ class Blockwise(SharpnessEstimator):
                 f"Blockwise needs a sum of norms, and {norm!r} is not one",
                 do='use estimator="auto", or Ascent()',
             )
-        m = Measurement(oracle, norm, self, options)
         share = None
         if options.max_hvps is not None:
-            share = max(2, (options.max_hvps - 2 * self.joint_starts) // len(norm.parts))
+            share = (options.max_hvps - 2 * self.joint_starts) // len(norm.parts)
+            if share < max(map(_least_share, norm.parts)):
+                whole = Ascent().estimate(oracle, norm, start, options)
+                return replace(whole, estimator=repr(self))
+        m = Measurement(oracle, norm, self, options)
         found = []
         notes: dict[str, None] = {}  # in order, each once
         for part in norm.parts:
-            # A part takes at least two products, the joint ascent and the answer one each.
-            if options.max_hvps is not None and m.left(options.max_hvps) < 3:
-                break
             inner = _Restriction(part.names)(m.oracle)
             own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
             result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
@@ -87,11 +91,9 @@ class Blockwise(SharpnessEstimator):
         starts = [direction for _, direction, _ in found[: self.joint_starts]]
         if start is not None:
             starts.insert(0, m.unit(start))
-        if not starts:  # the budget did not reach for one part
-            starts.append(m.random())
         joint = Ascent().climb(m, starts, budget_from_here(m))
-        status = max((s for _, _, s in found), key=_severity, default=Status.BUDGET)
-        if len(found) < len(norm.parts) or not joint.converged:
+        status = max((s for _, _, s in found), key=_severity)
+        if not joint.converged:
             status = Status.BUDGET
         return replace(joint.finish(m, notes=tuple(notes)), status=status)
 
@@ -105,6 +107,11 @@ class Blockwise(SharpnessEstimator):
         state = replace(state, witness=slices.join(dict(state.witness)), norm=repr(norm))
         direction = slices.join(found.direction)
         return replace(found, direction=direction, norm=repr(norm), state=state.to_dict())
+
+
+def _least_share(part: Part) -> int:
+    """Products with which a part's own search finds more than a joint ascent does."""
+    return QUADRATIC_SHARE if isinstance(part.norm, QuadraticNorm) else SHARE
 
 
 def _severity(status: Status) -> int:
