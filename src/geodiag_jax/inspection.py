@@ -15,12 +15,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad
 
 from geodiag.blocks import Array
@@ -71,6 +72,34 @@ def _structure_of(call: StaticCall, shapes: Inputs) -> LossStructure:
     found.precision = max(_eps(dtype) for dtype in {call.static.tree.dtype, *dtypes})
     _follow(jaxpr, [i < measured for i in range(len(jaxpr.invars))], found)
     return found
+
+
+def escaped(constants: Sequence[Any], point: Mapping[str, Array]) -> str:
+    """A note on measured parameters that the loss also reads from outside; "" if there are none.
+
+    They are equal to a parameter, and not of one value alone; or as a set they have the shapes of
+    two parameters or more, a matrix among them, as those of a model from an earlier step.
+    """
+    same, alike, left = [], [], list(constants)
+    for name, x in point.items():
+        near = [c for c in left if c.shape == x.shape]
+        if near and any(_equal(c, x) for c in near):
+            same.append(name)
+        if near:
+            alike.append(name)
+            left = [c for c in left if c is not near[0]]
+    matrix = any(len(point[name].shape) > 1 for name in alike)
+    if not same and (len(alike) < 2 or not matrix):
+        return ""
+    listed = ", ".join(map(repr, (same or alike)[:4])) + (" …" if len(same or alike) > 4 else "")
+    what = listed if same else f"arrays of the shapes of {listed}"
+    return f"the loss also reads {what} from outside of params, where they are held constant"
+
+
+def _equal(constant: Any, x: Array) -> bool:
+    """Whether they are equal, in the dtype of the constant, and vary."""
+    c, w = np.asarray(constant), np.asarray(x).astype(constant.dtype)
+    return bool(np.array_equal(c, w)) and bool((c != c.flat[0]).any())
 
 
 def is_stop(equation: Any) -> bool:

@@ -1,36 +1,45 @@
 """The key of a loss callable: which of its compiled functions may be reused.
 
 Compiled functions outlive a measurement, and arrays that a loss closes over are constants in them.
-So the key holds, besides the callable, the arrays that it reads from its closure, its module's
-globals or its object: rebinding one of them recompiles instead of measuring the old data.
-Arrays further away (inside another function, written to in place) cannot be seen, as with
-``jax.jit``; pass those through ``data=``.
+So the key holds, besides the callable, the arrays and the numbers that it reads from its closure,
+its module's globals or its object: another value recompiles instead of measuring the old one.
+What is further away (inside another function, in a list, written to in place) cannot be seen, as
+with ``jax.jit``: a loss must be a pure function. Pass what changes through ``data=``.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from geodiag.errors import ParameterError
 from geodiag_jax.pytree import is_array, leaves_of
 
 
 class LossKey:
-    """A loss callable, compared by its identity and that of the arrays that it captures."""
+    """A loss callable, compared by its identity, that of the arrays and the numbers it reads."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
         # Each access to a bound method makes a new object.
         identity = (call.__self__, call.__func__) if isinstance(call, types.MethodType) else (call,)
         self._parts = (*identity, *captured(call))
-        self._hash = hash(tuple(map(id, self._parts)))
+        self._numbers = tuple(numbers(call))
+        self._hash = hash((tuple(map(id, self._parts)), self._numbers))
+
+    def now(self) -> LossKey:
+        """The key with what the loss would read now; the same one where that is the same."""
+        key = LossKey(self.call)
+        return self if key == self else key
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LossKey) or len(self._parts) != len(other._parts):
+            return False
+        if self._numbers != other._numbers:
             return False
         return all(a is b for a, b in zip(self._parts, other._parts, strict=True))
 
@@ -72,3 +81,70 @@ def _arrays(values: list[Any]) -> Iterator[Any]:
         elif type(value) in (tuple, list, dict):
             with suppress(ParameterError):  # one that contains itself: no loss computes with it
                 yield from filter(is_array, leaves_of(value))
+
+
+class Reads(NamedTuple):
+    """The names that a function reads and writes, those written inside it included."""
+
+    global_names: frozenset[str]
+    attributes: frozenset[str]
+    written: frozenset[str]  # counters, say, which no loss depends on
+    writes_items: bool
+
+
+def numbers(call: Any) -> Iterator[tuple[str, str, str]]:
+    """Names, types and values of the numbers that a function reads apart from its arguments."""
+    if isinstance(call, functools.partial):
+        yield from numbers(call.func)
+    elif isinstance(call, types.MethodType):
+        if isinstance(call.__func__, types.FunctionType):
+            yield from _numbers_in(call.__self__, "self", _reads(call.__func__.__code__))
+        yield from numbers(call.__func__)
+    elif isinstance(call, types.FunctionType):
+        reads, seen = _reads(call.__code__), {}
+        for name, cell in zip(call.__code__.co_freevars, call.__closure__ or (), strict=True):
+            with suppress(ValueError):  # not bound yet
+                seen[name] = cell.cell_contents
+        seen |= {n: call.__globals__[n] for n in reads.global_names if n in call.__globals__}
+        for name, value in seen.items():
+            if name not in reads.written:
+                yield from _number(name, value)
+                yield from _numbers_in(value, name, reads)
+
+
+def _numbers_in(value: Any, name: str, reads: Reads) -> Iterator[tuple[str, str, str]]:
+    """Those in a dict, or in the attributes of an object or a module that the function reads."""
+    if type(value) is dict:
+        for key, x in () if reads.writes_items else value.items():
+            yield from _number(f"{name}[{key!r}]", x)
+    elif not isinstance(value, (type, types.FunctionType)):
+        held = getattr(value, "__dict__", {})
+        for key in reads.attributes - reads.written:
+            if key in held:
+                yield from _number(f"{name}.{key}", held[key])
+
+
+def _number(name: str, x: Any) -> Iterator[tuple[str, str, str]]:
+    if type(x) in (bool, int, float, complex, str):
+        yield name, type(x).__name__, repr(x)
+
+
+@functools.lru_cache(maxsize=1024)
+def _reads(code: types.CodeType) -> Reads:
+    global_names, attributes, written, items = set(), set(), set(), False
+    for x in _instructions(code):
+        if x.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            global_names.add(x.argval)
+        elif x.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(x.argval)
+        elif x.opname in ("STORE_DEREF", "STORE_GLOBAL", "STORE_ATTR"):
+            written.add(x.argval)
+        items = items or x.opname == "STORE_SUBSCR"
+    return Reads(frozenset(global_names), frozenset(attributes), frozenset(written), items)
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)

@@ -23,7 +23,7 @@ from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
-from geodiag_jax.inspection import LossStructure, structure_of
+from geodiag_jax.inspection import LossStructure, escaped, structure_of
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
 from geodiag_jax.pytree import Parameters, as_blocks
@@ -305,6 +305,8 @@ class JaxOracle(Oracle):
             structure = self._structure
             if structure.stopped:
                 self._note("what stop_gradient stops in the loss is held constant")
+            if structure.constants:
+                self._note(escaped(structure.constants, self.point()))
             if structure.custom:
                 differences = self._engine == "finite-difference"
                 found = judge(self, self._static, structure, differences)

@@ -23,8 +23,8 @@ class JaxProblem(Problem):
     """``loss(params, *batch)`` over ``data``, as a function of the arrays that ``where`` selects.
 
     Compiled functions are shared by all problems of the same loss, shapes and dtypes, so neither a
-    new point nor a new problem compiles again. The loss must be a pure function: arrays that it
-    closes over are constants to the compiler (see :mod:`geodiag_jax.loss_key`).
+    new point nor a new problem compiles again. The loss must be a pure function: what it reads
+    apart from its arguments is constant to the compiler (see :mod:`geodiag_jax.loss_key`).
 
     The measurement runs in float64 if a measured array is float64, else in float32; arrays of
     fewer bits are cast at the boundary. A single batch is kept from the start (NumPy memory is
@@ -89,6 +89,7 @@ class JaxProblem(Problem):
         """
         parameters = self._parameters if params is None else self._parameters.moved(params)
         batches = self._data_for(parameters.tree.placement)
+        self._loss = self._loss.now()
         return JaxOracle(self._loss, parameters, batches, self._engine, self._memory)
 
     def unmeasured(self, params: Any = None) -> Blocks:

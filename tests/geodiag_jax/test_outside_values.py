@@ -1,0 +1,127 @@
+"""What a loss reads apart from its arguments: parameters that escape, and values that change."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import geodiag
+import geodiag_jax
+
+W = np.random.default_rng(0).standard_normal((4, 3))
+B = np.array([0.1, -0.2, 0.4])
+beta = 1.0
+settings = types.SimpleNamespace(beta=1.0)
+
+
+def params():
+    return {"w": jnp.asarray(W), "b": jnp.asarray(B)}
+
+
+def penalty(p):
+    """Its Hessian is the identity."""
+    return sum(jnp.sum(x**2) for x in jax.tree_util.tree_leaves(p)) / 2
+
+
+OUTSIDE = params()
+ESCAPES = {
+    "one": (lambda p: penalty(p) + jnp.sum(OUTSIDE["w"] ** 2), "'w'"),
+    "all": (lambda p: penalty(p) + penalty(OUTSIDE), "'b', 'w'"),
+    "jit": (lambda p: penalty(p) + jax.jit(lambda x: x * jnp.sum(OUTSIDE["b"]))(p["b"][0]), "'b'"),
+    "numpy": (lambda p: penalty(p) + jnp.sum(p["w"] * W), "'w'"),
+    "stale": (
+        lambda p: penalty(p) + jnp.sum(p["w"] * (W + 1)) + jnp.sum(p["b"] * (B + 1)),
+        "the shapes of 'b', 'w'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_parameters_read_from_outside_are_noted(name):
+    loss, named = ESCAPES[name]
+    (note,) = geodiag.sharpness(loss, params=params()).notes
+    assert f"reads {named} from outside" in note.replace("arrays of ", "")
+    assert "held constant" in note
+
+
+DATA, TARGET = jnp.asarray(W[:2]), jnp.zeros(3)
+INNOCENT = {
+    "data": lambda p: penalty(p) + jnp.mean((DATA[:, :1] * p["b"]) ** 2),
+    "zeros": lambda p: penalty(p) + jnp.sum((p["b"] - TARGET) ** 2),
+    "one shape": lambda p: penalty(p) + jnp.sum((p["w"] - 2 * W) ** 2),
+    "arguments": penalty,
+}
+
+
+@pytest.mark.parametrize("name", INNOCENT)
+def test_other_arrays_are_not(name):
+    assert geodiag.sharpness(INNOCENT[name], params=params()).notes == ()
+
+
+class Task:
+    def __init__(self):
+        self.beta, self.calls = 1.0, 0
+
+    def loss(self, p):
+        self.calls += 1
+        return self.beta * penalty(p)
+
+
+def losses():
+    """Losses β·penalty, with a function that sets β, by where they read it."""
+    cell, options, task = 1.0, {"beta": 1.0}, Task()
+
+    def set_cell(x):
+        nonlocal cell
+        cell = x
+
+    def set_global(x):
+        global beta
+        beta = x
+
+    return {
+        "closure": (lambda p: cell * penalty(p), set_cell),
+        "global": (lambda p: beta * penalty(p), set_global),
+        "dict": (lambda p: options["beta"] * penalty(p), lambda x: options.update(beta=x)),
+        "attribute": (
+            lambda p: settings.beta * penalty(p),
+            lambda x: setattr(settings, "beta", x),
+        ),
+        "method": (task.loss, lambda x: setattr(task, "beta", x)),
+    }
+
+
+@pytest.mark.parametrize("where", losses())
+def test_a_number_that_changes_is_seen(where):
+    """By new problems, by one that is kept, and by a monitor."""
+    loss, put = losses()[where]
+    put(1.0)
+    kept = geodiag.problem(loss, params=params())
+    monitor = geodiag_jax.Monitor(loss, "l2", lr=0.1, every=1)
+    for step, value in enumerate((1.0, 10.0, 100.0)):
+        put(value)
+        for found in (
+            geodiag.sharpness(loss, params=params()).value,
+            geodiag.sharpness(kept).value,
+            monitor.observe(step, params(), {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)}).sharpness,
+        ):
+            assert found == pytest.approx(value, rel=1e-6)
+
+
+def test_counters_compile_nothing_again():
+    task, counted, calls = Task(), {"n": 0}, 0
+
+    def loss(p):
+        nonlocal calls
+        calls += 1
+        counted["n"] += 1
+        return penalty(p)
+
+    for call in (loss, task.loss):
+        for _ in range(3):
+            geodiag.sharpness(call, params=params())
+    assert calls == counted["n"] == task.calls == 2
