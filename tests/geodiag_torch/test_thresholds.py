@@ -31,6 +31,11 @@ RULES = {
     "groups": lambda m: SGD(two_groups(m, momentum=0.5), lr=0.02),
     "tensor lr": lambda m: SGD(m.parameters(), lr=torch.tensor(0.02)),
     "undamped": lambda m: SGD(m.parameters(), lr=0.02, dampening=0.3),  # without momentum: no use
+    "dampening": lambda m: SGD(m.parameters(), lr=0.02, momentum=0.8, dampening=0.5),
+    "an average": lambda m: SGD(m.parameters(), lr=0.02, momentum=0.7, dampening=0.7),
+    "dampening, decay": lambda m: SGD(
+        m.parameters(), lr=0.02, momentum=0.6, dampening=0.3, weight_decay=30.0
+    ),
     "adam": lambda m: Adam(m.parameters(), lr=0.02, betas=(0.9, 1 - 1e-12)),
     "adam groups": lambda m: Adam(two_groups(m, betas=(0.5, 1 - 1e-12)), lr=0.02),
     "adam, two second decays": lambda m: Adam(
@@ -91,7 +96,9 @@ def test_the_threshold_is_where_the_optimizer_diverges(name):
 
 
 UNKNOWN = {
-    "dampening": lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, dampening=0.5),
+    "differ in dampening": lambda m: SGD(
+        [{"params": [m.a], "dampening": 0.5}, {"params": [m.b]}], lr=0.1, momentum=0.9
+    ),
     "maximize": lambda m: SGD(m.parameters(), lr=0.1, maximize=True),
     "coupled weight decay": lambda m: Adam(m.parameters(), weight_decay=0.1),
     "preconditioner": lambda m: RMSprop(m.parameters(), weight_decay=0.1),

@@ -9,7 +9,7 @@ import pytest
 
 import geodiag
 from geodiag import Monitor
-from geodiag.errors import StaleOracle
+from geodiag.errors import NormError, StaleOracle
 from geodiag.oracles import CallablesProblem
 from geodiag.records import read_records
 from tests.monitored import LR, G, H, W, gradient, loss, note, pair, run
@@ -172,6 +172,20 @@ class TestFailures:
         assert "as they were after the step" in record.note
 
 
+def test_a_certificate_of_a_norm_without_an_envelope_is_refused_at_once():
+    class Largest(geodiag.Norm):
+        def value(self, d):
+            return geodiag.norms.Linf().value(d)
+
+        def lmo(self, g):
+            return geodiag.norms.Linf().lmo(g)
+
+    for norm in (Largest(), geodiag.norms.Scaled(Largest(), 2.0), geodiag.norms.SumOver(Largest())):
+        with pytest.raises(NormError, match="declares no quadratic envelope"):
+            Monitor(H, norm, lr=LR, certificate=True)
+    Monitor(H, "linf", lr=LR, certificate=True).close()
+
+
 class TestSinks:
     class Broken(geodiag.sinks.Sink):
         def __init__(self, error):
@@ -206,6 +220,16 @@ class TestSinks:
         monitor, w = pair(log=self.Broken(OSError("disk full")))
         assert len(run(monitor, w)) == 3  # the suite runs with warnings as errors
         assert capsys.readouterr().err.count("disk full") == 1
+
+    def test_a_second_header_is_no_failure_where_warnings_are_errors(self, tmp_path, capsys):
+        path = tmp_path / "run.csv"
+        path.write_text("step,loss\n0,0.5\n")
+        monitor, w = pair(log=path)
+        assert len(run(monitor, w)) == 3
+        err = capsys.readouterr().err
+        assert err.count("a second header was written") == 1
+        assert "failed" not in err
+        assert len(read_records(path)) == 4
 
     def test_records_are_on_disk_before_the_next_step(self, tmp_path):
         path = tmp_path / "run.jsonl"

@@ -236,3 +236,9 @@ def test_reprs_can_be_read_back():
     assert repr(Spectral()) == "Spectral()"
     assert repr(Muon()) == "Muon('original')"
     assert repr(ByParameter({"W": L2()}, over=SumOver)) == "ByParameter({'W': L2()}, SumOver)"
+
+
+def test_a_name_where_only_an_object_is_taken():
+    with pytest.raises(ArgumentError) as raised:
+        Scaled("l2", 2.0)
+    assert "registered name" not in str(raised.value)

@@ -40,7 +40,7 @@ from geodiag.certificates.form_mixture import (
 )
 from geodiag.core.spaces import Space
 from geodiag.core.stacks import count_of, gram, join, mix, one
-from geodiag.envelopes import Form, Weights, euclidean
+from geodiag.envelopes import Envelope, Form, Weights, euclidean
 from geodiag.errors import ArgumentError, NormError, not_finite, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import Scaled
@@ -120,13 +120,7 @@ def certify(
     if not 0 < delta < 1:
         raise ArgumentError("delta= must lie between 0 and 1", got=shown(delta))
     note = f"the upper bound holds with probability 1 − {delta:g} over the seed's random vectors"
-    envelope = norm.envelope(oracle.space)
-    if envelope is None:
-        raise NormError(
-            f"{norm!r} declares no quadratic envelope, so its sharpness has no certificate",
-            do="implement Norm.envelope(space): where ‖d‖₂² ≤ t·‖d‖² for every d, it returns "
-            "geodiag.envelopes.euclidean(space, t)",
-        )
+    envelope = require_envelope(norm, oracle.space)
     if isinstance(norm, Scaled) and isinstance(norm.norm, SumJoint):  # bounded part by part
         c, unscaled = norm.c, norm.norm
         found = certify(
@@ -168,6 +162,22 @@ def certify(
         bound, more = _by_factorisation(task, norm, first, images, delta, left)
         upper, starts = min(upper, bound), starts + more
     return Certificate(upper * unit, oracle.num_hvps - before, (note,), starts)
+
+
+def require_envelope(norm: Norm, space: Space) -> Envelope:
+    """The envelope of a norm that is bound to ``space``.
+
+    Raises:
+        NormError: it declares none.
+    """
+    envelope = norm.envelope(space)
+    if envelope is None:
+        raise NormError(
+            f"{norm!r} declares no quadratic envelope, so its sharpness has no certificate",
+            do="implement Norm.envelope(space): where ‖d‖₂² ≤ t·‖d‖² for every d, it returns "
+            "geodiag.envelopes.euclidean(space, t)",
+        )
+    return envelope
 
 
 def _by_factorisation(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from geodiag.certificates.certificate import require_envelope
 from geodiag.core.validation import is_true, whole_step
 from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
@@ -118,7 +119,10 @@ class Monitor:
         self.records: list[Record] = []
         try:
             if isinstance(self._norm, Norm):
-                self._norm.bind(self._problem.at().space)
+                space = self._problem.at().space
+                bound = self._norm.bind(space)
+                if certificate:
+                    require_envelope(bound, space)
             self._sinks = as_sinks(log if self._problem.leads else None)
         except BaseException:
             if self._owned:

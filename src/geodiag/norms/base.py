@@ -187,5 +187,7 @@ def require_norm(norm: Any, where: str) -> Norm:
         got=f"the class {norm.__name__}" if is_class else shown(norm),
         do=f"pass an instance: {norm.__name__}()"
         if is_class
-        else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion=",
+        else "pass a registered name or e.g. geodiag.norms.L2(); a loss goes to criterion="
+        if where == "norm="
+        else "pass an object, such as geodiag.norms.L2()",
     )

@@ -26,6 +26,7 @@ from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral, Stacked
 from geodiag.norms.muon import muon_radius
+from geodiag.optimizers.filters import heavy_ball
 from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
 from geodiag.optimizers.non_euclidean import steepest_step
 from geodiag.optimizers.rates import RadiiByName, with_rates
@@ -63,14 +64,15 @@ class Quadratic(Family):
 
     def update(self, slots: Sequence[Slot]) -> Update:
         momentum = shared(slots, "momentum")
-        if momentum and any(s.dampening for s in slots):
-            raise NoThreshold("none is established for momentum with dampening")
+        dampening = shared(slots, "dampening") if momentum else 0.0
         if self.stateful and any(s.weight_decay and not s.decoupled for s in slots):
             # P divides the decay's part of the gradient too, so it shifts no eigenvalue.
             raise NoThreshold("none is established for coupled weight decay with a preconditioner")
         nesterov = bool(momentum and shared(slots, "nesterov"))
         ema = self.ema and momentum > 0
         update = Update(slots[0].lr, momentum=momentum, ema=ema, nesterov=nesterov)
+        if dampening:  # from the second step on; optimizers refuse it with Nesterov's momentum
+            update = Update(slots[0].lr, filter=heavy_ball(momentum, dampening))
         return _with_decay(update, slots)
 
     def received(self, slot: Slot) -> Array | None:
@@ -80,7 +82,8 @@ class Quadratic(Family):
             return _averaged(slot)
         if not slot.momentum or slot.first_moment is None or slot.earlier_moment is None:
             return None
-        return (slot.first_moment - slot.momentum * slot.earlier_moment) * self.diagonal(slot)
+        added = slot.first_moment - slot.momentum * slot.earlier_moment
+        return added * self.diagonal(slot) / (1.0 - slot.dampening)
 
     def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
         p = self.diagonal(slot)

@@ -8,6 +8,7 @@ whichever run, the next write ends it first. A file that is deleted during the r
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -108,12 +109,14 @@ class CSV(_Lines):
         super().write(record)
         if self._added and not self._warned:
             self._warned = True
-            warnings.warn(
+            text = (
                 f"{self.path} had no column for {', '.join(self._added)}: a second header was "
-                "written into it; geodiag.read_records reads both parts",
-                RuntimeWarning,
-                stacklevel=2,
+                "written into it; geodiag.read_records reads both parts"
             )
+            try:
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            except RuntimeWarning:  # warnings are errors, and the record is written
+                print(text, file=sys.stderr)
 
     def _text(self, record: Record, size: int, whole: bool) -> str:
         self._find_headers(size)
