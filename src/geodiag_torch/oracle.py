@@ -86,7 +86,7 @@ class TorchOracle(FrozenOracle):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(self._notes)
+        return (*self._objective.batches.notes, *self._notes)
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine != "finite-difference":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, check_like, to_numpy
+from geodiag.core.batch_forms import is_unsure, one_or_many
 from geodiag.core.batches import Batches
 from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.core.validation import check_engine
 from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError
 from geodiag.oracles import Oracle, Problem
-from geodiag_torch.derivatives.forward import Leaves, LossModule, token_weight, unwrap
+from geodiag_torch.derivatives.batches import counting_weight, token_weight
+from geodiag_torch.derivatives.evaluation import Evaluation
+from geodiag_torch.derivatives.forward import Leaves, LossModule, unwrap
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.module_tensors import JOINTS
+from geodiag_torch.state.rng import FrozenRandomState
 
 NO_DEVICE = torch.empty(0)
 
@@ -74,8 +79,6 @@ class TorchProblem(Problem):
         loss = LossModule(inner, loss_fn, criterion)
         self._synchronised = synchronised(inner)
         means = isinstance(reduction, str) and reduction == "mean"
-        if weight is None and means and loss_fn is None and criterion is None:
-            weight = token_weight(inner)
         if isinstance(data, torch.utils.data.Dataset):
             raise DataError(
                 "data= is a Dataset of single examples",
@@ -84,7 +87,11 @@ class TorchProblem(Problem):
             )
         ranks = ranks_together(model, process_group)
         self.leads = ranks.rank == 0
-        batches = (Batches if ranks.size == 1 else RankBatches)(data, weight, reduction)
+        alone = ranks.size == 1
+        weigh: Callable[[Any], float | None] | None = weight
+        if weight is None and means and loss_fn is None:
+            weigh = token_weight(inner) if criterion is None else counting_weight(criterion, alone)
+        batches = (Batches if alone else RankBatches)(data, weigh, reduction)
         if getattr(criterion, "reduction", None) == "sum" != reduction and not batches.single:
             raise ArgumentError(
                 'the criterion adds over a batch, and reduction="mean" would average over batches',
@@ -100,9 +107,15 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + raw[name] for name in chosen}
-        self._objective = Objective(
-            loss, data, batches, ranks, self.space, device, dtype, raw_names
-        )
+        objective = Objective(loss, data, batches, ranks, self.space, device, dtype, raw_names)
+        if is_unsure(data) and alone and self._sharding is None:
+            with FrozenRandomState(device, data).restored():
+                data, notes = one_or_many(data, partial(_failure, objective))
+            if notes:
+                batches = Batches(data, weigh, reduction)
+                batches.notes += notes
+                objective = replace(objective, data=data, batches=batches)
+        self._objective = objective
         self._params: Any = None
         self._params = self._checked(params)
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
@@ -171,6 +184,16 @@ class TorchProblem(Problem):
             )
         check_like(params, self.space.shapes, "params")
         return params
+
+
+def _failure(objective: Objective, batch: Any) -> Exception | None:
+    """What the loss of one batch raises; None where it works."""
+    evaluation = Evaluation(objective)
+    try:
+        evaluation.inside(objective.leaves(None), lambda: evaluation.value(batch))
+    except Exception as e:
+        return e
+    return None
 
 
 def space_of(params: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Space:

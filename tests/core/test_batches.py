@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geodiag.core.batches import Batches, batch_size, is_one_batch
+from geodiag.core.batch_forms import batch_size, is_one_batch
+from geodiag.core.batches import Batches
 from geodiag.errors import ArgumentError, DataError
 
 POINT = {"x": np.ones(3)}

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from geodiag.blocks import is_array
+from geodiag.blocks import array_namespace
+from geodiag.core.batch_forms import arrays_of, batch_size, first_array, is_one_batch
 from geodiag.core.validation import as_number
 from geodiag.errors import ArgumentError, DataError, shown
 
-DEEPEST = 32  # containers in containers that are looked into: a list may hold itself
+MOST = 1_000  # batches that a loader may have which does not say how many it has
+LOOKED = 4  # batches that are searched for targets that a loss may leave out
+IGNORED = -100  # marks such a target
 
 
 class Batches:
-    """``data`` as batches. A tuple, dict or array is one batch; a list always means batches.
+    """``data`` as batches: one (a tuple, dict, array or other object), or a list or loader of them.
 
     ``reduction="mean"``: the loss over all batches is the mean weighted by ``weight(batch)``
     (default: the length of the batch's first array), so a ragged last batch counts for what it
-    holds. ``reduction="sum"``: the losses add.
+    holds. ``reduction="sum"``: the losses add. A loader without a length may have ``MOST`` batches.
+
+    Attributes:
+        single: whether there is one batch.
+        notes: for the result.
 
     Raises:
         DataError: empty data, or a one-shot iterator.
@@ -27,7 +34,7 @@ class Batches:
     def __init__(
         self,
         data: Any,
-        weight: Callable[[Any], float] | None = None,
+        weight: Callable[[Any], float | None] | None = None,
         reduction: str = "mean",
     ) -> None:
         if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
@@ -44,7 +51,9 @@ class Batches:
                 do="leave one of the two out",
             )
         self._weight: Callable[[Any], float | None] = weight or batch_size
+        self._unseen = LOOKED if weight is None and reduction == "mean" else 0
         self.reduction = reduction
+        self.notes: list[str] = []
         self.single = data is None or is_one_batch(data)
         if not self.single:
             _check_iterable(data)
@@ -55,9 +64,17 @@ class Batches:
             raise _empty(self._data[0])
 
     def __iter__(self) -> Iterator[Any]:
-        seen = False
+        length, seen = _length(self._data), 0
         for batch in self._data:
-            seen = True
+            if seen == max(MOST, length or 0):
+                raise DataError(
+                    "data= does not end",
+                    got=f"more than {seen} batches of a loader that has "
+                    + ("no length" if length is None else f"the length {length}"),
+                    do="pass so many batches as are to be measured, e.g. "
+                    "list(itertools.islice(loader, 10))",
+                )
+            seen += 1
             yield batch
         if not seen:
             raise _empty(self._data)
@@ -66,6 +83,14 @@ class Batches:
         """The weight of one batch in the total: its size, or 1 when losses add."""
         if self.single or self.reduction == "sum":
             return 1.0
+        if self._unseen:
+            self._unseen -= 1
+            if _holds_ignored(batch):
+                self._unseen = 0
+                self.notes.append(
+                    f"batches are weighted by their length, and hold targets of {IGNORED}: a loss "
+                    "that leaves those out averages over fewer, so pass weight="
+                )
         given = self._weight(batch)
         weight = as_number(given)
         if weight is None or not 0.0 <= weight < float("inf"):
@@ -85,33 +110,6 @@ class Batches:
         return total
 
 
-def is_one_batch(data: Any) -> bool:
-    """Whether ``data`` is a single batch rather than a collection of them."""
-    return isinstance(data, (tuple, Mapping)) or is_array(data)
-
-
-def batch_size(batch: Any) -> float | None:
-    """The length of the first array in the batch (1 for a scalar); None where there is none."""
-    first = _first_array(batch)
-    if first is None:
-        return None
-    return float(first.shape[0]) if first.ndim else 1.0
-
-
-def _first_array(batch: Any, depth: int = 0) -> Any:
-    if is_array(batch):
-        return batch
-    values: Iterable[Any] = ()
-    if depth == DEEPEST:
-        return None
-    if isinstance(batch, Mapping):
-        values = batch.values()
-    elif isinstance(batch, (tuple, list)):
-        values = batch
-    found = (_first_array(value, depth + 1) for value in values)
-    return next((a for a in found if a is not None), None)
-
-
 def _check_iterable(data: Any) -> None:
     iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     if isinstance(data, (str, bytes, bytearray, memoryview, type)) or not iterable:
@@ -127,16 +125,36 @@ def _check_iterable(data: Any) -> None:
             got=type(data).__name__,
             do="pass a list of batches (list(iterator)) or a re-iterable such as a DataLoader",
         )
-    try:
-        empty = len(data) == 0
-    except TypeError:  # no length, or one that is not known
-        empty = False
-    if empty:
+    if _length(data) == 0:
         raise _empty(data)
 
 
+def _length(data: Any) -> int | None:
+    """How many batches there are; None where that is not known."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _holds_ignored(batch: Any) -> bool:
+    """Whether an array of whole numbers holds the mark of targets that are left out."""
+    for x in arrays_of(batch):
+        try:
+            xp = array_namespace(x)
+            if xp.isdtype(x.dtype, "signed integer") and bool(xp.any(x == IGNORED)):
+                return True
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ):  # another layout or dtype than the array API's
+            continue
+    return False
+
+
 def _is_empty(batch: Any) -> bool:
-    first = _first_array(batch)
+    first = first_array(batch)
     if first is None:
         return isinstance(batch, (tuple, Mapping)) and len(batch) == 0
     return 0 in first.shape

@@ -19,7 +19,7 @@ import optax
 import optax.contrib
 
 from geodiag.blocks import Array
-from geodiag.core.batches import DEEPEST
+from geodiag.core.batch_forms import DEEPEST
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ArgumentError
 from geodiag.optimizers.families import Adam, MuonDescent, RMSprop, SignDescent

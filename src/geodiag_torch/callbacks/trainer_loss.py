@@ -18,9 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geodiag.core.batches import batch_size
+from geodiag.core.batch_forms import batch_size
 from geodiag.errors import DataError
-from geodiag_torch.derivatives.forward import shifts_labels, unwrap
+from geodiag_torch.derivatives.batches import shifts_labels
+from geodiag_torch.derivatives.forward import unwrap
 
 CONTAINERS = (list, dict, set, collections.deque, collections.defaultdict, collections.OrderedDict)
 DEEPEST = 4  # containers in containers that are copied

@@ -1,5 +1,6 @@
 """Losses, gradients and Hessian-vector products of a module.
 
+batches            batches on a device, and their weights
 forward            the loss of one batch, with tensors that replace the parameters
 objective          the loss over the data as a function of the measured parameters
 autograd           first and second derivatives of a loss

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from geodiag.blocks import Blocks, axpy, map_blocks, norm2, scale, subtract
 from geodiag.errors import EngineError
+from geodiag_torch.derivatives.batches import move, wide
 from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
 from geodiag_torch.derivatives.fallback import FallbackProducts
-from geodiag_torch.derivatives.forward import LossModule, T, move, wide
+from geodiag_torch.derivatives.forward import LossModule, T
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.state.rng import outside_inference
 

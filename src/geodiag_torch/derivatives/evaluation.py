@@ -13,7 +13,8 @@ from torch import Tensor
 from geodiag.blocks import Blocks
 from geodiag.errors import DataError, ParameterError
 from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
-from geodiag_torch.derivatives.forward import Leaves, T, move
+from geodiag_torch.derivatives.batches import move
+from geodiag_torch.derivatives.forward import Leaves, T
 from geodiag_torch.derivatives.graph_inspection import check_reached, graph_of
 from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective

@@ -6,16 +6,14 @@ replace its buffers; its own are restored also when the run raises.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from geodiag.core.batches import DEEPEST
 from geodiag.errors import ArgumentError, DataError, LossError, first_line, shown
+from geodiag_torch.derivatives.batches import foreign_array
 from geodiag_torch.state.module_tensors import ModuleTensors
 
 # What torch says where it has no kernel for a dtype on a device.
@@ -73,9 +71,19 @@ class LossModule(nn.Module):
 
         Raises:
             LossError: not a real scalar tensor that depends on the leaves.
+            DataError: it fails on arrays that are not torch's.
         """
         try:
             value = self._compute(batch)
+        except (TypeError, AttributeError) as e:
+            foreign = foreign_array(batch)
+            if foreign is None:
+                raise
+            raise DataError(
+                "the loss fails on a batch of arrays that are not torch's",
+                got=f"{foreign}: {first_line(e)}",
+                do="convert them, e.g. by torch.as_tensor(x, dtype=torch.float32)",
+            ) from e
         except RuntimeError as e:
             if not any(mark in str(e) for mark in NO_KERNEL):
                 raise
@@ -140,57 +148,3 @@ class LossModule(nn.Module):
                 do=GIVE_A_LOSS,
             )
         return loss
-
-
-def wide(x: Tensor) -> Tensor:
-    """``x``, in 32 bits where it is in fewer."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
-
-
-def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
-    """``batch`` with its tensors on ``device``; containers keep their types.
-
-    ``widened``: with floating tensors in at least 32 bits.
-
-    Raises:
-        DataError: containers are nested without end, as in a list that holds itself.
-    """
-    if depth > DEEPEST:
-        raise DataError("a batch holds containers that are nested without end")
-
-    def inner(x: Any) -> Any:
-        return move(x, device, depth + 1, widened)
-
-    if isinstance(batch, Tensor):
-        moved = wide(batch.to(device)) if widened else batch.to(device)
-        return moved.clone() if moved.is_inference() else moved
-    if isinstance(batch, dict):
-        moved_items = copy.copy(batch)
-        moved_items.update({k: inner(v) for k, v in batch.items()})
-        return moved_items
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(inner, batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map(inner, batch))
-    return batch.to(device) if hasattr(batch, "to") and not isinstance(batch, type) else batch
-
-
-def shifts_labels(model: nn.Module) -> bool:
-    """For Hugging Face models: whether a label belongs to the position before it."""
-    return "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
-
-
-def token_weight(model: nn.Module) -> Callable[[Any], float] | None:
-    """For Hugging Face language models: the number of labels that the loss averages over."""
-    if not hasattr(model, "config"):
-        return None
-    shift = shifts_labels(model)
-
-    def count(batch: Any) -> float:
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if not isinstance(labels, Tensor):
-            raise DataError("a batch has no labels to weight it by", do="pass weight=")
-        counted = labels[..., 1:] if shift and labels.dim() > 1 else labels
-        return float((counted != -100).sum())
-
-    return count

@@ -73,7 +73,7 @@ class ShardedOracle(FrozenOracle):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (NOTE,)
+        return (NOTE, *self._objective.batches.notes)
 
     @property
     def precision(self) -> float:
