@@ -15,6 +15,7 @@ from geodiag.optimizers.thresholds import Threshold, Update, threshold
 from geodiag.oracles import Oracle, Problem
 from geodiag.plugins import hookimpl, registry
 from geodiag.problems import problem
+from geodiag.realized_edge import RealizedEdge, realized_edge
 from geodiag.results import Bound, SharpnessResult, Status
 from geodiag.sharpness import sharpness
 
@@ -95,6 +96,7 @@ __all__ = [
     "Oracle",
     "Problem",
     "QuadraticNorm",
+    "RealizedEdge",
     "Record",
     "SharpnessEstimator",
     "SharpnessResult",
@@ -115,6 +117,7 @@ __all__ = [
     "plot",
     "problem",
     "read_records",
+    "realized_edge",
     "records",
     "register",
     "register_estimator",

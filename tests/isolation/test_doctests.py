@@ -20,10 +20,10 @@ from geodiag.plugins import registry
 # The public classes and functions; geodiag.hookimpl is pluggy's own object.
 NAMES = {
     "geodiag": """
-        Bound DirectionalSmoothness GeodiagError Monitor Norm Oracle Problem QuadraticNorm Record
-        SharpnessEstimator SharpnessResult Status Threshold Update available_estimators
-        available_norms directional_smoothness plot problem read_records register
-        register_estimator register_norm sharpness threshold
+        Bound CriticalLR DirectionalSmoothness GeodiagError Monitor Norm Oracle Problem
+        QuadraticNorm RealizedEdge Record SharpnessEstimator SharpnessResult Status Threshold Update
+        available_estimators available_norms critical_lr directional_smoothness plot problem
+        read_records realized_edge register register_estimator register_norm sharpness threshold
     """,
     "geodiag.norms": """
         ByParameter FromFunctions Frobenius L1 L2 L2Over Linf MaxOver Muon Nuclear Preconditioned

@@ -25,6 +25,7 @@ FLOORS = {
         "certificates plugins testing",
         "problems",
         "sharpness directional critical_lr",
+        "realized_edge",
         "records",
         "sinks",
         "monitoring",

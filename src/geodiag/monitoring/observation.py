@@ -15,6 +15,7 @@ from typing import Any
 from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
+from geodiag.directional import per_square
 from geodiag.errors import ArgumentError, StaleOracle, cut, one_line, printable, shown
 from geodiag.estimators.roundoff import PointErrors, coarsest
 from geodiag.monitoring.rounding import point_errors, smoothness
@@ -56,6 +57,7 @@ class Observation:
         rest: copies of the tensors that are not measured, and that the step may move.
         errors: samples of the rounding errors at w, where the loss has fewer than 32 bits.
         process: the process that measured it.
+        descent: −2⟨∇L, s⟩/‖s‖² along the step s.
     """
 
     step: int
@@ -75,6 +77,7 @@ class Observation:
     rest: Mapping[str, Array] = field(default_factory=dict)
     errors: PointErrors | None = None
     process: int = field(default_factory=os.getpid)
+    descent: float = math.nan
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -97,6 +100,10 @@ class Observation:
 
     def record(self) -> Record:
         """The record of what is known."""
+        S, limit = self.known.get("sharpness", math.nan), self.known.get("threshold", math.nan)
+        if S:
+            self.known["occupation"] = self.known.get("curvature", math.nan) / S
+        self.known["timing"] = self.descent / limit
         return Record(
             self.step,
             **self.known,
@@ -214,7 +221,7 @@ class Observation:
             stepped = self.oracle.run(
                 StepCurvature(self.norm), self.here, there, self.oracle.gradient()
             )
-        length, _, curvature = to_numpy(stepped.numbers).tolist()
+        length, slope, curvature = to_numpy(stepped.numbers).tolist()
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
@@ -224,6 +231,8 @@ class Observation:
             found = smoothness(self.oracle, self.here, there, (after, before), stepped, self.errors)
         if not math.isnan(found.value):
             self.known["directional_smoothness"] = found.value
+        self.known["realized_edge"] = found.edge
+        self.descent = per_square(-2.0 * slope, length)
         for text in found.notes:
             self.note(text)
         if math.isfinite(curvature):

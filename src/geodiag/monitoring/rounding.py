@@ -23,9 +23,10 @@ AGREE = 0.5  # relative to D: a difference between D and the curvature up to whi
 
 
 class Smoothness(NamedTuple):
-    """D along a step; NaN where it has none."""
+    """D and the realized edge ζ along a step; NaN where it has none."""
 
     value: float
+    edge: float
     notes: tuple[str, ...]
 
 
@@ -79,9 +80,16 @@ def smoothness(
             )
         if half or error > NOISE * abs(value):
             errors["D"] = error
+    edge, factor = math.nan, length * (length / (-2.0 * slope)) if slope < 0.0 else math.nan
+    if math.isnan(factor):
+        notes.append("no ζ: the step does not descend, ⟨∇L, s⟩ is not below 0")
+    else:
+        edge = value * factor
+        if "D" in errors:
+            errors["ζ"] = errors["D"] * factor
     if half and math.isfinite(curvature):
         errors["curvature"] = curvature_error(oracle, stepped.unit, stepped.image)
-    return Smoothness(value, (*notes, _note(half, errors)))
+    return Smoothness(value, edge, (*notes, _note(half, errors)))
 
 
 def _note(half: bool, errors: Mapping[str, float]) -> str:

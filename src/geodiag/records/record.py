@@ -13,6 +13,7 @@ from geodiag.plugins import Registry, registry
 
 BOUNDS = ("EXACT", "LOWER", "")
 CURVATURES = Panel("curvature in the measured norm", height=2.0, scale="wide")
+EDGE = Panel("S / threshold, ζ", scale="zero", line=1.0)
 PER_NORM2 = "loss/norm²"
 
 
@@ -43,6 +44,10 @@ class Record:
         num_hvps: Hessian-vector products spent, every one counted.
         seconds: the time that the measurement took.
         note: what failed, what is not known, and why.
+        realized_edge: ζ = 1 + ΔL/(−⟨g, s⟩) of the same step: the loss falls below 1.
+        occupation: curvature/S: how much of the step lies along the sharp direction.
+        timing: −2⟨g, s⟩/(threshold·‖s‖²): how far the step still points along the gradient.
+            ζ = ratio·occupation/timing on a quadratic.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
 
@@ -70,12 +75,13 @@ class Record:
     threshold: float = _declared(
         "edge of stability", unit=PER_NORM2, panel=CURVATURES, mark="dashes"
     )
-    ratio: float = _declared(
-        "S / threshold", panel=Panel(scale="zero", line=1.0), column="S/threshold"
-    )
+    ratio: float = _declared("S / threshold", panel=EDGE, column="S/threshold")
     num_hvps: int = _declared("Hessian-vector products", default=0, column="HVPs")
     seconds: float = _declared("time of the measurement", unit="s", column=None)
     note: str = _declared("note", default="")
+    realized_edge: float = _declared("realized edge ζ", panel=EDGE, mark="dots", column="ζ")
+    occupation: float = _declared("occupation", column=None)
+    timing: float = _declared("timing", column=None)
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
