@@ -76,7 +76,7 @@ def test_below_one_the_loss_falls_and_above_it_rises(framework, lr, falls):
     assert found.timing == pytest.approx(1.0)
 
 
-def test_of_descent_in_another_norm_it_is_half_lr_times_D():
+def test_of_descent_in_another_norm_it_is_half_lr_times_smoothness():
     """ζ = ηD/2 for w⁺ = w − η‖g‖*·lmo(g); here in ℓ∞."""
     w = np.array([1.0, -2.0])
     g = H @ w
