@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 import geodiag
+from geodiag.certificates.certificate import require_envelope
 from geodiag.core.selection import Where
 from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
@@ -115,6 +116,7 @@ class Monitor(geodiag.Monitor):
         check_rule(lr, update)
         check_hyperparams(hyperparams)
         self._source = None if is_of_optimizer(norm) else norm_source(norm)
+        self._certificate = certificate
         self._hyperparams = dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
         # Of the optimizer, after and before the step that is measured.
@@ -254,7 +256,9 @@ class Monitor(geodiag.Monitor):
             if self._source is None:
                 self._geometry((opt_state, None), None)
             elif isinstance(self._source, Norm):
-                self._source.bind(self._deferred.space)
+                bound = self._source.bind(self._deferred.space)
+                if self._certificate:
+                    require_envelope(bound, self._deferred.space)
             oracle = self._deferred.at(params)
             jax.eval_shape(oracle.loss_at, oracle.point())  # computes nothing
         except BaseException:

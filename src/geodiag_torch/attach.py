@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geodiag.blocks import Blocks
+from geodiag.certificates.certificate import require_envelope
 from geodiag.core.selection import Where
 from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
@@ -18,6 +19,7 @@ from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.monitor import Monitor
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.unmeasured import copied, listed
+from geodiag.norms import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
@@ -108,9 +110,13 @@ def attach(
         )
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     asked = None if is_of_optimizer(norm) else norm_source(norm)
+    following = Following(optimizer, model, where, problem_arguments, asked)
+    if certificate and isinstance(asked, Norm):
+        space = following.problem.at().space
+        require_envelope(asked.bind(space), space)
     return OptimizerMonitor(
         optimizer,
-        Following(optimizer, model, where, problem_arguments, asked),
+        following,
         update=update,
         every=every,
         budget=budget,

@@ -249,3 +249,19 @@ def test_a_loss_of_another_signature_says_how_it_is_called(data):
         geodiag.sharpness(
             whole if isinstance(data, tuple) else loss, params={"w": jnp.ones(3)}, data=data
         )
+
+
+def test_a_certificate_without_an_envelope_is_refused_at_the_first_step():
+    class Largest(geodiag.Norm):
+        def value(self, d):
+            return geodiag.norms.Linf().value(d)
+
+        def lmo(self, g):
+            return geodiag.norms.Linf().lmo(g)
+
+    params = {"w": jnp.ones(2)}
+    monitor = geodiag_jax.Monitor(
+        lambda p: jnp.sum(p["w"] ** 2), Largest(), lr=0.1, certificate=True
+    )
+    with pytest.raises(geodiag.errors.NormError, match="no quadratic envelope"):
+        monitor.observe(0, params, params)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import geodiag
+import geodiag_torch
 from geodiag import errors
 from tests.geodiag_torch.models import fingerprint, regression
 
@@ -151,3 +152,25 @@ def test_a_module_without_a_loss_says_what_to_pass():
     model, arguments = good()
     with pytest.raises(errors.LossError, match="criterion="):
         geodiag.sharpness(model, data=(arguments["data"][0],))
+
+
+def test_a_certificate_without_an_envelope_is_refused_at_once():
+    class Largest(geodiag.Norm):
+        def value(self, d):
+            return geodiag.norms.Linf().value(d)
+
+        def lmo(self, g):
+            return geodiag.norms.Linf().lmo(g)
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.ones(3, 2), torch.ones(3, 1)
+    with pytest.raises(geodiag.errors.NormError, match="no quadratic envelope"):
+        geodiag_torch.attach(
+            optimizer,
+            model,
+            norm=Largest(),
+            criterion=torch.nn.MSELoss(),
+            data=data,
+            certificate=True,
+        )
