@@ -32,6 +32,7 @@ def problem(
     engine: str = "auto",
     memory: int | None = None,
     process_group: Any = None,
+    stop_gradient: str = "constant",
 ) -> Problem:
     """Loss, data and parameters, to be measured at any point: ``problem.at(params)``.
 
@@ -54,6 +55,9 @@ def problem(
         engine: how Hessian-vector products are computed; "auto", or one the adapter names.
         memory: bytes that kept graphs may take, where the adapter keeps any.
         process_group: torch.distributed group to average over.
+        stop_gradient: what becomes of parts of a torch loss that are detached from the parameters:
+            "constant" holds them fixed, as in training; "error" refuses them; "differentiate" sees
+            through ``detach()``, ``.data`` and ``no_grad()``.
 
     Returns:
         Problem: the adapter's problem of the model.
@@ -82,6 +86,7 @@ def problem(
         "engine": engine,
         "memory": memory,
         "process_group": process_group,
+        "stop_gradient": stop_gradient,
     }
     if isinstance(model, Problem):
         refuse(arguments, "a Problem, already built,", BUILT)

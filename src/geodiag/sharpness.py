@@ -44,6 +44,7 @@ def sharpness(
     engine: str = "auto",
     memory: int | None = None,
     process_group: Any = None,
+    stop_gradient: str = "constant",
     seed: int = 0,
     progress: Callable[[dict[str, Any]], None] | bool = False,
     throw: bool = True,
@@ -77,6 +78,7 @@ def sharpness(
         engine: how products are computed; see :func:`geodiag.problem`.
         memory: bytes that kept graphs may take.
         process_group: torch.distributed group to average over.
+        stop_gradient: "constant", "error" or "differentiate", for detached parts of the loss.
         seed: of the random starts, which are the same in every framework.
         progress: True prints to stderr; a function gets a dict at each iteration.
         throw: whether a numerical failure raises, or is returned as the result's status.
@@ -114,6 +116,7 @@ def sharpness(
         engine=engine,
         memory=memory,
         process_group=process_group,
+        stop_gradient=stop_gradient,
     ) as oracle:
         return measured(
             oracle,

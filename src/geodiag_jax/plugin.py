@@ -11,6 +11,7 @@ import jax
 
 from geodiag import hookimpl
 from geodiag.blocks import is_array as is_any_array
+from geodiag.core.validation import check_stop_gradient
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.pytree import is_array, is_float, is_ref, leaves_of
@@ -33,6 +34,13 @@ def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> JaxProblem | No
             raise ArgumentError(
                 f"{name}= does not apply to a JAX loss callable", got=type(value).__name__, do=do
             )
+    check_stop_gradient(how := own.pop("stop_gradient"))
+    if how != "constant":
+        raise ArgumentError(
+            "jax.lax.stop_gradient makes a constant, and nothing else can be asked of it",
+            got=f"stop_gradient={how!r}",
+            do="leave it out; take stop_gradient out of the loss to differentiate that part",
+        )
     return JaxProblem(model, **own)
 
 

@@ -76,7 +76,7 @@ def attach(
         certificate: whether to compute an upper bound on S.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``,
-            ``process_group``: as in :func:`geodiag.problem`.
+            ``process_group``, ``stop_gradient``: as in :func:`geodiag.problem`.
 
     Returns:
         OptimizerMonitor: a :class:`geodiag.Monitor` with ``steps`` and ``detach()``.

@@ -23,27 +23,33 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import EngineError, first_line
+from geodiag.oracles import asymmetry
 from geodiag_torch.derivatives.autograd import derivative, second_derivative, second_derivatives
-from geodiag_torch.derivatives.crosscheck import (
-    agree,
-    compare_in_float32,
-    disagreement,
-    passed,
-    refuse,
-    weighted_sum,
-)
+from geodiag_torch.derivatives.crosscheck import Passed, agree, weighted_sum
 from geodiag_torch.derivatives.evaluation import FLOAT32, check_same_loss
 from geodiag_torch.derivatives.fallback import FallbackProducts
+from geodiag_torch.derivatives.float32_copy import compare_in_float32
 from geodiag_torch.derivatives.forward import Leaves
 from geodiag_torch.derivatives.frozen import FrozenOracle
-from geodiag_torch.derivatives.graph_inspection import Structure, check_graph
+from geodiag_torch.derivatives.graph_inspection import check_graph
 from geodiag_torch.derivatives.kept_graph import KeptGraph
 from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.derivatives.verdict import (
+    DECLARED,
+    HELD,
+    Judged,
+    Verdict,
+    hold_detached,
+    judge,
+    refuse_detached,
+)
 from geodiag_torch.ranks import Sums
 from geodiag_torch.state.rng import outside_inference
 from geodiag_torch.state.staleness import Versions
 
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
+UNCHECKABLE = "custom autograd functions are not cross-checked below 32 bits"
+NOTES = (HELD, DECLARED, UNCHECKABLE)
 # On a CPU one vectorised pass for a stack pays from so many directions on, and up to so many
 # parameters: 0.18–0.5 of the time for networks of 700 parameters, 0.7–0.9 for 2,500 to 5,000.
 # For larger ones nothing is gained, and intermediate results take the memory of all directions.
@@ -77,9 +83,9 @@ class TorchOracle(FrozenOracle):
             keep = objective.batches.single or memory is not None
             self._engine = "graph" if keep else "recompute"
         self._graph: KeptGraph | None = None
-        self._structure: Structure | None = None  # of the gradient, once it was inspected
+        self._passed = Passed(self._evaluation, tuple(self._dtypes.values()))
         self._checked = False  # whether products were cross-checked, or need not be
-        self._known: set[str] = set()  # the checks that are known to have passed on every rank
+        self._differences_checked = False  # the same for differences
         self._fallback = FallbackProducts(self._evaluation, self._leaves)
         self._stacks = True  # whether a vectorised pass for a stack works, as far as is known
         self._plain_backward = False  # whether the kept graph is known to recompute nothing
@@ -108,10 +114,7 @@ class TorchOracle(FrozenOracle):
     def hvp(self, d: Blocks) -> Blocks:
         self._versions.check(self._objective.ranks.announce)
         check_like(d, self.space.shapes, "the direction")
-        fallback = self._fallback
-        return self._product(
-            self._exact_hvp, lambda d: fallback.hvp(d, self.precision, self._notes), d
-        )
+        return self._product(self._exact_hvp, self._difference, d)
 
     def hvps(self, ds: Blocks) -> Blocks:
         self._versions.check(self._objective.ranks.announce)
@@ -126,10 +129,12 @@ class TorchOracle(FrozenOracle):
         if self._engine != "finite-difference":
             try:
                 product = exact(d)
-                self._cross_check()
-                return product
+                verdict = self._cross_check()
             except EngineError as e:
                 self._fall_back(e)
+            else:
+                verdict.require_symmetric()
+                return product
         return fallback(d)
 
     def release(self) -> None:
@@ -147,7 +152,7 @@ class TorchOracle(FrozenOracle):
         if pays and self._stacks and self._kept() is not None:
             try:
                 found = self._exact(partial(second_derivative, batched=True), stack)
-                if self._passed("stacks", self._rows_agree(stack, found)):
+                if self._passed.here("stacks", self._rows_agree(stack, found)):
                     return found
             except EngineError:  # some operation cannot be vectorised, or memory is short
                 pass
@@ -156,7 +161,7 @@ class TorchOracle(FrozenOracle):
 
     def _rows_agree(self, stack: Leaves, found: Blocks) -> bool:
         """Whether the product of a weighted sum of directions is that of the rows found."""
-        if self._passed_everywhere("stacks"):
+        if self._passed.everywhere("stacks"):
             return True
         return agree(self._exact(second_derivative, weighted_sum(stack)), weighted_sum(found))
 
@@ -193,13 +198,13 @@ class TorchOracle(FrozenOracle):
 
     def _backward(self, run: Callable[[], Leaves]) -> Leaves:
         """A backward pass, with the leaves in the module where it recomputes activations."""
-        if self._plain_backward or self._passed("plain"):
+        if self._plain_backward or self._passed.here("plain"):
             return outside_inference(run)
         calls: list[nn.Module] = []
         recording = partial(register_module_forward_pre_hook, lambda m, _: calls.append(m))
         answer = self._evaluation.inside(self._leaves, run, backward=True, context=recording)
         if not calls:
-            self._plain_backward = self._passed("plain", self._recomputes_nothing(run, answer))
+            self._plain_backward = self._passed.here("plain", self._recomputes_nothing(run, answer))
         return answer
 
     def _recomputes_nothing(self, run: Callable[[], Leaves], answer: Leaves) -> bool:
@@ -207,7 +212,7 @@ class TorchOracle(FrozenOracle):
 
         A checkpointed function may read parameters and buffers without running a module.
         """
-        if self._passed("plain"):
+        if self._passed.here("plain"):
             return True
         try:
             poisoned = self._evaluation.inside(self._leaves, run, backward=True, poison=True)
@@ -226,45 +231,44 @@ class TorchOracle(FrozenOracle):
 
     def _inspect(self, gradient: Mapping[str, Tensor]) -> None:
         """Check the graph of the first batch; the others go through the same operations."""
-        if self._structure is None:
-            self._structure = check_graph(gradient)
+        if self._passed.structure is None:
+            self._passed.structure = check_graph(gradient)
 
-    def _cross_check(self) -> None:
+    def _cross_check(self) -> Verdict:
         """Compare products with finite differences, once per model and structure of its graph."""
-        if self._checked or self._structure is None:
-            return
-        if not self._passed_everywhere("products"):
+        structure, passed, verdict = self._passed.structure, self._passed, Verdict()
+        if structure is None or self._checked:
+            return verdict
+        if not passed.everywhere("products"):
             if not self._evaluation.autocast and self.precision <= FLOAT32:
-                here = self.point(), self.gradient()
-                gradient_at, eps = self._fallback.gradient_at, self.precision
-                found = disagreement(*here, self._exact_hvp, gradient_at, eps)
-                refuse(found, 'correct it, or pass engine="finite-difference"')
-                self._passed("products", True)
-            elif self._structure.custom:
-                self._cross_check_custom()
-        self._checked = True
+                here = self._loss_and_gradient()
+                verdict = judge(self._fallback, here, self._exact_hvp, self.precision)
+                verdict.refuse_wrong('correct it, or pass engine="finite-difference"')
+            elif structure.custom and not passed.everywhere(UNCHECKABLE):
+                compared = compare_in_float32(self._evaluation, self._fallback.point())
+                verdict = compared or Verdict(note=UNCHECKABLE)
+        self._checked = verdict.asymmetry is None
+        if self._checked:
+            passed.here("products", verdict.note != UNCHECKABLE)
+            passed.here(verdict.note, True)
+            self._notes += [note for note in NOTES if passed.here(note)]
+        return verdict
 
-    def _cross_check_custom(self) -> None:
-        """The same in float32, where that is possible; else a note says that it is not."""
-        if not self._passed_everywhere("uncheckable"):
-            checked = compare_in_float32(self._evaluation, self._fallback.point())
-            self._passed("products" if checked else "uncheckable", True)
-        if self._passed("uncheckable"):
-            self._notes.append("custom autograd functions are not cross-checked below 32 bits")
-
-    def _passed_everywhere(self, what: str) -> bool:
-        if what not in self._known and not self._objective.ranks.any(not self._passed(what)):
-            self._known.add(what)
-        return what in self._known
-
-    def _passed(self, what: str, now: bool = False) -> bool:
-        """Whether this check passed before, or ``now``, for this model and the same operations."""
-        dtypes = tuple(self._dtypes.values())
-        key = what, self._structure, dtypes, self._objective.device.type
-        known = passed(self._objective.loss.model)
-        if now:
-            known.add(key)
-        return key in known
+    def _difference(self, d: Blocks) -> Blocks:
+        """A product by differences; of the first it is checked that they are symmetric."""
+        fallback, eps = self._fallback, self.precision
+        check = not (self._differences_checked or eps > FLOAT32)
+        check = check and not self._passed.everywhere("differences")
+        here = self._loss_and_gradient()
+        held = check and hold_detached(fallback, here, eps)
+        product = fallback.hvp(d, eps, self._notes)
+        if check:
+            judged = Judged(fallback, here, lambda d: fallback.hvp(d, eps, self._notes))
+            Verdict(asymmetry=asymmetry(judged, eps)).require_symmetric()
+            self._passed.here("differences", not held)
+            self._notes += [HELD] if held and HELD not in self._notes else []
+        self._differences_checked = True
+        return product
 
     def _loss_and_gradient(self) -> tuple[Tensor, Blocks]:
         if self._first is None and self._engine == "graph":
@@ -274,14 +278,18 @@ class TorchOracle(FrozenOracle):
                 self._fall_back(e)
         if self._first is None:
             self._first = self._evaluation.gradient(self._leaves)
-        self._check_lent(self._first[0])
+        self._check_loss(self._first)
         return self._first
 
-    def _check_lent(self, loss: Tensor) -> None:
-        """See :meth:`Evaluation.check_lent`; once per problem."""
-        if not self._objective.loss.lent:
-            self._evaluation.check_lent(loss if self._at_model else None)
-            self._objective.loss.lent = True
+    def _check_loss(self, here: tuple[Tensor, Blocks]) -> None:
+        """Once: the loss is the same with leaves, and has no detached part, where asked for."""
+        objective, how = self._objective, self._objective.stop_gradient
+        if not objective.loss.lent:
+            self._evaluation.check_lent(here[0] if self._at_model else None)
+            objective.loss.lent = True
+        if how != "constant" and not self._passed.everywhere("attached"):
+            refuse_detached(self._fallback, here, self.precision, how)
+            self._passed.here("attached", True)
 
     def _build_graph(self) -> None:
         """One graph per batch, unless they would hold more than the allowed memory."""

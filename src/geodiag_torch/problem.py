@@ -16,7 +16,7 @@ from geodiag.core.batch_forms import is_unsure, one_or_many
 from geodiag.core.batches import Batches
 from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
-from geodiag.core.validation import check_engine
+from geodiag.core.validation import check_engine, check_stop_gradient
 from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError
 from geodiag.oracles import Oracle, Problem
 from geodiag_torch.derivatives.batches import counting_weight, token_weight
@@ -49,6 +49,7 @@ class TorchProblem(Problem):
         memory: bytes that the kept graphs may hold; above it "auto" recomputes.
         process_group: the ranks whose data are measured together, ``torch.distributed.group.WORLD``
             for all; default: those of a DDP wrapper, else none. See docs/distributed.md.
+        stop_gradient: "constant", "error" or "differentiate"; see :func:`geodiag.problem`.
 
     Raises:
         ParameterError: no trainable parameter, complex ones, several devices.
@@ -69,13 +70,21 @@ class TorchProblem(Problem):
         engine: str = "auto",
         memory: int | None = None,
         process_group: Any = None,
+        stop_gradient: str = "constant",
     ) -> None:
         check_engine(engine, ENGINES, memory)
+        check_stop_gradient(stop_gradient)
         self._engine, self._memory = engine, memory
         inner = unwrap(model)
         self._sharding = sharding_of(inner)
         if self._sharding is not None:
             self._sharding.prepare(inner, engine)
+            if stop_gradient != "constant":
+                raise ArgumentError(
+                    "detached parts of the loss of a sharded module are constants",
+                    got=f"stop_gradient={stop_gradient!r}",
+                    do="leave it out",
+                )
         loss = LossModule(inner, loss_fn, criterion)
         self._synchronised = synchronised(inner)
         means = isinstance(reduction, str) and reduction == "mean"
@@ -107,7 +116,9 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + raw[name] for name in chosen}
-        objective = Objective(loss, data, batches, ranks, self.space, device, dtype, raw_names)
+        objective = Objective(
+            loss, data, batches, ranks, self.space, device, dtype, raw_names, stop_gradient
+        )
         if is_unsure(data) and alone and self._sharding is None:
             with FrozenRandomState(device, data).restored():
                 data, notes = one_or_many(data, partial(_failure, objective))

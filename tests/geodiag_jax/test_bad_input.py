@@ -69,6 +69,10 @@ ROWS = {
     "shapes": (logistic, {"shapes": {"x": (5,)}}, errors.ArgumentError, "shapes=.*leave it out"),
     "process group": (
         logistic, {"process_group": object()}, errors.ArgumentError, "process_group=.*sharding"),
+    "stop_gradient": (
+        logistic, {"stop_gradient": "error"}, errors.ArgumentError, "makes a constant"),
+    "unknown stop_gradient": (
+        logistic, {"stop_gradient": "never"}, errors.ArgumentError, "unknown stop_gradient="),
     "engine": (logistic, {"engine": "warp"}, errors.ArgumentError, "'warp'.*'linearize'"),
     "memory": (logistic, {"memory": -1}, errors.ArgumentError, "memory=.*bytes"),
     "reduction": (logistic, {"reduction": "max"}, errors.ArgumentError, "reduction"),

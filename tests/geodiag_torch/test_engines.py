@@ -129,23 +129,6 @@ def test_no_false_alarms(kind, loss, dtype):
         assert oracle.notes == ()
 
 
-def test_a_gradient_that_stands_still_is_no_measure():
-    class Rounded(nn.Module):
-        """A straight-through estimator: the gradient 2·round(w) has derivative 2 and no change."""
-
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor([0.7, 2.2], dtype=torch.float64))
-
-        def forward(self):
-            return self.w + (self.w.round() - self.w).detach()
-
-    oracle = geodiag.problem(Rounded(), loss_fn=lambda m, _: (m() ** 2).sum()).at()
-    d = random_like(oracle, 0)
-    assert torch.equal(oracle.hvp(d)["w"], 2 * d["w"])
-    assert oracle.notes == ()
-
-
 def test_nan_is_left_to_those_who_report_it():
     model, (x, y) = mlp()
     oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=(x * torch.nan, y)).at()

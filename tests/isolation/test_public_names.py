@@ -77,6 +77,7 @@ PROBLEM_ARGUMENTS = {
     "engine": "auto",
     "memory": None,
     "process_group": None,
+    "stop_gradient": "constant",
 }
 SHARPNESS_ARGUMENTS = PROBLEM_ARGUMENTS | {
     "estimator": "auto",

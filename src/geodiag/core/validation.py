@@ -13,7 +13,8 @@ from geodiag.blocks import Array, Blocks, array_namespace, check_like, is_array,
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, GeodiagError, ShapeError, shown
 
-DEFAULTS = (("reduction", "mean"), ("engine", "auto"))
+DEFAULTS = (("reduction", "mean"), ("engine", "auto"), ("stop_gradient", "constant"))
+STOP_GRADIENT = ("constant", "error", "differentiate")
 
 
 def is_number(x: Any) -> TypeGuard[float]:
@@ -90,6 +91,13 @@ def check_engine(engine: Any, engines: Sequence[str], memory: Any) -> None:
         raise ArgumentError("unknown engine", got=shown(engine), do=do)
     if memory is not None and not (is_number(memory) and 0 <= memory < float("inf")):
         raise ArgumentError("memory= must be a number of bytes", got=shown(memory))
+
+
+def check_stop_gradient(how: Any) -> None:
+    """Raise ArgumentError for an unknown way to treat what is detached."""
+    if not isinstance(how, str) or how not in STOP_GRADIENT:
+        do = f"use one of {', '.join(map(repr, STOP_GRADIENT))}"
+        raise ArgumentError("unknown stop_gradient=", got=shown(how), do=do)
 
 
 def own_arithmetic() -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from geodiag.oracles.base import Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
-from geodiag.oracles.crosscheck import CrossCheck, cross_check
+from geodiag.oracles.crosscheck import CrossCheck, asymmetry, cross_check
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
 from geodiag.oracles.differences import Differences, finite_difference_hvp, jittered_hvp
 from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
@@ -17,6 +17,7 @@ __all__ = [
     "MatrixProblem",
     "Oracle",
     "Problem",
+    "asymmetry",
     "cross_check",
     "finite_difference_hvp",
     "jittered_hvp",

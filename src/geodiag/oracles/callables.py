@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geodiag.blocks import Array, Blocks, array_namespace, check_like, is_array
+from geodiag.blocks import Array, Blocks, array_namespace, check_like, epsilon, is_array
 from geodiag.core.selection import Where, select
 from geodiag.core.spaces import Space, arrays_like
 from geodiag.core.validation import as_blocks, as_number, is_mapping_of_names, is_real
 from geodiag.errors import ArgumentError, LossError, ParameterError, shown
 from geodiag.oracles.base import Oracle, Problem
+from geodiag.oracles.crosscheck import asymmetry
 from geodiag.oracles.differences import Differences
 
 
@@ -24,7 +25,9 @@ class CallablesOracle(Oracle):
         space: Space,
         params: Blocks,
         fixed: Blocks,
+        checked: dict[str, bool],
     ) -> None:
+        self._checked = checked  # of the problem: whether products are known to be symmetric
         self._loss, self._gradient = loss, gradient
         self.space, self._point, self._fixed = space, params, fixed
         self._differences = Differences(params)
@@ -49,7 +52,22 @@ class CallablesOracle(Oracle):
         return self._own_gradient
 
     def hvp(self, d: Blocks) -> Blocks:
-        return self._differences.hvp(self.gradient_at, d)
+        product = self._differences.hvp(self.gradient_at, d)
+        if not self._checked:
+            self._checked["symmetric"] = True
+            self._check_symmetric()
+        return product
+
+    def _check_symmetric(self) -> None:
+        found = asymmetry(self, epsilon(self._point))
+        if found is not None:
+            self._checked.clear()
+            raise LossError(
+                "the gradient is not that of any loss: its Jacobian is not symmetric, so S is not "
+                "defined",
+                got=f"⟨u, Hv⟩ and ⟨v, Hu⟩ differ by {found:.2g} of their size",
+                do="pass the gradient of the loss",
+            )
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         return self._differences.independent_hvp(self.gradient_at, d)
@@ -95,6 +113,7 @@ class CallablesProblem(Problem):
                 do="convert them",
             ) from e
         self._measured = tuple(select(self._params, where))
+        self._checked: dict[str, bool] = {}
 
     def at(self, params: Any = None) -> CallablesOracle:
         chosen = {name: self._params[name] for name in self._measured}
@@ -105,7 +124,7 @@ class CallablesProblem(Problem):
         space = Space.rows_first(shapes, arrays_like(next(iter(chosen.values())), dtype))
         here = as_blocks(chosen if params is None else params, space, "params")
         point = {name: x + 0 for name, x in here.items()}  # a copy, so that it is frozen
-        return CallablesOracle(self._loss, self._gradient, space, point, fixed)
+        return CallablesOracle(self._loss, self._gradient, space, point, fixed, self._checked)
 
     def unmeasured(self, params: Any = None) -> Blocks:
         """The arrays that ``where`` leaves out, as they are now."""

@@ -70,10 +70,7 @@ def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> Cro
         eps: the relative rounding error of the gradients.
         by_differences: whether the oracle's products are differences of gradients themselves.
     """
-    point, gradient = oracle.point(), oracle.gradient()
-    overall = _root_mean_square(list(point.values())) or 1.0
-    sizes = {name: _root_mean_square([x]) or overall for name, x in point.items()}
-    u, v = (_Line(oracle, point, gradient, sizes, eps, seed) for seed in (0, 1))
+    u, v = _lines(oracle, eps)
     product = _in_both(line.product_error() for line in (u, v))
     slope = _in_both(line.slope_error() for line in (u, v))
     curvature = None if slope is None else _in_both(line.curvature_error() for line in (u, v))
@@ -81,6 +78,35 @@ def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> Cro
     found = CrossCheck(product, slope, curvature, flat)
     of_differences = product is not None and not found.replaced
     return replace(found, asymmetry=_asymmetry(u, v, of_differences, by_differences))
+
+
+def asymmetry(oracle: Oracle, eps: float) -> float | None:
+    """How far products by differences of gradients are from symmetric, relative to their size.
+
+    None where it is no more than their uncertainty. It costs two products, and up to eight
+    gradients where something is found.
+
+    Args:
+        oracle: what answers.
+        eps: the relative rounding error of the gradients.
+    """
+    u, v = _lines(oracle, eps)
+    found = _asymmetry(u, v, of_differences=False, by_differences=True)
+    if found is None:
+        return None
+    # Products take larger steps than the differences here, and cross more kinks.
+    errors = [subtract(line.product, line.near) for line in (u, v)]
+    uncertainty = u.typical(errors[1]) + v.typical(errors[0])
+    total = max(v.typical(u.product), u.typical(v.product))
+    return found if found * total > RESOLVED * uncertainty else None
+
+
+def _lines(oracle: Oracle, eps: float) -> tuple[_Line, _Line]:
+    point, gradient = oracle.point(), oracle.gradient()
+    overall = _root_mean_square(list(point.values())) or 1.0
+    sizes = {name: _root_mean_square([x]) or overall for name, x in point.items()}
+    u, v = (_Line(oracle, point, gradient, sizes, eps, seed) for seed in (0, 1))
+    return u, v
 
 
 class _Line:
@@ -195,7 +221,10 @@ def _in_both(found: Iterable[float | None]) -> float | None:
 
 
 def _asymmetry(
-    first: _Line, second: _Line, of_differences: bool, by_differences: bool
+    first: _Line,
+    second: _Line,
+    of_differences: bool,
+    by_differences: bool,
 ) -> float | None:
     a, b = (line.near if of_differences else line.product for line in (first, second))
     found = abs(float(dot(second.d, a)) - float(dot(first.d, b)))

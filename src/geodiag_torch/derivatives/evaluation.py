@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from geodiag.blocks import Blocks
-from geodiag.errors import DataError, ParameterError
+from geodiag.errors import DataError, GeodiagError, LossError, ParameterError, first_line
 from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
 from geodiag_torch.derivatives.batches import move
 from geodiag_torch.derivatives.forward import Leaves, T
 from geodiag_torch.derivatives.graph_inspection import check_reached, graph_of
 from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.derivatives.stop_gradient import Attached, Constants
 from geodiag_torch.ranks import Sums
 from geodiag_torch.state.interrupts import uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
@@ -40,7 +42,12 @@ class Evaluation:
         self.precision: float | None = None
         self.divisor = 1.0  # of the last sum over the batches
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
+        self.operations = 0  # of that pass, see LossGraph
         self._reentrant = False
+        # What the user's code runs under: what it detaches is differentiated, or held constant.
+        self._modes: list[TorchFunctionMode] = []
+        if objective.stop_gradient == "differentiate":
+            self._modes.append(Attached())
         self._measured: Leaves = {}  # the module's own parameters, while leaves replace them
 
     @property
@@ -80,10 +87,11 @@ class Evaluation:
         """The loss, and its gradient."""
 
         def part(value: Tensor, weight: float) -> Leaves:
-            if self._reentrant:
-                others = self.objective.loss.parameters()
-                return reentrant_derivative(value, leaves, others, self._measured)
-            return derivative(value, leaves)
+            with self._user_code():
+                if self._reentrant:
+                    others = self.objective.loss.parameters()
+                    return reentrant_derivative(value, leaves, others, self._measured)
+                return derivative(value, leaves)
 
         return self.sum(leaves, part, context)
 
@@ -99,7 +107,9 @@ class Evaluation:
         """The loss, and the sum of ``second`` of each batch's gradient, which carries its graph."""
 
         def part(value: Tensor, weight: float) -> Leaves:
-            return second(derivative(value, leaves, create_graph=True))
+            with self._user_code():
+                gradient = derivative(value, leaves, create_graph=True)
+            return second(gradient)
 
         return self.sum(leaves, part, checked=directions)
 
@@ -155,13 +165,44 @@ class Evaluation:
 
         ``inspect``: its graph; that of the first batch is inspected in any case.
         """
-        value = self.objective.loss.value(move(batch, self.objective.device))
+        batch = move(batch, self.objective.device)
+        try:
+            with self._user_code():
+                value = self.objective.loss.value(batch)
+        except RuntimeError as e:
+            if self.objective.stop_gradient != "differentiate" or isinstance(e, GeodiagError):
+                raise
+            raise LossError(
+                "the loss fails once nothing in it is detached",
+                got=first_line(e),
+                do='pass stop_gradient="constant" to hold constant what is detached',
+            ) from e
         if inspect or self.precision is None:
             graph = graph_of(value)
             check_reached(n for n, p in self._measured.items() if id(p) in graph.leaves)
             if self.precision is None:
                 self.precision, self._reentrant = graph.precision, graph.reentrant
+                self.operations = graph.operations
         return value
+
+    @contextmanager
+    def holding(self, constants: Constants | None) -> Iterator[None]:
+        """Inside, one pass is made with these constants, which the first such pass records."""
+        if constants is None:
+            yield
+            return
+        constants.rewind()
+        self._modes.insert(0, constants)
+        try:
+            yield
+        finally:
+            self._modes.pop(0)
+
+    def _user_code(self) -> ExitStack:
+        modes = ExitStack()
+        for mode in self._modes:
+            modes.enter_context(mode)
+        return modes
 
     def _sum(self, part: Part) -> Sums:
         dtype, batches = self.objective.dtype, self.objective.batches

@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geodiag.blocks import Blocks, norm2, scale, subtract
+from geodiag.blocks import Blocks, axpy, map_blocks, norm2, scale, subtract
 from geodiag.errors import EngineError
 from geodiag.oracles import Differences, jittered_hvp
 from geodiag_torch.derivatives.autograd import derivative
 from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
 from geodiag_torch.derivatives.forward import Leaves
 from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.derivatives.stop_gradient import Constants, Diverged, is_due_to
 
 # What a loss in float16 is multiplied by, to see whether its gradients underflow: 6e-8 becomes
 # 6e-5, the smallest number with full precision; gradients of up to 64 do not overflow.
 SCALE = 2.0**10
+# A change of the gradient by what is detached that counts: relative to its whole change; and one of
+# the gradient or the loss, relative to the rounding.
+HELD_TOLERANCE, ROUNDING = 1e-3, 100.0
 
 
 class FallbackProducts:
@@ -30,7 +34,9 @@ class FallbackProducts:
     def __init__(self, evaluation: Evaluation, leaves: Leaves) -> None:
         self._evaluation, self._leaves = evaluation, leaves
         self._objective = evaluation.objective
+        self.space = evaluation.objective.space
         self._differences: Differences | None = None
+        self.constants: Constants | None = None  # what differences hold constant
 
     def point(self) -> Blocks:
         """The leaves in the measurement dtype."""
@@ -71,8 +77,57 @@ class FallbackProducts:
 
     def gradient_at(self, params: Blocks) -> Blocks:
         """The gradient at other parameters, with the padding rows of embeddings fixed."""
+        return self.pass_at(params)[1]
+
+    def pass_at(self, params: Blocks) -> tuple[Tensor, Blocks]:
+        """The loss and :meth:`gradient_at`; what is detached is as it is at the point, if held."""
+        return self._pass(params, self.constants)
+
+    def detached(self, here: tuple[Tensor, Blocks], eps: float) -> tuple[Constants, bool] | None:
+        """What is detached in the loss, where holding it constant changes the gradient or the loss.
+
+        And whether it changes the loss nearby to first order, so that the gradient, to which it is
+        constant, is not that of the loss. ``here``: the loss and its gradient at the point. Costs
+        three gradients, and four more where only the gradient changes.
+
+        :class:`Diverged` is raised where the passes differ in what they compute, fail while they
+        are watched, or are in fewer than 32 bits.
+        """
+        if eps > FLOAT32:
+            raise Diverged
+        constants, point, h = Constants(), self.point(), eps**0.5
+        self._watched(point, constants)
+
+        def changes(tolerance: float, before: Blocks, free: Blocks, held: Blocks) -> bool:
+            change = max(float(norm2(subtract(x, before))) for x in (free, held))
+            limit = max(tolerance * change, ROUNDING * eps * float(norm2(before)))
+            return float(norm2(subtract(free, held))) > limit
+
+        for seed in range(3):
+            near = axpy(h, random_direction(point, seed), point)
+            passes = here, self._pass(near, None), self._watched(near, constants)
+            losses = ({"loss": loss} for loss, _ in passes)
+            if changes(10 * h, *losses):
+                return constants, True
+            if not changes(HELD_TOLERANCE, *(gradient for _, gradient in passes)):
+                return None
+        return constants, False
+
+    def _watched(self, params: Blocks, constants: Constants) -> tuple[Tensor, Blocks]:
+        found: tuple[Tensor, Blocks] | None = None
+        try:
+            found = self._pass(params, constants)
+        except Exception as e:
+            if self._objective.ranks.size == 1 and not is_due_to(e):
+                raise
+        if self._objective.ranks.any(found is None) or found is None:
+            raise Diverged
+        return found
+
+    def _pass(self, params: Blocks, constants: Constants | None) -> tuple[Tensor, Blocks]:
         padding = partial(fixed_padding, self._objective, self._leaves)
-        return self._evaluation.gradient(self._objective.leaves(params), padding)[1]
+        with self._evaluation.holding(constants):
+            return self._evaluation.gradient(self._objective.leaves(params), padding)
 
     def _hvp_at(self, params: Blocks, d: Blocks) -> Blocks:
         return self._evaluation.hvp(self._objective.leaves(params), d)
@@ -93,6 +148,19 @@ def differences(point: Blocks, eps: float, notes: Iterable[str]) -> Differences:
             do="measure model.float(), outside of autocast and without a MixedPrecisionPolicy",
         )
     return Differences(point, eps)
+
+
+def random_direction(point: Blocks, seed: int) -> Blocks:
+    """Normal blocks, each scaled to its parameter's root mean square, or the overall one if 0."""
+    device = next(iter(point.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
+    overall = float(norm2(point)) / sum(x.numel() for x in point.values()) ** 0.5 or 1.0
+
+    def draw(x: Tensor) -> Tensor:
+        size = float(x.square().mean().sqrt()) or overall
+        return size * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device)
+
+    return map_blocks(draw, point)
 
 
 @contextmanager

@@ -36,11 +36,13 @@ class LossGraph:
         precision: the machine epsilon of the coarsest dtype between the parameters and the loss.
         reentrant: whether it passes through a reentrant checkpoint.
         leaves: the ids of the tensors at which it ends.
+        operations: a hash of its nodes, in the order in which they are visited.
     """
 
     precision: float
     reentrant: bool
     leaves: frozenset[int]
+    operations: int
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,17 @@ def graph_of(loss: Tensor) -> LossGraph:
     The parameters' own dtypes do not tell its precision: autocast, inside of the model too, and
     casts of the model's own (a softmax in float32, a rotary embedding) make it coarser.
     """
-    dtypes, reentrant, leaves = {loss.dtype}, False, set()
+    dtypes, reentrant, leaves, visited = {loss.dtype}, False, set(), []
     for node in _nodes([loss.grad_fn] if loss.grad_fn is not None else []):
         kind = type(node).__name__
+        visited.append(kind)
         if kind == LEAF:
             leaves.add(id(node.variable))
         reentrant |= kind == REENTRANT
         for x in getattr(node, "_input_metadata", ()):
             dtypes.add(x.dtype)
     eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    return LossGraph(eps, reentrant, frozenset(leaves))
+    return LossGraph(eps, reentrant, frozenset(leaves), hash(tuple(visited)))
 
 
 def check_reached(reached: Iterable[str]) -> None:

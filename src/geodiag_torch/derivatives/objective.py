@@ -35,6 +35,7 @@ class Objective:
     device: torch.device
     dtype: torch.dtype  # of the measurement
     raw_names: Mapping[str, str]  # of each measured parameter, its name in ``loss``
+    stop_gradient: str = "constant"  # see :func:`geodiag.problem`
 
     def live(self, tensors: ModuleTensors | None = None) -> Leaves:
         """The measured parameters as they are now; ``tensors``: those of the loss, where known.

@@ -18,11 +18,13 @@ from torch.distributed.tensor import DTensor
 
 from geodiag.blocks import Blocks, check_like
 from geodiag.errors import DistributedError, EngineError
-from geodiag.oracles import Differences, Oracle
+from geodiag.oracles import Differences, Oracle, asymmetry
 from geodiag.oracles.base import Program
+from geodiag_torch.derivatives.crosscheck import Passed
 from geodiag_torch.derivatives.fallback import differences
 from geodiag_torch.derivatives.frozen import FrozenOracle
 from geodiag_torch.derivatives.objective import Objective
+from geodiag_torch.derivatives.verdict import Verdict
 from geodiag_torch.ranks import Sums, no_answer
 from geodiag_torch.sharding import operations as operations  # registers the rules
 from geodiag_torch.sharding.fsdp_state import divisors, local, precision, replaced, reshard
@@ -68,6 +70,9 @@ class ShardedOracle(FrozenOracle):
         self._point = own if params is None else self.space.place_blocks(params)
         self._versions = Versions(tensors, () if self._at_model else self._live.values())
         self._differences: Differences | None = None
+        self._symmetric = False  # whether they are, as far as is known
+        dtypes = tuple(p.dtype for p in self._live.values())
+        self._passed = Passed(self._evaluation, dtypes)
         self._divisors = divisors(objective.loss.model, objective.ranks.size)
         self._fsdp_precision = precision(objective.loss.model)
 
@@ -85,11 +90,23 @@ class ShardedOracle(FrozenOracle):
 
     def hvp(self, d: Blocks) -> Blocks:
         check_like(d, self.space.shapes, "the direction")
-        return self._by_differences().hvp(self.gradient_at, self.space.place_blocks(d))
+        product = self._by_differences().hvp(self.gradient_at, self.space.place_blocks(d))
+        self._check_symmetric()
+        return product
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         placed = self.space.place_blocks(d)
         return self._by_differences().independent_hvp(self.gradient_at, placed)
+
+    def _check_symmetric(self) -> None:
+        """Check that differences are symmetric; once per model."""
+        if self._symmetric or self._passed.everywhere("differences"):
+            return
+        self._symmetric = True
+        found = Verdict(asymmetry=asymmetry(self, self.precision))
+        self._symmetric = found.asymmetry is None
+        found.require_symmetric()
+        self._passed.here("differences", True)
 
     def _by_differences(self) -> Differences:
         if self._differences is None:
