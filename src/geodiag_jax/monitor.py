@@ -188,9 +188,6 @@ class Monitor(geodiag.Monitor):
             GeodiagError: from the first call, where an argument cannot be used.
         """
         self._open(params, opt_state)
-        if opt_state is None:
-            super().before(step, copied(params))
-            return
         step = whole_step(step)
         self.abandon()
         if not self._closed:
@@ -325,10 +322,10 @@ class Monitor(geodiag.Monitor):
                 )
         except ArgumentError as e:
             return Update(float("nan") if lr is None else lr, unknown=e.what)
+        if after is None and before is not None and not update.unknown:
+            return replace(update, unknown=STATE_BEFORE)
         if self._points is None or self._measured is None or update.unknown:
             return update
-        if after is None and before is not None:
-            return replace(update, unknown=STATE_BEFORE)
         assert pending.oracle is not None
         here, there = (self._deferred.at(point).point() for point in self._points)
         said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)

@@ -9,7 +9,7 @@ from torch import nn
 
 import geodiag
 from geodiag import errors
-from geodiag.norms import L2, ByParameter, Linf, Preconditioned, Spectral
+from geodiag.norms import L2, ByParameter, Linf, Preconditioned, Spectral, Stacked
 from geodiag_torch import NonEuclideanGD
 from tests.geodiag_torch.models import mlp
 from tests.optimizers.formulas import FORMULAS, MUON
@@ -193,3 +193,14 @@ def test_a_diverged_gradient_is_named():
     model.weight.grad.fill_(float("nan"))
     with pytest.raises(errors.NonFiniteError, match="diverged"):
         NonEuclideanGD(model.named_parameters(), 0.1, "spectral").step()
+
+
+def test_stacked_matrices_step_one_by_one():
+    w = nn.Parameter(torch.randn(3, 4, 2, dtype=torch.float64, generator=torch.manual_seed(0)))
+    w.grad = torch.randn(3, 4, 2, dtype=torch.float64)
+    before = w.detach().clone().numpy()
+    norm = Stacked(Spectral(), {"experts": 1})
+    NonEuclideanGD([("experts", w)], LR, norm, normalized=True).step()
+    for i in range(3):
+        u, _, vt = np.linalg.svd(w.grad[i].numpy(), full_matrices=False)
+        np.testing.assert_allclose(w.detach()[i].numpy(), before[i] - LR * u @ vt, atol=1e-14)
