@@ -214,8 +214,11 @@ class Monitor(geodiag.Monitor):
         kept, self._kept = self._kept, None
         if kept is not None:
             step, here, state = kept
-            self._states, self._points = (None, state), None
-            super().before(step, here)
+            self._states = None, state
+            try:
+                super().before(step, here)
+            finally:
+                self._states = None, None
         super().abandon()
 
     def _observe(
