@@ -251,9 +251,10 @@ def test_close_and_log(tmp_path):
 def test_a_run_that_goes_on():
     net = Net()
     first, second = (geodiag_jax.Monitor(net.loss, "l2", data=net.data, lr=LR) for _ in range(2))
-    cold = first.observe(0, net.params, net.params)
+    same = jax.tree_util.tree_map(jnp.copy, net.params)
+    cold = first.observe(0, net.params, same)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # no parameters seen yet
-    warm = second.observe(10, net.params, net.params)
+    warm = second.observe(10, net.params, same)
     assert warm.num_hvps <= 4 < cold.num_hvps
     assert warm.sharpness == pytest.approx(cold.sharpness, rel=2 * S_L2)
     with pytest.raises(errors.ArgumentError):
