@@ -93,7 +93,7 @@ def test_muon_by_its_state():
     assert record.dual_norm == pytest.approx(dual, rel=1e-9)
     assert record.threshold == pytest.approx(2 * dual / 0.02, rel=1e-9)
     assert "a ratio of about 1.15, not 1" in record.note
-    assert "no D: the step also moved 'in.bias'" in record.note
+    assert "no D, no ζ: the step also moved 'in.bias'" in record.note
 
 
 class TestRule:

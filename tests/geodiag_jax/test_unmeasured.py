@@ -44,7 +44,8 @@ def test_a_step_of_more_than_is_measured_has_no_d():
     assert math.isfinite(record.sharpness)
     assert math.isnan(record.directional_smoothness)
     assert math.isnan(record.curvature)
-    assert "no D: the step also moved 'b', which is not measured" in record.note
+    assert math.isnan(record.realized_edge)
+    assert "no D, no ζ: the step also moved 'b', which is not measured" in record.note
 
 
 def test_also_where_the_buffers_are_donated():
@@ -54,7 +55,7 @@ def test_also_where_the_buffers_are_donated():
     monitor.before(0, p)
     for x in p.values():
         x.delete()
-    assert "no D: the step also moved 'b'" in monitor.after(after).note
+    assert "no D, no ζ: the step also moved 'b'" in monitor.after(after).note
 
 
 def test_a_step_of_what_is_measured_has_its_d():

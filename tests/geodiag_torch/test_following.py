@@ -103,9 +103,10 @@ class TestBeyondTheModel:
             assert close(record.sharpness, truth)
             assert math.isnan(record.directional_smoothness)
             assert math.isnan(record.curvature)
+            assert math.isnan(record.realized_edge)
             assert "param_groups[0].params[4]" in record.note
             assert "the model does not have" in record.note
-            assert "no D: the step also moved" in record.note
+            assert "no D, no ζ: the step also moved" in record.note
 
     def test_adam_is_measured_where_the_step_began(self):
         """Its norm is known after the step, when the weight of the loss has moved too."""
@@ -173,9 +174,8 @@ class TestBeyondTheModel:
         (record,) = monitor.records
         assert close(record.sharpness, float(torch.linalg.eigvalsh(h)[-1]))
         assert math.isnan(record.directional_smoothness)
-        assert (
-            record.note == "no D: the step also moved '0.weight', '0.bias', which is not measured"
-        )
+        moved = "'0.weight', '0.bias', which is not measured"
+        assert record.note == f"no D, no ζ: the step also moved {moved}"
 
 
 class TestAlongTheRun:
@@ -223,7 +223,7 @@ class TestAlongTheRun:
         model[0].requires_grad_(False)
         fit(model, data).backward()
         optimizer.step()
-        assert "no D: the step also moved '0.weight', '0.bias'" in monitor.records[-1].note
+        assert "no D, no ζ: the step also moved '0.weight', '0.bias'" in monitor.records[-1].note
 
     def test_a_group_is_split_in_two_of_different_rates(self):
         model, data = net()
@@ -331,7 +331,7 @@ class TestPlainMonitor:
             step(optimizer, lambda: fit(model, data))
             record = monitor.after()
         assert math.isnan(record.directional_smoothness)
-        assert "no D: the step also moved '0.weight', '0.bias'" in record.note
+        assert "no D, no ζ: the step also moved '0.weight', '0.bias'" in record.note
 
     def test_the_same_of_callables(self):
         w = {"a": np.ones(2), "b": np.ones(3)}
@@ -345,4 +345,4 @@ class TestPlainMonitor:
                 w["b"] *= 0.9 if moves else 1.0
                 record = monitor.after()
             assert math.isnan(record.directional_smoothness) is moves
-            assert ("no D: the step also moved 'b'" in record.note) is moves
+            assert ("no D, no ζ: the step also moved 'b'" in record.note) is moves

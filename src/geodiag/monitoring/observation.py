@@ -195,7 +195,7 @@ class Observation:
             return
         self.there = self.problem.point(params)
         if besides:
-            self.note(f"no D: the step also moved {listed(besides)}, which is not measured")
+            self.note(f"no D, no ζ: the step also moved {listed(besides)}, which is not measured")
             return
         try:
             self._along(self.there)
