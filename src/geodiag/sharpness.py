@@ -147,7 +147,7 @@ def measured(
     norm = require_norm(asked.bind(oracle.space), "bind of the norm")
     asked_for = named_estimator(estimator)
     chosen = choose(norm, oracle.space) if asked_for is None else asked_for
-    with own_arithmetic():
+    with oracle.surroundings(), own_arithmetic():
         first, age = as_start(start, oracle, norm)
     counted, options = CountingOracle(oracle), replace(options, age=age)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from geodiag.blocks import epsilon
 from geodiag.core.selection import Where
@@ -31,7 +32,7 @@ class Deferred(JaxProblem):
                 "Monitor(loss) takes no params=",
                 do="pass them to observe(step, params, new_params)",
             )
-        super().__init__(loss, params=jnp.zeros(()), **arguments)  # until open()
+        super().__init__(loss, params=np.zeros(()), **arguments)  # until open()
         self._where, self.opened = where, False
 
     def open(self, params: Any) -> None:

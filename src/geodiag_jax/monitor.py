@@ -24,6 +24,7 @@ from geodiag.records import Record
 from geodiag.sinks import Log
 from geodiag_jax.aliasing import shared_by, snapshot
 from geodiag_jax.deferred import Deferred, check_usable, copied
+from geodiag_jax.flags import own_flags
 from geodiag_jax.optimizers.counts import Counts, read_counts
 from geodiag_jax.optimizers.geometry import (
     check_hyperparams,
@@ -140,6 +141,7 @@ class Monitor(geodiag.Monitor):
             seed=seed,
         )
 
+    @own_flags()
     def observe(
         self, step: int, params: Any, new_params: Any, opt_state: Any = None
     ) -> Record | None:
@@ -174,6 +176,7 @@ class Monitor(geodiag.Monitor):
         finally:
             self._keep(step, opt_state)
 
+    @own_flags()
     def before(self, step: int, params: Any = None, opt_state: Any = None) -> None:
         """Measure around a step whose buffers are donated.
 
@@ -193,6 +196,7 @@ class Monitor(geodiag.Monitor):
         if not self._closed:
             self._kept = (step, copied(params), copied(opt_state))
 
+    @own_flags()
     def after(self, params: Any = None, opt_state: Any = None) -> Record | None:
         """Measure the step that was taken since :meth:`before`, and write the record.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
+from geodiag_jax.flags import own_flags
 from geodiag_jax.inspection import LossStructure, escaped, structure_of
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
@@ -60,18 +61,20 @@ class JaxOracle(Oracle):
         self.space, self._parameters = parameters.space, parameters
         self._static = StaticLoss(loss, parameters.tree)
         self._batches, self._memory = batches, memory
-        self._auto = engine == "auto"
-        self._engine = engine
+        self._auto, self._engine = engine == "auto", engine
         if self._auto:
             self._engine = "linearize" if batches.single else "recompute"
         self._frozen: tuple[Array, Arrays] | None = None
         self._kept: list[tuple[float, Any]] | None = None  # linearizations and their weights
-        self._notes: list[str] = []
+        self._notes: dict[str, None] = {}  # in order, each once
         self._checked = False  # whether products were cross-checked, or need not be
         if self._auto and derivatives.forward_blocked(self._static):
             self._use_reverse()
         if engine == "finite-difference":
             self._note("Hessian-vector products are central differences of gradients")
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        return own_flags()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -305,12 +308,11 @@ class JaxOracle(Oracle):
             structure = self._structure
             if structure.stopped:
                 self._note("what stop_gradient stops in the loss is held constant")
-            if structure.constants:
-                self._note(escaped(structure.constants, self.point()))
+            self._note(escaped(structure.constants, self.point()))
             if structure.custom:
                 differences = self._engine == "finite-difference"
                 found = judge(self, self._static, structure, differences)
-                if found.differences and self._engine != "finite-difference":
+                if found.differences and not differences:
                     self._use_differences(found.disagreement())
                 found.require_hessian()
                 self._note(found.note)
@@ -345,5 +347,4 @@ class JaxOracle(Oracle):
         check_same_loss(frozen, found, *self._scales, curvature(d, product), epsilon(self.point()))
 
     def _note(self, text: str) -> None:
-        if text and text not in self._notes:
-            self._notes.append(text)
+        self._notes |= {text: None} if text else {}

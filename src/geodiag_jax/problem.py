@@ -13,6 +13,7 @@ from geodiag.core.spaces import Space
 from geodiag.core.validation import check_engine
 from geodiag.oracles import Problem
 from geodiag_jax.batches import PreparedBatches
+from geodiag_jax.flags import own_flags
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
 from geodiag_jax.pytree import flatten, is_array, is_blocks, name_of, places_by_name, read
@@ -32,6 +33,7 @@ class JaxProblem(Problem):
     buffers to another function while it is being measured.
     """
 
+    @own_flags()
     def __init__(
         self,
         loss: Callable[..., Any],
@@ -79,6 +81,7 @@ class JaxProblem(Problem):
         """Names, shapes and matrix views of the measured parameters."""
         return self._parameters.space
 
+    @own_flags()
     def at(self, params: Any = None) -> JaxOracle:
         """The oracle at ``params``: a pytree like the problem's, or blocks of the measured names.
 

@@ -28,6 +28,7 @@ from geodiag.solvers.warm_start import Refresh
 from geodiag_jax import derivatives
 from geodiag_jax.batches import prepare
 from geodiag_jax.derivatives import Inputs, StaticCall, StaticLoss
+from geodiag_jax.flags import own_flags
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.programs import TracedOracle, in_order
 from geodiag_jax.pytree import as_blocks, read
@@ -122,12 +123,14 @@ def tracker(
         raise ArgumentError("check= must be a positive integer", got=shown(check))
     asked, held = as_norm(norm), LossKey(loss)
 
+    @own_flags()
     def init(params: Any) -> TrackerState:
         layout = read(params, where)
         zeros = as_blocks(layout.space.names, [jnp.zeros_like(x) for x in layout.point])
         # Where the answers will be: elsewhere, the second measurement would recompile.
         return TrackerState(zeros, layout.tree.placement.place(jnp.zeros((), jnp.int32)))
 
+    @own_flags()
     def measure(state: TrackerState, params: Any, *batch: Any) -> tuple[Sharpness, TrackerState]:
         layout, (form, arrays) = read(params, where), prepare(batch)
         slope, product = derivatives.inline(

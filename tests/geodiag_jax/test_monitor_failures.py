@@ -121,7 +121,7 @@ class TestNothingIsRaisedLater:
 
     def test_nan_at_the_first(self):
         params = {"w": jnp.full(4, jnp.nan), "b": jnp.zeros(())}
-        record = monitor_of(lr=LR).observe(0, params, params)
+        record = monitor_of(lr=LR).observe(0, params, dict(params))
         assert math.isnan(record.sharpness)
         assert record.note
 

@@ -49,7 +49,7 @@ FLOORS = {
         "__init__",
     ],
     "geodiag_jax": [
-        "sharding",
+        "sharding flags",
         "pytree",
         "loss_key batches",
         "derivatives",
