@@ -91,9 +91,12 @@ class Constants(TorchFunctionMode):
 
 
 def is_due_to(error: BaseException) -> bool:
-    """Whether it was raised while :class:`Constants` was calling a function of torch."""
+    """Whether it was raised while :class:`Constants` called a function, or torch.compile traced."""
     code = Constants.__torch_function__.__code__
-    return any(frame.f_code is code for frame, _ in walk_tb(error.__traceback__))
+    return any(
+        frame.f_code is code or frame.f_globals.get("__name__", "").startswith("torch._dynamo")
+        for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 class Attached(TorchFunctionMode):
