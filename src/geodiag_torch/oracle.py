@@ -242,7 +242,9 @@ class TorchOracle(FrozenOracle):
         if not passed.everywhere("products"):
             if not self._evaluation.autocast and self.precision <= FLOAT32:
                 here = self._loss_and_gradient()
-                verdict = judge(self._fallback, here, self._exact_hvp, self.precision)
+                verdict = judge(
+                    self._fallback, here, self._exact_hvp, self.precision, structure.custom
+                )
                 verdict.refuse_wrong('correct it, or pass engine="finite-difference"')
             elif structure.custom and not passed.everywhere(UNCHECKABLE):
                 compared = compare_in_float32(self._evaluation, self._fallback.point())

@@ -62,7 +62,7 @@ class CrossCheck:
 def cross_check(oracle: Oracle, eps: float, by_differences: bool = False) -> CrossCheck:
     """Compare the products of an oracle with differences of its gradients and losses.
 
-    It costs two products, two gradients and four losses, and up to eight gradients and sixteen
+    It costs two products, four gradients and four losses, and up to sixteen gradients and sixteen
     losses where something is found.
 
     Args:
@@ -140,12 +140,24 @@ class _Line:
         return subtract(self._difference(2 * self.step), self.near)
 
     def product_error(self) -> float | None:
-        """The relative difference of the product from that of gradients, if it is resolved."""
-        found = float(norm2(subtract(self.product, self.near)))
-        total = max(float(norm2(self.product)), float(norm2(self.near)))
-        if not found > TOLERANCE * total:
+        """The relative difference of the product from that of gradients, if it is resolved.
+
+        With the step that crosses fewer kinks, and with the best one for smooth gradients: a rule
+        may be a small part of a loss.
+        """
+        found = self._product_error(self.step, self.near, TOLERANCE)
+        if found is None:
+            h = self.eps ** (1.0 / 3.0)
+            found = self._product_error(h, self._difference(h), self.eps**0.4)
+        return found
+
+    def _product_error(self, h: float, near: Blocks, tolerance: float) -> float | None:
+        found = float(norm2(subtract(self.product, near)))
+        total = max(float(norm2(self.product)), float(norm2(near)))
+        if not found > tolerance * total:
             return None
-        uncertainty = float(norm2(self.change)) + self.step * float(norm2(self.gradient))
+        change = self.change if h == self.step else subtract(self._difference(2 * h), near)
+        uncertainty = float(norm2(change)) + self.eps / h * float(norm2(self.gradient))
         return found / total if found > RESOLVED * uncertainty else None
 
     def slope_error(self) -> float | None:

@@ -110,7 +110,11 @@ def hold_detached(products: FallbackProducts, here: tuple[Tensor, Blocks], eps: 
 
 
 def judge(
-    products: FallbackProducts, here: tuple[Tensor, Blocks], hvp: Product, eps: float
+    products: FallbackProducts,
+    here: tuple[Tensor, Blocks],
+    hvp: Product,
+    eps: float,
+    custom: bool = False,
 ) -> Verdict:
     """The verdict on products; ``here``: the loss and its gradient at the point.
 
@@ -119,11 +123,11 @@ def judge(
     not, they are as custom functions or hooks declare them.
     """
     point, gradient = products.point(), here[1]
-    found = disagreement(point, gradient, hvp, products.gradient_at, eps)
+    found = disagreement(point, gradient, hvp, products.gradient_at, eps, custom)
     if found is None:
         return Verdict()
     if hold_detached(products, here, eps):
-        found = disagreement(point, gradient, hvp, products.gradient_at, eps)
+        found = disagreement(point, gradient, hvp, products.gradient_at, eps, custom)
         if found is None:
             return Verdict(note=HELD)
     checked = cross_check(Judged(products, here, hvp), eps)
