@@ -15,7 +15,7 @@ import geodiag
 
 RNG = np.random.default_rng(0)
 X, Y, W = RNG.standard_normal((6, 4)), RNG.standard_normal(6), RNG.standard_normal(4)
-SHARE = 0.02
+SHARE = 0.004
 
 
 class Constant(torch.autograd.Function):
