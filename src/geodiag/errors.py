@@ -159,6 +159,10 @@ class MissingDependency(GeodiagError, ImportError):
     """An optional package that this feature needs is not installed."""
 
 
+class SinkError(GeodiagError, RuntimeError):
+    """A sink did not keep a record."""
+
+
 class PluginError(GeodiagError, RuntimeError):
     """Two plugins clash, or one answers a hook with something unusable."""
 

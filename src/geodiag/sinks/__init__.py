@@ -8,12 +8,14 @@ WandB(run)            Weights & Biases
 MLflow(run_id)        MLflow tracking
 any function          called with each Record
 
-A sink of your own has ``write(record)`` and ``close()``: subclass :class:`Sink`.
+The trackers write from threads of their own: see :mod:`geodiag.sinks.background`. A sink of your
+own has ``write(record)`` and ``close()``: subclass :class:`Sink`.
 """
 
 from geodiag.sinks.base import Call, Sink, metrics
 from geodiag.sinks.files import CSV, JSONL, Log, as_sinks
-from geodiag.sinks.trackers import MLflow, TensorBoard, WandB
+from geodiag.sinks.trackers import MLflow, TensorBoard
+from geodiag.sinks.wandb_rows import WandB
 
 __all__ = [
     "CSV",

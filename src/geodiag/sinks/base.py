@@ -17,7 +17,11 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Take one record. When this returns, the record must be kept."""
+        """Take one record. When this returns, the record must be kept.
+
+        The training waits for it: what may be slow does its work in a thread of its own, as
+        :class:`~geodiag.sinks.background.Background` does.
+        """
 
     def close(self) -> None:
         """Called after the last record, possibly twice; does nothing by default."""

@@ -7,18 +7,22 @@ whichever run, the next write ends it first. A file that is deleted during the r
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from geodiag.errors import ArgumentError, shown
+from geodiag.errors import ArgumentError, printable, shown
 from geodiag.records import BUILT_IN, Record, to_csv, to_json
 from geodiag.records.csv_format import from_header
 from geodiag.sinks.base import Call, Sink
+
+_open: weakref.WeakSet[_Lines] = weakref.WeakSet()  # of log= that names a path
 
 Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequence[Any] | None"
 
@@ -27,7 +31,7 @@ class _Lines(Sink):
     """A file of lines, appended to."""
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
-        self.path, self._fsync = Path(path), fsync
+        self.path, self._fsync, self._process = Path(path), fsync, os.getpid()
         self._file: int | None = None
         try:
             self._file = self._open()
@@ -61,6 +65,12 @@ class _Lines(Sink):
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
+
+    def shares(self, other: _Lines) -> bool:
+        """Whether both are open, in this process, on one file."""
+        if self._file is None or other._file is None or self._process != other._process:
+            return False
+        return os.path.sameopenfile(self._file, other._file)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -110,8 +120,8 @@ class CSV(_Lines):
         if self._added and not self._warned:
             self._warned = True
             text = (
-                f"{self.path} had no column for {', '.join(self._added)}: a second header was "
-                "written into it; geodiag.read_records reads both parts"
+                f"{printable(str(self.path))} had no column for {', '.join(self._added)}: a second "
+                "header was written into it; geodiag.read_records reads both parts"
             )
             try:
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -171,7 +181,7 @@ def as_sinks(log: Log) -> list[Sink]:
                 got=str(path),
                 do='end it in ".jsonl" or ".csv"',
             )
-        return [kind(path)]
+        return [_opened(kind(path))]
     if isinstance(log, (list, tuple)):
         found: list[Sink] = []
         try:
@@ -192,6 +202,21 @@ def as_sinks(log: Log) -> list[Sink]:
         do='pass a path such as "run.jsonl", a geodiag.sinks.Sink, a function of a Record, or a '
         "list of these",
     )
+
+
+def _opened(sink: _Lines) -> _Lines:
+    """The sink. A warning says if another monitor, as of a notebook's cell, writes to its file."""
+    if any(each.shares(sink) for each in _open):
+        gc.collect()  # a monitor that nobody has any more closes its log
+    if any(each.shares(sink) for each in _open):
+        warnings.warn(
+            f"{printable(str(sink.path))} is already the log of a monitor that is not closed: both "
+            "write to it. Close or detach the other one, unless you mean it",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    _open.add(sink)
+    return sink
 
 
 def _size_and_end(file: int) -> tuple[int, bytes]:

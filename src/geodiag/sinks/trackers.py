@@ -1,4 +1,4 @@
-"""Sinks for experiment trackers. Each package is imported when its sink is created.
+"""TensorBoard and MLflow. Each package is imported when its sink is created.
 
 Numbers that are not known are left out of the charts; a record's note is logged as text.
 """
@@ -9,13 +9,16 @@ import os
 import time
 from typing import Any
 
-from geodiag.errors import import_optional
+from geodiag.errors import import_optional, printable
 from geodiag.records import Record
-from geodiag.sinks.base import PREFIX, Sink, metrics
+from geodiag.sinks.background import Background
+from geodiag.sinks.base import PREFIX, metrics
 
 
-class TensorBoard(Sink):
+class TensorBoard(Background):
     """Event files for TensorBoard (the package ``tensorboard``; neither torch nor TensorFlow).
+
+    See :class:`~geodiag.sinks.background.Background`.
 
     Args:
         folder: of the event file.
@@ -26,6 +29,7 @@ class TensorBoard(Sink):
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, prefix: str = PREFIX) -> None:
+        super().__init__()
         writers = _package("tensorboard.summary.writer.event_file_writer", "tensorboard")
         self._proto = _package("tensorboard.compat.proto.event_pb2", "tensorboard")
         self._summary = _package("tensorboard.compat.proto.summary_pb2", "tensorboard")
@@ -34,7 +38,7 @@ class TensorBoard(Sink):
         self._writer = writers.EventFileWriter(os.fspath(folder))
         self._folder, self._prefix = folder, prefix
 
-    def write(self, record: Record) -> None:
+    def send(self, record: Record) -> None:
         values = [
             self._summary.Summary.Value(tag=name, simple_value=x)
             for name, x in metrics(record, self._prefix).items()
@@ -46,13 +50,13 @@ class TensorBoard(Sink):
         self._writer.add_event(event)
         self._writer.flush()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._writer.close()
 
     def _text(self, name: str, text: str) -> Any:
         plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
         tensor = self._tensor.TensorProto(
-            dtype=self._types.DT_STRING, string_val=[text.encode()], tensor_shape=None
+            dtype=self._types.DT_STRING, string_val=[printable(text).encode()], tensor_shape=None
         )
         return self._summary.Summary.Value(
             tag=self._prefix + name,
@@ -64,46 +68,10 @@ class TensorBoard(Sink):
         return f"TensorBoard({os.fspath(self._folder)!r})"
 
 
-class WandB(Sink):
-    """A run of Weights & Biases.
-
-    The metrics have an axis of their own, ``geodiag/step``: the steps of W&B's own axis must
-    increase, and belong to the training.
-
-    Args:
-        run: a run of ``wandb.init``; None: the run in progress or else a new one, which
-            :meth:`close` then finishes.
-        prefix: put before each metric's name.
-        init: keywords of ``wandb.init`` for a new run, e.g. ``mode="offline"``.
-
-    Raises:
-        MissingDependency: wandb is not installed.
-    """
-
-    def __init__(self, run: Any = None, *, prefix: str = PREFIX, **init: Any) -> None:
-        package = _package("wandb", "wandb")
-        found = run if run is not None else package.run
-        self._own = found is None
-        self._run = package.init(**init) if found is None else found
-        self._prefix = prefix
-        self._run.define_metric(prefix + "step")
-        self._run.define_metric(prefix + "*", step_metric=prefix + "step")
-
-    def write(self, record: Record) -> None:
-        values: dict[str, Any] = {self._prefix + "step": record.step}
-        values |= metrics(record, self._prefix)
-        if record.note:
-            values[self._prefix + "note"] = record.note
-        self._run.log(values)
-
-    def close(self) -> None:
-        if self._own:
-            self._own = False
-            self._run.finish()
-
-
-class MLflow(Sink):
+class MLflow(Background):
     """A run of MLflow, at MLflow's tracking URI.
+
+    See :class:`~geodiag.sinks.background.Background`.
 
     Args:
         run_id: the run; None: the active one or else a new one, which :meth:`close` then ends.
@@ -114,6 +82,7 @@ class MLflow(Sink):
     """
 
     def __init__(self, run_id: str | None = None, *, prefix: str = PREFIX) -> None:
+        super().__init__()
         package = _package("mlflow", "mlflow-skinny")
         entities = _package("mlflow.entities", "mlflow-skinny")
         self._metric, self._client = entities.Metric, package.MlflowClient()
@@ -123,19 +92,20 @@ class MLflow(Sink):
             run_id = (active or package.start_run()).info.run_id
         self._run_id, self._prefix, self._package = run_id, prefix, package
 
-    def write(self, record: Record) -> None:
+    def send(self, record: Record) -> None:
         now = int(1000 * time.time())
         found = metrics(record, self._prefix).items()
         points = [self._metric(name, x, now, record.step) for name, x in found]
         self._client.log_batch(self._run_id, metrics=points)
         if record.note:  # a tag holds the last note
-            text = f"step {record.step}: {record.note}"
+            text = f"step {record.step}: {printable(record.note)}"
             self._client.set_tag(self._run_id, self._prefix + "note", text[:5000])
 
     def close(self) -> None:
-        if self._own:
-            self._own = False
-            active = self._package.active_run()
+        own, self._own = self._own and os.getpid() == self._process, False
+        super().close()
+        if own and not self._dropped and self.flush(0.0):  # the server answers
+            active = self._package.active_run()  # of this thread
             if active is not None and active.info.run_id == self._run_id:
                 self._package.end_run()
 
