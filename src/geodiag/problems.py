@@ -45,11 +45,12 @@ def problem(
             blocks; or a Problem, which is returned as it is.
         loss_fn: torch: ``loss_fn(model, batch) -> scalar``.
         criterion: torch: ``criterion(model(x), y) -> scalar`` for batches ``(x, y)``.
-        data: one batch (tuple, dict, array), or a list or loader of batches.
+        data: one batch (tuple, dict, array, object with arrays), or a list or loader of batches.
         params: the point, for JAX callables (a pytree) and for pairs of callables (a dict).
         where: which parameters to measure: a regular expression, a list of them, or a predicate
             ``(name, array) -> bool``. The others are held fixed.
-        weight: the weight of a batch in the mean; default: its length.
+        weight: the weight of a batch in the mean; default: what a known loss averages over, else
+            its length.
         reduction: "mean" if the loss averages over a batch, "sum" if it adds.
         shapes: for a matrix: its coordinates as named blocks, ``{"W": (3, 4), ...}``.
         engine: how Hessian-vector products are computed; "auto", or one the adapter names.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geodiag.blocks import Array, is_array, to_numpy
+from geodiag.core.batch_forms import first_array, holds_arrays
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
 from geodiag_jax.pytree import Static, flatten
@@ -52,7 +53,7 @@ class PreparedBatches:
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
         self._placement = Placement()
-        self.single = self._batches.single
+        self.single, self.notes = self._batches.single, self._batches.notes
         self._kept = list(self._prepared()) if self.single else None
 
     def placed(self, placement: Placement) -> PreparedBatches:
@@ -97,6 +98,14 @@ def prepare(batch: Any) -> tuple[StaticBatch, tuple[Array, ...]]:
     try:
         paths, treedef = flatten(_arguments(batch), "a batch")
         leaves = [leaf for _, leaf in paths]
+        for x in leaves:
+            if not is_array(x) and (holds_arrays(x) or first_array(x) is not None):
+                raise DataError(
+                    "a batch holds arrays in an object that JAX does not know as a pytree",
+                    got=f"{type(x).__module__}.{type(x).__qualname__}",
+                    do="pass its arrays in a tuple or a dict, or register its type, e.g. by "
+                    "jax.tree_util.register_dataclass",
+                )
         static = tuple(None if is_array(x) else Static(x, "a part of a batch") for x in leaves)
     except ParameterError as e:
         do = "let batches be finitely nested tuples, lists and dicts of arrays and hashable options"

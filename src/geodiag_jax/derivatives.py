@@ -85,7 +85,7 @@ def check_call(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
             f"the loss cannot be called as loss(params, *batch) with {len(arguments) - 1} array(s)",
             got=f"{signature}: {e}",
             do="let it take the parts of a tuple batch one by one, or pass "
-            "lambda params, *batch: loss(params, batch); a list is always read as batches",
+            "lambda params, *batch: loss(params, batch); a list is read as batches",
         ) from e
 
 

@@ -78,7 +78,7 @@ class JaxOracle(Oracle):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(self._notes)
+        return (*self._batches.notes, *self._notes)
 
     @cached_property
     @jax_errors_explained()

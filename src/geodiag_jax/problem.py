@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from geodiag.blocks import Blocks
+from geodiag.core.batch_forms import is_unsure, one_or_many
 from geodiag.core.selection import Where
 from geodiag.core.spaces import Space
 from geodiag.core.validation import check_engine
@@ -16,7 +18,15 @@ from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.flags import own_flags
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
-from geodiag_jax.pytree import flatten, is_array, is_blocks, name_of, places_by_name, read
+from geodiag_jax.pytree import (
+    Parameters,
+    flatten,
+    is_array,
+    is_blocks,
+    name_of,
+    places_by_name,
+    read,
+)
 from geodiag_jax.sharding import Placement
 
 
@@ -73,6 +83,8 @@ class JaxProblem(Problem):
         self._parameters = read(params, where)
         self._loss = LossKey(loss)
         self._batches = PreparedBatches(data, weight, reduction)
+        # Whether a list [x, y] is one batch is asked of the loss, once there are parameters.
+        self._unsure = (data, weight, reduction) if is_unsure(data) else None
         self._placed: tuple[Any, PreparedBatches] | None = None
         self._engine, self._memory = engine, None if memory is None else int(memory)
 
@@ -89,8 +101,11 @@ class JaxProblem(Problem):
 
         Raises:
             ShapeError: another structure, or other names or shapes.
+            DataError: the loss takes a list neither as batches nor as one batch.
         """
         parameters = self._parameters if params is None else self._parameters.moved(params)
+        if self._unsure is not None:
+            self._settle(parameters, *self._unsure)
         batches = self._data_for(parameters.tree.placement)
         self._loss = self._loss.now()
         return JaxOracle(self._loss, parameters, batches, self._engine, self._memory)
@@ -110,6 +125,24 @@ class JaxProblem(Problem):
             paths, lambda x: is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
         )
         return {n: paths[i][1] for n, i in places.items() if n not in self.space.shapes}
+
+    def _settle(self, parameters: Parameters, data: Any, *options: Any) -> None:
+        """Take the data for one batch where the loss, traced, takes that alone."""
+
+        def failure(batch: Any) -> Exception | None:
+            try:
+                batches = PreparedBatches([batch], None, "mean")
+                oracle = JaxOracle(self._loss, parameters, batches, "recompute", None)
+                jax.eval_shape(oracle.loss)
+            except Exception as e:
+                return e
+            return None
+
+        settled, notes = one_or_many(data, failure)
+        if settled is not data:
+            self._batches, self._placed = PreparedBatches(settled, *options), None
+            self._batches.notes += notes
+        self._unsure = None
 
     def _data_for(self, placement: Placement) -> PreparedBatches:
         """The data on the devices of the parameters; kept for the next point."""

@@ -121,11 +121,11 @@ class TorchProblem(Problem):
         )
         if is_unsure(data) and alone and self._sharding is None:
             with FrozenRandomState(device, data).restored():
-                data, notes = one_or_many(data, partial(_failure, objective))
-            if notes:
-                batches = Batches(data, weigh, reduction)
+                settled, notes = one_or_many(data, partial(_failure, objective))
+            if settled is not data:
+                batches = Batches(settled, weigh, reduction)
                 batches.notes += notes
-                objective = replace(objective, data=data, batches=batches)
+                objective = replace(objective, data=settled, batches=batches)
         self._objective = objective
         self._params: Any = None
         self._params = self._checked(params)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geodiag.core.batch_forms import batch_size, is_one_batch
+from geodiag.core.batch_forms import (
+    ONE_BATCH,
+    batch_size,
+    is_one_batch,
+    is_unsure,
+    one_or_many,
+)
 from geodiag.core.batches import Batches
-from geodiag.errors import ArgumentError, DataError
+from geodiag.errors import ArgumentError, DataError, LossError
 
 POINT = {"x": np.ones(3)}
 
@@ -102,3 +108,85 @@ def test_no_data_is_a_batch_of_its_own():
     """For losses that need none."""
     assert list(Batches(None)) == [None]
     assert Batches(None).single
+
+
+class Pair:
+    """An object with arrays as attributes."""
+
+    def __init__(self, x, y, **more):
+        self.x, self.y = x, y
+        vars(self).update(more)
+
+
+def test_an_object_that_holds_arrays_is_one_batch(xp):
+    x, y = xp.ones((4, 2)), xp.ones((4,))
+    assert Batches(Pair(x, y)).single
+    assert is_one_batch(Pair({"inner": [x]}, None))
+    assert not is_one_batch(Pair(1, "text"))
+    assert not is_one_batch(lambda: x)
+    for other in (Pair(1, "text"), object(), print):
+        with pytest.raises(DataError, match="unknown form"):
+            Batches(other)
+
+
+def test_the_size_of_an_object_is_that_of_all_its_arrays(xp):
+    x, y = xp.ones((4, 2)), xp.ones((4,))
+    assert batch_size(Pair(x, y, name="text")) == 4.0
+    assert batch_size(Pair(x, xp.ones((2,)))) is None
+    assert batch_size(Pair(x, xp.ones((2,)), num_graphs=2)) == 2.0
+    assert batch_size(Pair(x, xp.ones((4,)), edges=xp.ones((2, 9)), num_graphs=2)) is None
+    assert batch_size((Pair(x, y), xp.ones((3,)))) == 3.0
+
+
+def test_a_list_of_arrays_is_what_the_loss_takes():
+    def takes(*kinds):
+        return lambda batch: None if isinstance(batch, kinds) else ValueError("no unpacking")
+
+    data = [X, Y]
+    assert is_unsure(data)
+    assert is_unsure([X, {"y": Y}])
+    assert not any(map(is_unsure, ([(X, Y)], [{"x": X}], [], (X, Y), {"x": X}, X)))
+    assert one_or_many(data, takes(np.ndarray)) == (data, ())
+    assert one_or_many(data, takes(list, np.ndarray)) == (data, ())
+    assert one_or_many(data, takes(list)) == ([data], (ONE_BATCH,))
+    with pytest.raises(DataError, match=r"neither.*no unpacking.*tuple"):
+        one_or_many(data, takes())
+    with pytest.raises(LossError):
+        one_or_many(data, lambda batch: LossError("not a scalar"))
+
+
+class Endless:
+    def __init__(self, length=None):
+        self.length = length
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError
+        return self.length
+
+    def __iter__(self):
+        while True:
+            yield (X, Y)
+
+
+@pytest.mark.parametrize("length", [None, 5])
+def test_a_loader_without_an_end(length):
+    batches, seen = Batches(Endless(length)), []
+    with pytest.raises(DataError, match="more than 1000 batches"):
+        seen.extend(batches)
+    assert len(Batches([(X, Y)] * 1500)._data) == len(list(Batches([(X, Y)] * 1500))) == 1500
+
+
+def test_targets_that_are_left_out_are_said_once(xp):
+    y = xp.asarray([1, -100, 2])
+    batches = Batches([(xp.ones((3,)), y), {"labels": y}])
+    assert [batches.weigh(batch) for batch in batches] == [3.0, 3.0]
+    assert len(batches.notes) == 1
+    for silent in (
+        Batches([(y + 200,)] * 2),
+        Batches((y,)),
+        Batches([(y,)] * 2, reduction="sum"),
+        Batches([(y,)] * 2, weight=lambda batch: 2.0),
+    ):
+        assert all(silent.weigh(batch) > 0 for batch in silent)
+        assert silent.notes == []

@@ -293,6 +293,8 @@ def test_bad_arguments():
         attach(sgd, model, where="conv", **good)
     with pytest.raises(errors.ArgumentError, match="geometry of Adagrad is not known"):
         attach(torch.optim.Adagrad(model.parameters()), model, **good)
+    with pytest.raises(errors.DataError, match="pass one batch as a tuple"):
+        attach(sgd, model, criterion=mse, data=list(data)[:1])
     with pytest.raises(errors.LossError, match="neither criterion"):
         attach(sgd, model, data=data)
     assert not sgd._optimizer_step_pre_hooks

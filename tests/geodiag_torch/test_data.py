@@ -68,7 +68,7 @@ def test_one_batch_and_several_of_any_form(form):
     one = made(form, x, y)
     found = geodiag.sharpness(model, loss_fn=loss_of_parts, data=one)
     assert found.value == pytest.approx(top(h), rel=1e-6)
-    assert (ONE_BATCH in found.notes) == (form in ("list", "iterated", "graphs"))
+    assert (ONE_BATCH in found.notes) == (form == "list")
     assert all(a is b for a, b in zip(parts(one), (x, y), strict=True))
     batches = [made(form, a, b) for a, b in zip(x.split(17), y.split(17), strict=True)]
     several = geodiag.sharpness(model, loss_fn=loss_of_parts, data=batches)
@@ -259,3 +259,55 @@ def test_an_endless_loader_is_an_error():
     finite = torch.utils.data.DataLoader(Stream(40, data), batch_size=7)
     found = geodiag.sharpness(model, criterion=mse, data=finite)
     assert found.value == pytest.approx(top(h), rel=1e-6)
+
+
+def shuffled(x, y, generator, kind):
+    data, utils = torch.utils.data.TensorDataset(x, y), torch.utils.data
+    if kind == "shuffle":
+        return utils.DataLoader(data, 9, shuffle=True)
+    if kind == "generator":
+        return utils.DataLoader(data, 9, shuffle=True, generator=generator)
+    if kind == "sampler":
+        sampler = utils.RandomSampler(data, generator=generator)
+        return utils.DataLoader(data, 9, sampler=sampler)
+    sampler = utils.WeightedRandomSampler(torch.ones(len(x)), len(x), generator=generator)
+    return utils.DataLoader(data, batch_sampler=utils.BatchSampler(sampler, 9, drop_last=True))
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "generator", "sampler", "batch sampler"])
+def test_a_shuffling_loader_is_frozen_and_left_as_it_was(kind):
+    """Even where other examples would be drawn: all passes are over those of its next pass."""
+    model, (x, y), _ = regression()
+    generator = torch.Generator().manual_seed(7)
+    loader = shuffled(x, y, generator, kind)
+    torch.manual_seed(5)
+    expected = list(shuffled(x, y, torch.Generator().manual_seed(7), kind))
+    torch.manual_seed(5)
+    states = torch.get_rng_state(), generator.get_state()
+    found = geodiag.sharpness(model, criterion=mse, data=loader)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert torch.equal(states[1], generator.get_state())
+    assert found.value == pytest.approx(
+        geodiag.sharpness(model, criterion=mse, data=expected).value, rel=1e-9
+    )
+
+
+class OwnGenerator:
+    """A loader whose generator geodiag cannot know."""
+
+    def __init__(self, x, y, most):
+        self.data, self.most, self.rng = [(x, y)], most, np.random.default_rng(0)
+
+    def __iter__(self):
+        (x, y), order = self.data[0], self.rng.permutation(40)
+        for i in range(0, self.most, 10):
+            yield x[order[i : i + 10]], y[order[i : i + 10]]
+
+
+def test_a_loader_with_a_generator_of_its_own():
+    """In another order the same value; other examples are an error."""
+    model, (x, y), h = regression()
+    found = geodiag.sharpness(model, criterion=mse, data=OwnGenerator(x, y, 40))
+    assert found.value == pytest.approx(top(h), rel=1e-6)
+    with pytest.raises(errors.DataError, match="changed between two passes"):
+        geodiag.sharpness(model, criterion=mse, data=OwnGenerator(x, y, 20))

@@ -13,8 +13,7 @@ from geodiag.errors import DataError, LossError, first_line
 
 DEEPEST = 32  # containers in containers that are looked into: a list may hold itself
 ONE_BATCH = (
-    "data= is taken as one batch, for the loss does not take its parts; a tuple always means one "
-    "batch, and a list batches"
+    "data= is a list, but taken as one batch, since the loss does not take its parts; pass a tuple"
 )
 
 
@@ -42,7 +41,7 @@ def is_unsure(data: Any) -> bool:
 def one_or_many(
     data: Any, failure: Callable[[Any], Exception | None]
 ) -> tuple[Any, tuple[str, ...]]:
-    """``data`` that :func:`is_unsure`, or ``[data]`` if it must be one batch; and notes.
+    """``data`` that :func:`is_unsure`, or ``[data]`` if it must be one batch; and notes for a list.
 
     Does the loss take the first and the last of the parts, and if not, does it take the whole?
     ``failure(batch)``: what the loss raises; None where it works.
@@ -58,7 +57,7 @@ def one_or_many(
         return data, ()
     of_whole = failure(data)
     if of_whole is None:
-        return [data], (ONE_BATCH,)
+        return [data], (ONE_BATCH,) if several else ()
     for e in (of_part, of_whole):
         if isinstance(e, LossError):
             raise e

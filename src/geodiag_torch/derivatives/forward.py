@@ -118,7 +118,7 @@ class LossModule(nn.Module):
             raise DataError(
                 "criterion= needs batches (x, y), or (x1, …, xk, y)",
                 got="no data" if batch is None else type(batch).__name__,
-                do="pass data=(x, y), or a list of such batches (a list is always read as batches: "
+                do="pass data=(x, y), or a list of such batches (a list is read as batches: "
                 "make a single one a tuple), or use loss_fn(model, batch)",
             )
         *inputs, target = batch
