@@ -241,7 +241,7 @@ def test_float32_mode_needs_no_flag_and_warns_of_nothing():
     np.testing.assert_allclose(values, [3, 26, 3, 3, 3, 3], rtol=1e-3)
 
 
-@pytest.mark.parametrize("data", [(X, Y), None, [X, X]])
+@pytest.mark.parametrize("data", [(X, Y), None, [X, X, X]])
 def test_a_loss_of_another_signature_says_how_it_is_called(data):
     def loss(params, batch, more):  # three arguments; then two, for a tuple of two
         return jnp.sum(params["w"] ** 2)
