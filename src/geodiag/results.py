@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from geodiag.blocks import Blocks, is_array, to_numpy
-from geodiag.core.validation import is_mapping_of_names, is_whole
+from geodiag.core.validation import is_mapping_of_names, is_number, is_whole
 from geodiag.errors import ArgumentError, shown
 
 
@@ -66,7 +66,40 @@ class Status(Enum):
         return self is Status.NON_FINITE
 
 
-STATE = {"witness", "age", "norm"}  # the keys of a state
+STATE = {"witness", "age", "norm"}  # the keys of a state; those of older versions had no others
+SEARCHED = {"found", "loss"}  # a Searched, where it is known
+
+
+class Searched(NamedTuple):
+    """What the last search found, and the loss there; NaN where it is not known.
+
+    A later point is far from that one if either has changed much.
+    """
+
+    value: float = math.nan
+    loss: float = math.nan
+
+    def value_change(self, *values: float) -> float:
+        """The largest factor, at least 1, by which a value differs from what was found.
+
+        It is infinite where only one of the two is positive. Where neither is, searches end far
+        apart, and their values say nothing: 1.
+        """
+        return max(_factor(self.value, value, math.inf) for value in values)
+
+    def loss_change(self, loss: float) -> float:
+        """The factor, at least 1, by which the loss has changed; 1 where its sign differs."""
+        then, now = (self.loss, loss) if self.loss > 0 else (-self.loss, -loss)
+        return _factor(then, now, 1.0)
+
+
+UNKNOWN = Searched()
+
+
+def _factor(then: float, now: float, opposite: float) -> float:
+    if not (math.isfinite(then) and math.isfinite(now)) or (then <= 0 and now <= 0):
+        return 1.0
+    return max(then / now, now / then) if then > 0 and now > 0 else opposite
 
 
 @dataclass(frozen=True)
@@ -77,15 +110,19 @@ class WarmStart:
         witness: the direction by names of tensors; lists of numbers if it was read from JSON.
         age: how many measurements ago the last cold search was.
         norm: the norm of the witness, as it prints. In another norm it is only a direction.
+        searched: what the last search found; in the state as ``found`` and ``loss``.
     """
 
     witness: Mapping[str, Any]
     age: int
     norm: str
+    searched: Searched = UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
         """The state of a result."""
-        return {"witness": dict(self.witness), "age": self.age, "norm": self.norm}
+        state = {"witness": dict(self.witness), "age": self.age, "norm": self.norm}
+        known = {"found": float(self.searched.value), "loss": float(self.searched.loss)}
+        return state | {name: x for name, x in known.items() if math.isfinite(x)}
 
     def to_json(self) -> dict[str, Any]:
         """The same of lists and plain numbers."""
@@ -98,7 +135,7 @@ class WarmStart:
         Raises:
             ArgumentError: a part is missing, or of another type.
         """
-        if not isinstance(state, Mapping) or set(state) != STATE:
+        if not is_state(state):
             raise ArgumentError("a state has a witness, an age and a norm", got=shown(state))
         if not is_whole(state["age"]) or state["age"] < 0:
             raise ArgumentError("the age in start= must be a count", got=shown(state["age"]))
@@ -106,7 +143,18 @@ class WarmStart:
             raise ArgumentError(
                 "a state must name its norm, and hold a dict of arrays", got=shown(dict(state))
             )
-        return cls(state["witness"], int(state["age"]), state["norm"])
+        known = [state[name] for name in sorted(SEARCHED & set(state))]
+        if not all(is_number(x) and math.isfinite(x) for x in known):
+            raise ArgumentError(
+                "what the last search found, in start=, must be numbers", got=shown(known)
+            )
+        searched = Searched(float(state.get("found", math.nan)), float(state.get("loss", math.nan)))
+        return cls(state["witness"], int(state["age"]), state["norm"], searched)
+
+
+def is_state(x: Any) -> bool:
+    """Whether ``x`` has the keys of a state."""
+    return isinstance(x, Mapping) and STATE <= set(x) <= STATE | SEARCHED
 
 
 def relative(error: float, value: float) -> float:

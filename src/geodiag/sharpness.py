@@ -15,6 +15,7 @@ from geodiag.core.validation import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
 from geodiag.estimators.roundoff import resolved
+from geodiag.estimators.starts import last_search
 from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
@@ -149,7 +150,8 @@ def measured(
     chosen = choose(norm, oracle.space) if asked_for is None else asked_for
     with oracle.surroundings(), own_arithmetic():
         first, age = as_start(start, oracle, norm)
-    counted, options = CountingOracle(oracle), replace(options, age=age)
+    searched = last_search(start, oracle)
+    counted, options = CountingOracle(oracle), replace(options, age=age, searched=searched)
     try:
         with _decompositions_checked(), counted.surroundings(), own_arithmetic():
             if certificate:

@@ -30,6 +30,7 @@ def state_with(witness=None, ahead=None):
         "cold_after": 20,
         "since": 1,
         "explore_after": 3,
+        "ordinary": 1.0,
     }
 
 

@@ -35,10 +35,10 @@ class Moving:
             {"x": np.ones(len(H))},
         )
         self.monitor = Monitor(self.problem, lr=LR, every=1, **options)
-        self.rng = np.random.default_rng(3)
+        self.w = np.random.default_rng(3).standard_normal(len(H))
 
     def observe(self, step=None, norm=1e-3):
-        w = self.rng.standard_normal(len(self.H))
+        w = self.w
         s = -norm * self.H @ w if step is None else step
         return self.monitor.observe(len(self.monitor.records), {"x": w}, {"x": w + s})
 
@@ -123,7 +123,7 @@ class TestLinf:
             record = run.observe()
             assert record.sharpness == pytest.approx(self.truth(run.H), rel=1e-2)
             assert step in (0, 2) or (record.num_hvps <= 3 and len(calls) == before)
-            run.H = 0.9 * run.H
+            run.H = 0.99 * run.H
 
     def test_a_value_much_lower_is_not_believed(self, monkeypatch):
         """Half the old maximum at the old witness, but more elsewhere."""
@@ -173,7 +173,7 @@ class TestTheStepItself:
         """With one product S is that at lmo(g), and the step goes elsewhere."""
         a, b = np.ones(N), np.resize([1.0, -1.0], N)
         run = Moving(np.outer(a, a) + 3.0 * np.outer(b, b), norm="linf", max_hvps=2)
-        run.rng = FixedDraw(a)
+        run.w = a
         record = run.observe(step=1e-3 * b)
         assert record.curvature == pytest.approx(3.0 * N**2, rel=1e-6)
         assert record.sharpness == record.curvature
@@ -184,17 +184,24 @@ class TestTheStepItself:
     def test_the_next_measurement_goes_on_from_there(self):
         a, b = np.ones(N), np.resize([1.0, -1.0], N)
         run = Moving(np.outer(a, a) + 3.0 * np.outer(b, b), norm="linf", max_hvps=2)
-        run.rng = FixedDraw(a)
+        run.w = a
         run.observe(step=1e-3 * b)
         assert run.observe().sharpness == pytest.approx(3.0 * N**2, rel=1e-6)
 
 
-class FixedDraw:
-    def __init__(self, x):
-        self.x = x
-
-    def standard_normal(self, n):
-        return self.x
+@pytest.mark.parametrize("factor", [1.8, 0.5])
+def test_a_rise_is_searched_as_a_fall_is(factor, monkeypatch):
+    """Far away another maximum is larger, whichever way that of the witness has moved."""
+    a, b = np.ones(N), np.resize([1.0, -1.0], N)
+    calls = searches(monkeypatch)
+    run = Moving(np.outer(a, a) + 0.5 * np.outer(b, b), norm="linf")
+    assert run.observe().status in ("CONVERGED", "BUDGET")
+    before = len(calls)
+    run.H = factor * np.outer(a, a) + 2.5 * np.outer(b, b)
+    record = run.observe(step=1e-3 * a)
+    assert len(calls) == before + 1
+    assert record.sharpness == pytest.approx(2.5 * N**2)
+    assert record.status in ("CONVERGED", "BUDGET")
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

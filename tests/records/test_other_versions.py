@@ -50,6 +50,7 @@ def test_an_old_log_is_read(old, kind):
     for record, row in zip(found, rows, strict=True):
         assert record.extras == {}
         assert list(row) == list(record.to_dict())[: len(row)]
+        assert record.status == ""
         for name, text in row.items():
             value = getattr(record, name)
             if text is None or (text == "" and isinstance(value, float)):

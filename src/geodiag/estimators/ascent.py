@@ -15,9 +15,21 @@ from geodiag.blocks import Array, Blocks, dot, stack, to_numpy, unstack
 from geodiag.core.stacks import one, only
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, not_finite, shown
-from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
-from geodiag.estimators.budgets import COLD_BUDGET, LARGE_COLD_BUDGET, RESTART_BUDGET
+from geodiag.estimators.base import (
+    UNLIMITED,
+    Measurement,
+    Options,
+    SearchMode,
+    SharpnessEstimator,
+)
+from geodiag.estimators.budgets import (
+    COLD_BUDGET,
+    DISTANT_BUDGET,
+    LARGE_COLD_BUDGET,
+    RESTART_BUDGET,
+)
 from geodiag.estimators.diagonal_start import PROBES, moves_single_entries, steep_entries
+from geodiag.estimators.distance import distance_note, further_search
 from geodiag.estimators.sphere_search import on_the_sphere
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
@@ -48,7 +60,8 @@ class Ascent(SharpnessEstimator):
     Cold, a short Lanczos run proposes starts, of which the best climbs; the rest of the budget (60
     products, or ``max_hvps``) goes to rounds of new starts. Warm, from an earlier result, the
     :class:`~geodiag.estimators.base.SearchMode` decides: a refresh takes two or three products, an
-    exploratory search up to ten, a cold restart 20.
+    exploratory search up to ten, a cold restart 20. Far from the point of the last search a refresh
+    is followed by another search, of up to ten products or 30 (docs/results.md).
 
     Memory, in parameter-sized vectors (docs/memory.md): up to 300; 70 from 4 million parameters on,
     where fewer starts are tried; 17 from 16 million on, where only the gradient's start climbs,
@@ -79,20 +92,41 @@ class Ascent(SharpnessEstimator):
         m = Measurement(oracle, norm, self, options)
         if start is None or options.age is None or m.unlimited:
             return self._cold(m, start, budget_from_here(m)).finish(m)
-        age, mode = options.next_age, options.search_mode
-        if options.max_hvps is not None:
-            return self.climb(m, [m.unit(start)], options.max_hvps).finish(m, age=age)
-        if mode is SearchMode.COLD:
-            return self._cold(m, start, RESTART_BUDGET).finish(m)
-        found = self._refresh(m, start) if mode is SearchMode.REFRESH else self._explore(m, start)
-        return found.finish(m, age=age, fresh=True)
+        mode = options.search_mode if options.max_hvps is None else SearchMode.REFRESH
+        found, values = self._warm(m, start, mode)
+        further = further_search(options, values, m.loss)
+        if further in (None, mode) or m.left(options.max_hvps or UNLIMITED) <= KRYLOV:
+            return found.finish(m, mode)
+        note = distance_note(options, found.value, m.loss)
+        return self._warm(m, only(found.best.direction), further)[0].finish(m, further, (note,))
 
-    def _refresh(self, m: Measurement, start: Blocks) -> Found:
-        """A step or two from the last witness."""
+    def _warm(
+        self, m: Measurement, start: Blocks, mode: SearchMode
+    ) -> tuple[Found, tuple[float, ...]]:
+        """By mode, or within the budget that was given; and the values that tell the distance."""
+        budget = m.options.max_hvps
+        if mode is SearchMode.REFRESH:
+            if budget is None:
+                return self._refresh(m, start)
+            found = self.climb(m, [m.unit(start)], budget)
+        elif mode is SearchMode.EXPLORATORY and budget is None:
+            found = self._explore(m, start)
+            # That it finds more is no distance.
+            return found, (min(found.value, m.options.searched.value),)
+        else:
+            far = mode is SearchMode.DISTANT and m.oracle.space.size <= SINGLE_START
+            share = DISTANT_BUDGET if far else RESTART_BUDGET
+            found = self._cold(m, start, budget or m.oracle.num_hvps + share)
+        return found, (found.value,)
+
+    def _refresh(self, m: Measurement, start: Blocks) -> tuple[Found, tuple[float, ...]]:
+        """A step or two from the last witness, and the values before and after."""
         model_steps = 0 if m.oracle.space.size > SINGLE_START else MODEL_STEPS
         program = Refresh(m.norm, REFRESH_RTOL, model_steps)
         outcome = m.oracle.run(program, one(m.unit(start)))
-        return _settle(m, outcome, RESTART_BUDGET, start)
+        before, outcome = outcome.history[0], outcome._replace(history=outcome.history[1:])
+        found = _settle(m, outcome, RESTART_BUDGET, start)
+        return found, (float(before), found.value)
 
     def _explore(self, m: Measurement, start: Blocks) -> Found:
         """The last witness against the best start of a small Nyström approximation."""
@@ -192,13 +226,17 @@ class Found:
     products: Products | None
 
     def finish(
-        self, m: Measurement, age: int = 0, fresh: bool = False, notes: tuple[str, ...] = ()
+        self,
+        m: Measurement,
+        mode: SearchMode = SearchMode.COLD,
+        notes: tuple[str, ...] = (),
     ) -> SharpnessResult:
         """The result, certified by one more product.
 
-        With ``fresh`` the last product is enough, if it was at the witness itself.
+        After few products the last one is enough, if it was at the witness itself.
         """
-        image = only(self.best.image) if fresh and bool(self.best.fresh[0]) else None
+        fresh = not mode.cold and m.options.max_hvps is None and bool(self.best.fresh[0])
+        image = only(self.best.image) if fresh else None
         return m.finish(
             only(self.best.direction),
             Status.CONVERGED if self.converged else Status.BUDGET,
@@ -206,7 +244,8 @@ class Found:
             spread=self.spread,
             history=self.history,
             notes=notes,
-            age=age,
+            age=0 if mode.cold else m.options.next_age,
+            searched=m.options.searched if mode is SearchMode.REFRESH else None,
         )
 
 

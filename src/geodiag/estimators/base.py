@@ -29,7 +29,7 @@ from geodiag.errors import (
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart, relative
+from geodiag.results import UNKNOWN, Bound, Searched, SharpnessResult, Status, WarmStart, relative
 from geodiag.solvers.rayleigh import Certify, Steepest, SteepestDirection
 
 UNLIMITED = 2**30
@@ -44,6 +44,7 @@ class SearchMode(Enum):
     REFRESH = "update the witness by a few products"
     EXPLORATORY = "compare the witness with one new start"
     COLD = "search from many starts, of which the witness is one"
+    DISTANT = "the same with more products, where the witness is from a distant point"
 
     @classmethod
     def at_age(cls, age: int | None) -> SearchMode:
@@ -51,6 +52,11 @@ class SearchMode(Enum):
         if age is None or age + 1 >= COLD_EVERY:
             return cls.COLD
         return cls.REFRESH if (age + 1) % EXPLORE_EVERY else cls.EXPLORATORY
+
+    @property
+    def cold(self) -> bool:
+        """Whether it starts from nothing, with the witness among other starts."""
+        return self in (SearchMode.COLD, SearchMode.DISTANT)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Options:
         progress: see :func:`geodiag.sharpness`.
         age: if ``start`` is the witness of an earlier measurement, how many measurements ago the
             last cold search was; None if it is only a direction.
-        mode: how to use that witness; by default its age decides.
+        mode: how to use that witness; by default its age decides, and whether its point is far.
+        searched: what the last search found; see :mod:`geodiag.estimators.distance`.
     """
 
     rtol: float | None = None
@@ -73,6 +80,7 @@ class Options:
     progress: Progress = False
     age: int | None = None
     mode: SearchMode | None = None
+    searched: Searched = UNKNOWN
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not (is_number(self.rtol) and 0 < self.rtol < 1):
@@ -232,6 +240,7 @@ class Measurement:
         spread: float | None = None,
         notes: tuple[str, ...] = (),
         age: int = 0,
+        searched: Searched | None = None,
     ) -> SharpnessResult:
         """Certify ``direction`` by a fresh product and return the result.
 
@@ -244,6 +253,7 @@ class Measurement:
             spread: over starts.
             notes: what was done differently from what was asked.
             age: measurements since the last cold search.
+            searched: what the last search found, if this was none.
 
         Raises:
             NonFiniteError: the product or the value is NaN or infinite.
@@ -272,7 +282,12 @@ class Measurement:
             spread=spread,
             history=history,
             notes=self.oracle.notes + notes,
-            state=WarmStart(map_blocks(to_numpy, direction), age, repr(self.norm)).to_dict(),
+            state=WarmStart(
+                map_blocks(to_numpy, direction),
+                age,
+                repr(self.norm),
+                searched or Searched(value, self.loss),
+            ).to_dict(),
         )
 
 

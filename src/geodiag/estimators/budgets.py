@@ -8,3 +8,4 @@ LANCZOS_BUDGET = 300  # quadratic norms; most end far earlier, by their residual
 COLD_BUDGET = 60  # other norms, from nothing
 LARGE_COLD_BUDGET = 14  # the same beyond 2**24 parameters, where one start climbs
 RESTART_BUDGET = 20  # a cold restart, which has the last witness among its starts
+DISTANT_BUDGET = 30  # the same far from the point of that witness, which then helps little

@@ -20,10 +20,11 @@ from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, NormError, shown
 from geodiag.estimators.base import Measurement, Options, SearchMode, SharpnessEstimator
 from geodiag.estimators.budgets import LANCZOS_BUDGET
+from geodiag.estimators.distance import distance_note, further_search
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
-from geodiag.results import Bound, SharpnessResult, Status, WarmStart, relative
+from geodiag.results import Bound, Searched, SharpnessResult, Status, WarmStart, relative
 from geodiag.solvers import ravel
 from geodiag.solvers.lanczos.fused import Answer, FusedLanczos, Summary
 from geodiag.solvers.lanczos.host import Krylov
@@ -101,7 +102,8 @@ class Lanczos(SharpnessEstimator):
     random part of the start only with high probability (Kuczyński and Woźniakowski 1992).
 
     Warm, from an earlier result and with ``rtol`` given: as few products as meet it, one at least;
-    the value is then a lower bound, but for every 20th measurement, which is a cold search.
+    the value is then a lower bound, but for every 20th measurement, which is a cold search. One
+    follows too if the point is far from that of the last search (docs/results.md).
 
     Examples:
         >>> result = geodiag.sharpness(np.diag([3.0, 1.0]), estimator=geodiag.estimators.Lanczos())
@@ -126,6 +128,24 @@ class Lanczos(SharpnessEstimator):
                 f"Lanczos needs a quadratic norm, and {norm!r} is not one",
                 do='use estimator="auto", or Ascent()',
             )
+        result = self._one_search(oracle, norm, start, options)
+        # In a tracked search the first Ritz value is that of the old witness. Of the loss alone
+        # nothing follows: if the witness turned with it, the residual says so.
+        values = (*result.history[:1], result.value)
+        further = further_search(options, values, math.nan) if result.state["age"] else None
+        left = (options.max_hvps or LANCZOS_BUDGET) - result.num_hvps
+        if further is not SearchMode.DISTANT or left <= LEAST:
+            return result
+        again = replace(options, mode=SearchMode.DISTANT, max_hvps=options.max_hvps and left)
+        found = self._one_search(oracle, norm, result.direction, again)
+        spent, found = result.num_hvps + found.num_hvps, max(found, result, key=float)
+        note = distance_note(options, result.value, result.loss)
+        return replace(found, num_hvps=spent, notes=(*found.notes, note))
+
+    def _one_search(
+        self, oracle: Oracle, norm: QuadraticNorm, start: Blocks | None, options: Options
+    ) -> SharpnessResult:
+        """One search, from the start and its noise."""
         terms = self._terms(oracle, start, options)
         counted, draw = CountingOracle(oracle), terms.draw(oracle)
         # Who wants to see the progress wants it while it happens.
@@ -161,7 +181,14 @@ class Lanczos(SharpnessEstimator):
         image = None if krylov.image is None else full(krylov.image)
         age = options.next_age if terms.tracked else 0
         witness = full(krylov.combined(krylov.pairs.vectors[:, -1:].T))
-        result = m.finish(witness, Status.BUDGET, history=history, image=image, age=age)
+        result = m.finish(
+            witness,
+            Status.BUDGET,
+            history=history,
+            image=image,
+            age=age,
+            searched=options.searched if terms.tracked else None,
+        )
         if not done:
             return result
         size = float(krylov.pairs.size)
@@ -172,8 +199,9 @@ class Lanczos(SharpnessEstimator):
         most = self.basis or min(BASIS, max(LEAST_BASIS, ROOM // max(1, size)))
         kept = size if free and size <= FREE_BASIS else min(most, size)
         # An eigenvalue that has overtaken the tracked one is found by the next cold search.
-        warm = options.age is not None and options.search_mode is not SearchMode.COLD
+        warm = options.age is not None and not options.search_mode.cold
         tracked = start is not None and options.rtol is not None and warm
+        near = options.mode is not SearchMode.DISTANT
         # Products in 16 bits make the plain recurrence lose its orthogonality in a few steps.
         coarse = oracle.precision > SINGLE and not tracked
         return Terms(
@@ -182,7 +210,7 @@ class Lanczos(SharpnessEstimator):
             budget=options.max_hvps or (20 * size + LANCZOS_BUDGET if free else LANCZOS_BUDGET),
             kept=kept,
             tracked=tracked,
-            noise=COLD_NOISE if start is None else 0.0 if tracked else NOISE,
+            noise=0.0 if tracked else NOISE if start is not None and near else COLD_NOISE,
             together=0 if free or coarse or size < 4 * PLAIN else min(kept, PLAIN),
             size=size,
             seed=options.seed,
@@ -193,6 +221,7 @@ class Lanczos(SharpnessEstimator):
     ) -> SharpnessResult:
         n, view = found.summary, ravel.Flat(oracle.space)
         age = options.next_age if terms.tracked else 0
+        searched = options.searched if terms.tracked else Searched(n.value, n.loss)
         witness = view.full({ravel.NAME: to_numpy(found.answer.witness[ravel.NAME])})
         result = SharpnessResult(
             value=n.value,
@@ -207,7 +236,7 @@ class Lanczos(SharpnessEstimator):
             residual=relative(n.residual, n.value),
             history=found.history,
             notes=oracle.notes,
-            state=WarmStart(witness, age, repr(norm)).to_dict(),
+            state=WarmStart(witness, age, repr(norm), searched).to_dict(),
         )
         if not n.done:
             return result

@@ -13,7 +13,7 @@ from geodiag.core.validation import as_blocks, is_mapping_of_names, is_real
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
-from geodiag.results import STATE, SharpnessResult, WarmStart
+from geodiag.results import Searched, SharpnessResult, WarmStart, is_state
 
 
 def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int | None]:
@@ -31,14 +31,14 @@ def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int
     if isinstance(start, SharpnessResult):
         if start.status.failed:  # after a failure a loop goes on without a start
             return None, None
-        if set(start.state) != STATE:
+        if not is_state(start.state):
             start = start.direction
         elif _usable(start, oracle):
             age = start.state["age"] if start.state["norm"] == repr(norm) else None
             return {name: start.direction[name] for name in oracle.names}, age
         else:
             start = start.state | {"witness": start.direction}
-    if isinstance(start, Mapping) and set(start) == STATE != set(oracle.names):
+    if is_state(start) and set(start) != set(oracle.names):
         warm = WarmStart.from_dict(start)
         age, start = warm.age if warm.norm == repr(norm) else None, arrays_of(warm.witness)
     blocks = as_blocks(start, oracle.space, "start")
@@ -47,6 +47,13 @@ def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int
             "start= must be finite and not zero", do="pass a direction, or leave start= out"
         )
     return blocks, age
+
+
+def last_search(start: Any, oracle: Oracle) -> Searched:
+    """What ``start=``, which :func:`as_start` has accepted, tells of its last search."""
+    state = start.state if isinstance(start, SharpnessResult) else start
+    known = is_state(state) and set(state) != set(oracle.names)
+    return WarmStart.from_dict(state).searched if known else Searched()
 
 
 def _usable(result: SharpnessResult, oracle: Oracle) -> bool:

@@ -145,6 +145,8 @@ class Observation:
         result = None
         with self.noting("the sharpness"):
             result = tracker.measure(self.oracle, asked, self.norm)
+        if result is not None:
+            self.known["status"] = result.status.name
         if result is None or result.status.failed:
             self.note("" if result is None else "; ".join(result.notes))
             with self.noting("the dual norm"):

@@ -15,35 +15,36 @@ from geodiag.errors import ArgumentError, ShapeError
 from geodiag.estimators import Ascent, Lanczos, Options, SearchMode, choose
 from geodiag.estimators.ascent import SINGLE_START
 from geodiag.estimators.base import COLD_EVERY, SharpnessEstimator
-from geodiag.estimators.budgets import RESTART_BUDGET
+from geodiag.estimators.budgets import DISTANT_BUDGET
+from geodiag.estimators.distance import search_for
 from geodiag.estimators.roundoff import SINGLE
 from geodiag.estimators.starts import arrays_of, as_start, holds_arrays
+from geodiag.monitoring.power_steps import (
+    CONVERGED,
+    DROP,
+    POWER_STEPS,
+    is_accepted,
+    is_steady,
+    step_result,
+)
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles import CountingOracle
 from geodiag.results import (
-    STATE,
-    Bound,
+    Searched,
     SharpnessResult,
-    Status,
     WarmStart,
     as_lists,
-    relative,
+    is_state,
 )
 from geodiag.sharpness import measured
-from geodiag.solvers.power_step import PowerIterate, PowerStep
+from geodiag.solvers.power_step import PowerStep
 
 # Of the relative residual in a quadratic norm. The relative error of S is of the order of its
 # square, if the eigenvalue is isolated.
 RTOL = 0.02
-# If one power step changes S by more than this, do a second; if S drops by more than this, search.
-STEADY, POWER_STEPS = 0.02, 2
-# In norms that are not quadratic, S itself has dropped if the second step changes it by at most the
-# first of these, and it is lower by at most the second.
-CONVERGED, DROP = 0.01, 0.2
 # Early on S changes fast, and other maxima overtake. The first exploratory search comes after
-# EXPLORE_MIN measurements, the next after EXPLORE_FIRST more; at any time after EXPLORE_MIN
-# if S has changed by a factor of DRIFT since the last search.
-EXPLORE_MIN, EXPLORE_FIRST, DRIFT = 2, 3, 1.3
+# EXPLORE_MIN measurements, the next after EXPLORE_FIRST more.
+EXPLORE_MIN, EXPLORE_FIRST = 2, 3
 # An exploratory or cold search that finds at most this much more than was known doubles the number
 # of measurements to the next of its kind, up to COLD_EVERY and COLD_MAX.
 IMPROVEMENT, COLD_MAX = 1.05, 4 * COLD_EVERY
@@ -58,11 +59,16 @@ class SharpnessTracker:
     below it and a second step changes it by at most 1 %. Otherwise the witness is *refreshed*, by
     two or three products more (:class:`~geodiag.estimators.base.SearchMode`).
 
-    Other maxima may overtake the one that is tracked. The first search and every 20th measurement
-    are *cold*, with 20 products (in a quadratic norm as many as the residual needs), and every 40th
+    Other maxima may overtake the one that is tracked. The first search, with 30 products, and every
+    20th measurement, with 20, are *cold* (in a quadratic norm as the residual needs), or every 40th
     or 80th if such searches find nothing new. In norms that are not quadratic there are
     *exploratory* searches of nine or ten products in between: after two measurements, then 3, 6, 12
-    and 20 if they find nothing, or two if S has changed by 30 %.
+    and 20 if they find nothing.
+
+    If S at the witness has changed by 44 % since the last search, whichever way, a cold search of
+    up to 30 products follows at once. In norms that are not quadratic, so it does if the loss has
+    changed by 21 %; an exploratory one does from 10 % of S or 7 % of the loss on. Once three
+    searches have found nothing new, the loss must change by more than it had then.
 
     With an estimator, a budget or a certificate of the user's there are no power steps.
     """
@@ -85,6 +91,7 @@ class SharpnessTracker:
         self._age, self._cold_after = 0, COLD_EVERY
         self._since, self._explore_after = 0, EXPLORE_FIRST
         self._found = math.nan  # what the last of these searches found
+        self._ordinary = 1.0  # a change of the loss after which a search found nothing
 
     def measure(self, oracle: CountingOracle, asked: Norm, norm: Norm) -> SharpnessResult:
         """S and ‖g‖* of ``oracle``, in the norm ``asked`` for; bound to the oracle it is ``norm``.
@@ -102,11 +109,11 @@ class SharpnessTracker:
             options = replace(options, rtol=RTOL)
         if not self._may_step(oracle, norm):
             if self._last is None and self._shortens_first_search(oracle, norm):
-                options = replace(options, max_hvps=RESTART_BUDGET)
+                options = replace(options, max_hvps=DISTANT_BUDGET)
             start = self._last if self._carried is None else self._carried
             return self._search(oracle, asked, start, options)
         self._age, self._since = self._age + 1, self._since + 1
-        last, value = self._last, self._value
+        last, value, searched = self._last, self._value, self._searched
         if self._age >= self._cold_after:
             result = self._search(oracle, asked, last, replace(options, mode=SearchMode.COLD))
             known = _found_nothing(result, value)
@@ -117,18 +124,17 @@ class SharpnessTracker:
             mode = SearchMode.EXPLORATORY
             result = self._search(oracle, asked, last, replace(options, mode=mode))
             if self._since >= self._explore_after:
-                known = _found_nothing(result, value)
-                longer = min(2 * self._explore_after, COLD_EVERY)
-                self._explore_after = longer if known else EXPLORE_FIRST
+                self._pace(_found_nothing(result, value))
             self._since, self._found = 0, result.value
+            # That it finds more is no distance.
+            values: tuple[float, ...] = (min(result.value, searched.value),)
+        else:
+            mode = SearchMode.REFRESH
+            result, values = self._refresh(oracle, asked, norm, options)
+        further = self._further(norm, searched, values, result.loss)
+        if result.status.failed or further in (None, mode):
             return result
-        stepped, accepted = self._power_steps(oracle, norm, options.rtol)
-        if stepped is not None and accepted:
-            self._last, self._value = stepped, stepped.value
-            return stepped
-        if stepped is not None and isinstance(norm, QuadraticNorm):
-            last = stepped  # a better start than the last witness
-        return self._search(oracle, asked, last, replace(options, mode=SearchMode.REFRESH))
+        return self._search_further(oracle, asked, result, replace(options, mode=further))
 
     def move(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Go on with other parameters: the next search is cold, and starts from the old witness.
@@ -153,7 +159,7 @@ class SharpnessTracker:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         last = self._last
         if isinstance(last, SharpnessResult):
-            whole = set(last.state) == STATE  # an estimator from outside may leave it empty
+            whole = is_state(last.state)  # an estimator from outside may leave it empty
             last = (
                 WarmStart.from_dict(last.state)
                 if whole
@@ -168,6 +174,7 @@ class SharpnessTracker:
             "since": self._since,
             "explore_after": self._explore_after,
             "found": _plain(self._found),
+            "ordinary": self._ordinary,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,7 +197,10 @@ class SharpnessTracker:
             raise ValueError("malformed counts")
         if counts[1] > COLD_MAX or counts[3] > COLD_EVERY:
             raise ValueError("malformed counts")
-        self._last, self._ahead = last, ahead
+        ordinary = state.get("ordinary", 1.0)  # older states have none
+        if not is_number(ordinary) or not 1 <= ordinary < math.inf:
+            raise ValueError("a change that is no factor")
+        self._last, self._ahead, self._ordinary = last, ahead, float(ordinary)
         self._value, self._found = (math.nan if x is None else float(x) for x in numbers)
         self._age, self._cold_after, self._since, self._explore_after = map(int, counts)
 
@@ -211,7 +221,7 @@ class SharpnessTracker:
         return self._ahead is not None
 
     def _shortens_first_search(self, oracle: CountingOracle, norm: Norm) -> bool:
-        """Whether the first search takes the products of a restart; later ones find the rest."""
+        """Whether the first search takes fewer products than a single one; later ones find more."""
         ascends = isinstance(choose(norm, oracle.space), Ascent)
         costly = not oracle.free_hvps and oracle.space.size <= SINGLE_START
         return self._automatic and ascends and costly
@@ -219,11 +229,66 @@ class SharpnessTracker:
     def _exploration_due(self, norm: Norm) -> bool:
         if isinstance(norm, QuadraticNorm) or self._since < EXPLORE_MIN:
             return False
-        found, value = abs(self._found), abs(self._value)
-        # Where nothing is positive, searches end far apart, and a change of S says nothing.
-        positive = self._found > 0 or self._value > 0
-        drifted = positive and not found / DRIFT <= value <= DRIFT * found
-        return drifted or self._since >= self._explore_after
+        first = math.isnan(self._found) and self._value > 0
+        return first or self._since >= self._explore_after
+
+    @property
+    def _searched(self) -> Searched:
+        """What the last search found."""
+        last = self._last
+        if isinstance(last, SharpnessResult):
+            return WarmStart.from_dict(last.state).searched if is_state(last.state) else Searched()
+        return Searched() if last is None else last.searched
+
+    def _further(
+        self, norm: Norm, searched: Searched, values: tuple[float, ...], loss: float
+    ) -> SearchMode | None:
+        """The search that is due after a refresh."""
+        if isinstance(norm, QuadraticNorm):  # smaller changes show in the residual
+            mode = search_for(searched, values, math.nan)
+            return mode if mode is SearchMode.DISTANT else None
+        fruitless = self._explore_after >= COLD_EVERY
+        return search_for(searched, values, loss, self._ordinary if fruitless else 1.0)
+
+    def _pace(self, known: bool) -> None:
+        """The next exploratory searches: further away after one that found nothing new."""
+        longer = min(2 * self._explore_after, COLD_EVERY)
+        self._explore_after = longer if known else EXPLORE_FIRST
+
+    def _refresh(
+        self, oracle: CountingOracle, asked: Norm, norm: Norm, options: Options
+    ) -> tuple[SharpnessResult, tuple[float, ...]]:
+        """The witness refreshed, by power steps if these are accepted; and the values met.
+
+        It is not, if the power steps show that a search is due.
+        """
+        stepped, accepted, values = self._power_steps(oracle, norm, options.rtol)
+        start = self._last
+        if stepped is not None:
+            if accepted or self._further(norm, self._searched, values, stepped.loss):
+                self._last, self._value = stepped, stepped.value
+                return stepped, values
+            if isinstance(norm, QuadraticNorm):
+                start = stepped  # a better start than the last witness
+        result = self._search(oracle, asked, start, replace(options, mode=SearchMode.REFRESH))
+        return result, (*values, result.value)
+
+    def _search_further(
+        self, oracle: CountingOracle, asked: Norm, known: SharpnessResult, options: Options
+    ) -> SharpnessResult:
+        """Search from a refreshed witness that is far from the point of the last search."""
+        assert options.mode is not None
+        changed = self._searched.loss_change(known.loss)
+        result = self._search(oracle, asked, known, options)
+        if not result.status.failed:
+            nothing = _found_nothing(result, known.value)
+            self._pace(nothing)
+            # A loss of ever other data changes without meaning.
+            self._ordinary = max(self._ordinary, changed) if nothing else 1.0
+            self._since, self._found = 0, result.value
+            if options.mode.cold:
+                self._age = 0
+        return result
 
     def _search(
         self, oracle: CountingOracle, asked: Norm, start: Any, options: Options
@@ -236,29 +301,34 @@ class SharpnessTracker:
 
     def _power_steps(
         self, oracle: CountingOracle, norm: Norm, rtol: float | None
-    ) -> tuple[SharpnessResult | None, bool]:
-        """The better of at most two, and whether it is accepted; None if one is not finite."""
+    ) -> tuple[SharpnessResult | None, bool, tuple[float, ...]]:
+        """The better of at most two, whether it is accepted, and the values of both.
+
+        None if one is not finite.
+        """
         loss = float(oracle.loss())
         if not math.isfinite(loss):
-            return None, False
+            return None, False, ()
         best: SharpnessResult | None = None
+        values: tuple[float, ...] = ()
         converged = False
         for _ in range(POWER_STEPS):
             assert self._ahead is not None
             with oracle.surroundings():
                 stepped = oracle.run(PowerStep(norm), self._ahead, oracle.gradient())
-            result = _result(stepped, oracle, norm, loss, self._age)
+            result = step_result(stepped, oracle, norm, loss, self._age, self._searched)
             if result is None:
-                return None, False
+                return None, False, ()
+            values += (result.value,)
             if best is not None and not isinstance(norm, QuadraticNorm):
                 converged = abs(result.value - best.value) <= CONVERGED * best.value
                 converged = converged and best.value >= (1 - DROP) * self._value
             if best is None or result.value > best.value:
                 best, self._ahead = result, stepped.ahead
-            if _steady(best, self._value, norm, rtol):
+            if is_steady(best, self._value, norm, rtol):
                 break
         assert best is not None
-        return best, converged or _accepted(best, self._value, norm, rtol)
+        return best, converged or is_accepted(best, self._value, norm, rtol), values
 
 
 def _found_nothing(result: SharpnessResult, known: float) -> bool:
@@ -275,43 +345,3 @@ def _read(lists: Mapping[str, Any], norm: Norm, oracle: CountingOracle) -> Block
         return as_start(arrays_of(lists), oracle, norm)[0]
     except (ShapeError, ArgumentError):
         return None
-
-
-def _result(
-    stepped: PowerIterate, oracle: CountingOracle, norm: Norm, loss: float, age: int
-) -> SharpnessResult | None:
-    value, residual, dual_norm = to_numpy(stepped.numbers).tolist()
-    # An entry that is not finite makes the sums so, too.
-    if not (math.isfinite(value) and math.isfinite(dual_norm)):
-        return None
-    name = repr(norm)
-    return SharpnessResult(
-        value=value,
-        direction=stepped.direction,
-        bound=Bound.LOWER,
-        status=Status.COMPLETED,
-        norm=name,
-        estimator="PowerStep()",
-        num_hvps=oracle.num_hvps,
-        dual_norm=dual_norm,
-        loss=loss,
-        residual=None if math.isnan(residual) else relative(residual, value),
-        notes=oracle.notes,
-        state=WarmStart(stepped.direction, age, name).to_dict(),  # stays on its device
-    )
-
-
-def _steady(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
-    if isinstance(norm, QuadraticNorm):
-        return _accepted(result, last, norm, rtol)
-    return abs(result.value - last) <= STEADY * abs(last)
-
-
-def _accepted(result: SharpnessResult, last: float, norm: Norm, rtol: float | None) -> bool:
-    if result.value <= 0:
-        return False
-    if isinstance(norm, QuadraticNorm):
-        assert result.residual is not None
-        assert rtol is not None
-        return result.residual <= rtol
-    return result.value >= (1 - STEADY) * last

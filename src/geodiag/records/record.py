@@ -48,6 +48,8 @@ class Record:
         occupation: curvature/S: how much of the step lies along the sharp direction.
         timing: −2⟨g, s⟩/(threshold·‖s‖²): how far the step still points along the gradient.
             ζ = ratio·occupation/timing on a quadratic.
+        status: how the search for S ended, the name of a :class:`~geodiag.results.Status`; "" in
+            logs of older versions.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
 
@@ -82,6 +84,7 @@ class Record:
     realized_edge: float = _declared("realized edge ζ", panel=EDGE, mark="dots", column="ζ")
     occupation: float = _declared("occupation", column=None)
     timing: float = _declared("timing", column=None)
+    status: str = _declared("status of the search", default="", column=None)
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ from geodiag.solvers.program import NormProgram, spent
 class Refresh(NormProgram):
     """The witness moved to a better point nearby, by two products or three.
 
+    The history begins with the value at the witness itself.
+
     The first product is at the witness d, the second at lmo(Hd). If the second improves the value
     by ``rtol``, a third is computed at the maximum, near there, of the Nyström approximation that
     these two make.
@@ -60,4 +62,5 @@ class Refresh(NormProgram):
         last, steps = oracle.loop(improved, third, (first, spent(witness, 0)))
         if view:
             last = iterate.mapped(last, view.full)
-        return Outcome(last, last.value, xp.concat([first.value, last.value]), None, steps + 2)
+        values = xp.concat([start.value, first.value, last.value])
+        return Outcome(last, last.value, values, None, steps + 2)
