@@ -119,11 +119,12 @@ class TorchProblem(Problem):
         objective = Objective(
             loss, data, batches, ranks, self.space, device, dtype, raw_names, stop_gradient
         )
-        if is_unsure(data) and alone and self._sharding is None:
+        waits = any(m.training for m in self._synchronised)  # for other ranks
+        if is_unsure(data) and self._sharding is None and not waits:
             with FrozenRandomState(device, data).restored():
                 settled, notes = one_or_many(data, partial(_failure, objective))
             if settled is not data:
-                batches = Batches(settled, weigh, reduction)
+                batches = (Batches if alone else RankBatches)(settled, weigh, reduction)
                 batches.notes += notes
                 objective = replace(objective, data=settled, batches=batches)
         self._objective = objective

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import geodiag
 from geodiag import errors
+from geodiag.core.batch_forms import ONE_BATCH
 from tests.distributed.problems import (
     CLOSE,
     KINDS,
@@ -66,6 +67,22 @@ def one_batch_each(rank: int) -> None:
         found = geodiag.sharpness(model, data=mine, process_group=group.WORLD, **options)
         assert relative(found.value, expected.value) < CLOSE
         assert not found.notes
+        if reduction == "mean":  # as next(iter(loader)) gives it
+            found = geodiag.sharpness(model, data=[*mine], process_group=group.WORLD, **options)
+            assert relative(found.value, expected.value) < CLOSE
+            assert found.notes == (ONE_BATCH,)
+
+
+def targets_left_out(rank: int) -> None:
+    """Each rank counts the targets that are left to it."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 4).double(), torch.randn(9, 3).double(), torch.arange(9) % 4
+    y[[0, 1, 2, 6]] = -100
+    options = {"criterion": nn.CrossEntropyLoss(weight=torch.arange(1.0, 5).double())}
+    expected = geodiag.sharpness(model, data=(x, y), **options)
+    mine = (x[:4], y[:4]) if rank == 0 else (x[4:], y[4:])
+    found = geodiag.sharpness(model, data=mine, process_group=group.WORLD, **options)
+    assert relative(found.value, expected.value) < CLOSE
 
 
 def other_questions(rank: int) -> None:

@@ -15,6 +15,10 @@ def test_one_batch_on_each_rank(ranks: Any) -> None:
     ranks(checks.one_batch_each)
 
 
+def test_targets_that_a_loss_leaves_out(ranks: Any) -> None:
+    ranks(checks.targets_left_out)
+
+
 def test_losses_gradients_and_products(ranks: Any) -> None:
     ranks(checks.other_questions)
 
