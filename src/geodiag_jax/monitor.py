@@ -338,7 +338,8 @@ class Monitor(geodiag.Monitor):
         said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)
         lr = update.lr if said.rate else float("nan")
         caveat = "; ".join(filter(None, (update.caveat, said.caveat)))
-        return replace(update, lr=lr, unknown=with_advice(said.unknown), caveat=caveat)
+        unknown = with_advice(said.unknown)
+        return replace(update, lr=lr, unknown=unknown, caveat=caveat, scale=said.scale)
 
     def _may_be_due(self, step: int) -> bool:
         try:

@@ -261,7 +261,7 @@ class OptimizerMonitor(Monitor):
         there = self._problem.point()
         said = self._following.geometry.compare(gradient, pending.here, there)
         caveat = "; ".join(filter(None, (rule.caveat, said.caveat)))
-        return replace(rule, unknown=said.unknown, caveat=caveat)
+        return replace(rule, unknown=said.unknown, caveat=caveat, scale=said.scale)
 
     def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
         """Measure these parameters."""

@@ -61,7 +61,8 @@ def test_the_uncertainty_is_what_another_way_changes(eps, other, said):
 
 def test_differences_that_agree_need_no_note():
     before, after = measured(2.0**-23, (1 + 1e-6) * H)
-    assert after == replace(before, num_hvps=before.num_hvps + 1)
+    assert after == replace(before, num_hvps=before.num_hvps + 1, rounding=after.rounding)
+    assert after.rounding == pytest.approx(3e-6 * before.value, rel=0.01)
 
 
 def test_other_statuses_stay():

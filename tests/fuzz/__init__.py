@@ -5,6 +5,7 @@ values.py     strategies: near-valid arguments and wild ones, and callables that
 answers.py    what is checked where a value is returned, by independent truth
 case.py       one call: what may come out of it
 targets/      one function for each public function: it draws arguments and calls
+targets/situations.py   no arguments, but networks and runs as people have them: tests.networks
 runner.py     counts cases by target, and keeps the shortest example of each finding
 reader.py     the readers of files and of states under atheris, guided by coverage
 

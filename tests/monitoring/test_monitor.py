@@ -66,6 +66,7 @@ def test_every_product_is_counted(norm, certificate):
             return oracle
 
     problem = Counting(loss, gradient, {"x": W})
+    problem.at().hvp({"x": W})  # of the first product it is checked that they are symmetric
     monitor = Monitor(problem, norm, lr=LR, every=1, certificate=certificate, max_hvps=60)
     for step in range(3):
         asked.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import geodiag
 from geodiag import norms
 from geodiag.core.spaces import Space
 from geodiag.optimizers import families
@@ -128,13 +129,25 @@ def test_another_rule(step, why):
 
 
 BEFORE = {
-    "0.1 times the": of(lambda x: 0.1 * x, G),
-    "1024 times the": of(lambda x: 1024 * x, G),
     "gradient plus 0.5 times the weights": of(lambda x, w: x + 0.5 * w, G, W),
     "0.1 times the measured loss's gradient plus 0.5": of(lambda x, w: x / 10 + w / 2, G, W),
     "gradient times 0.1 to 3, by tensor": {"a": 0.1 * G["a"], "b": 3 * G["b"]},
     "gradient with entries clipped at 0.4": of(lambda x: np.clip(x, -0.4, 0.4), G),
 }
+
+
+@pytest.mark.parametrize("factor", [0.1, 1024])
+def test_a_factor_of_the_gradient(factor):
+    """Of plain descent it is a factor of the learning rate; of others it is not."""
+    scaled = of(lambda x: factor * x, G)
+    for rule in (adam, lambda g: rmsprop(g, momentum=0.9), lambda g: sgd(g, momentum=0.9)):
+        assert f"{factor} times the" in compared(*rule(scaled)).unknown
+    found = compared(*sgd(scaled))
+    assert found.scale == pytest.approx(factor)
+    assert found.unknown == ""
+    assert f"{factor} times the" in found.caveat
+    edge = geodiag.Update(0.1, scale=found.scale).threshold(None)
+    assert float(edge) == pytest.approx(2 / (0.1 * factor))
 
 
 @pytest.mark.parametrize("rule", [adam, lambda g: rmsprop(g, momentum=0.9), sgd])

@@ -1,5 +1,6 @@
 """``python -m tests.support [torch|jax] [--cells FILE]``: measure, and rewrite docs/support.md.
 
+``python -m tests.support situations`` measures the situations alone, and rewrites their section.
 ``--cells``: what was measured is kept there, as lines of JSON, and not measured again.
 """
 
@@ -10,9 +11,10 @@ import json
 from pathlib import Path
 
 import tests.conftest  # noqa: F401  # JAX in float64, and quick to compile
+from tests.support import situations
 from tests.support.cells import Outcome
 from tests.support.matrix import CASES, Key, bound_of, cell, keys
-from tests.support.page import PAGE, write
+from tests.support.page import PAGE, with_situations, write
 
 
 def main() -> None:
@@ -21,6 +23,10 @@ def main() -> None:
     parser.add_argument("frameworks", nargs="*", default=list(CASES))
     parser.add_argument("--cells", type=Path)
     options = parser.parse_args()
+    section = situations.section({key: situations.cell(key) for key in situations.every()})
+    if options.frameworks == ["situations"]:
+        PAGE.write_text(with_situations(PAGE.read_text("utf-8"), section), encoding="utf-8")
+        return
     known = _read(options.cells)
     for framework in options.frameworks:
         for key in keys(framework):
@@ -34,7 +40,7 @@ def main() -> None:
                 with options.cells.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([key, found.as_json()]) + "\n")
     if all(key in known for framework in CASES for key in keys(framework)):
-        PAGE.write_text(write(known), encoding="utf-8")
+        PAGE.write_text(write(known, section), encoding="utf-8")
         print(f"wrote {PAGE}")
 
 

@@ -58,7 +58,7 @@ def measure(
             d = {n: asarray(x).reshape(oracle.shapes[n]) for n, x in truth.direction.items()}
             along = geodiag.directional_smoothness(oracle, d, "linf", kind="curvature")
     except geodiag.GeodiagError as e:
-        return Outcome(ERROR, said=_sentence(e))
+        return Outcome(ERROR, said=sentence(e))
     different = engine == "finite-difference" or any("difference" in n for n in result.notes)
     plain = [n for n in result.notes if not re.search("moves the value|does not resolve", n)]
     return Outcome(
@@ -66,19 +66,20 @@ def measure(
         top=abs(result.value - truth.top) / abs(truth.top),
         signs=abs(float(along) - truth.signs) / truth.scale,
         noted=max(map(_noted, result.notes), default=0.0),
-        said=_lasting("; ".join(plain)),
+        said=lasting("; ".join(plain)),
     )
 
 
-def _sentence(e: geodiag.GeodiagError) -> str:
+def sentence(e: geodiag.GeodiagError) -> str:
     """What was wrong, and what was got."""
-    return _lasting(f"{type(e).__name__}: {e.what}" + (f" ({e.got})" if e.got else ""))
+    return lasting(f"{type(e).__name__}: {e.what}" + (f" ({e.got})" if e.got else ""))
 
 
-def _lasting(text: str) -> str:
+def lasting(text: str) -> str:
     """In one line, without the figures of the moment."""
     text = " ".join(text.split())
-    return re.sub(r"relative difference of [\d.e+-]+", "relative difference", text)
+    text = re.sub(r"relative difference of [\d.e+-]+", "relative difference", text)
+    return re.sub(r" by a relative [\d.e+-]+", "", text)
 
 
 def _noted(note: str) -> float:

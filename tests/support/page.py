@@ -71,10 +71,10 @@ tokens.
 """
 
 
-def write(known: Mapping[Key, Outcome]) -> str:
-    """The page's text."""
+def write(known: Mapping[Key, Outcome], situations: str) -> str:
+    """The page's text; ``situations``: its section of that name."""
     rows = [_summary(known, precision) for precision in dict.fromkeys(sum(PRECISIONS.values(), ()))]
-    text = HEAD + "\n".join(rows) + "\n" + BELOW.format(times=TIMES)
+    text = HEAD + "\n".join(rows) + "\n" + BELOW.format(times=TIMES) + situations
     notes: list[str] = []
     for framework, title in FRAMEWORKS.items():
         for precision in PRECISIONS[framework]:
@@ -86,6 +86,20 @@ def write(known: Mapping[Key, Outcome]) -> str:
                 text += f"| {case} | {' | '.join(_shown(c, notes) for c in cells)} |\n"
     lines = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
     return text + "\n## Footnotes\n\n" + "\n".join(lines) + "\n"
+
+
+def with_situations(text: str, section: str) -> str:
+    """A page with its section on situations replaced."""
+    head, _, rest = text.partition("\n## Situations\n")
+    following = rest.partition("\n## ")[2] if rest else head.partition("\n## PyTorch, ")[2]
+    if not rest:
+        head, following = head.partition("\n## PyTorch, ")[0], "PyTorch, " + following
+    return head + section + "\n## " + following
+
+
+def situations_of(text: str) -> str:
+    """The section on situations of a page."""
+    return "\n## Situations\n" + text.partition("\n## Situations\n")[2].partition("\n## ")[0]
 
 
 def _shown(outcome: Outcome, notes: list[str]) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.cells import BY_DIFFERENCES, ERROR, WORKS, Outcome
+from tests.support import situations
+from tests.support.cells import BOUNDS, BY_DIFFERENCES, DIFFERENCES, ERROR, WORKS, Outcome
 from tests.support.matrix import CASES, ENGINES, PRECISIONS, bound_of, cell, keys
-from tests.support.page import PAGE, read, write
+from tests.support.page import PAGE, read, situations_of, with_situations, write
 
 # torch: every architecture; JAX compiles for seconds, and has tests of its own for each.
 QUICK = [
@@ -83,8 +84,28 @@ def test_a_page_is_read_as_it_was_written():
     ]  # fmt: skip
     every = [key for framework in CASES for key in keys(framework)]
     known = {key: outcomes[i % 3] for i, key in enumerate(every)}
-    text = write(known)
+    text = write(known, "")
     assert read(text) == {key: (found.kind, found.said) for key, found in known.items()}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return {key: situations.cell(key) for key in situations.every()}
+
+
+def test_situations_are_as_the_page_says(measured):
+    for key, found in measured.items():
+        allowed = DIFFERENCES if found.kind == BY_DIFFERENCES else BOUNDS
+        right = found.kind in (ERROR, situations.SAYS) or found.top <= allowed["float64"]
+        # A record's S is that of one power step or of a search, to its own tolerance.
+        assert right or (found.kind == situations.FOLLOWS and found.top < 2e-3), (key, found)
+    assert situations_of(PAGE.read_text("utf-8")).strip() == situations.section(measured).strip()
+
+
+def test_the_section_on_situations_is_replaced():
+    text = PAGE.read_text("utf-8")
+    assert with_situations(text, situations_of(text)) == text
+    assert situations_of(with_situations(text, "\n## Situations\nnew\n")).strip().endswith("new")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Comparison(NamedTuple):
     unknown: str = ""  # why the threshold does not apply
     caveat: str = ""  # what could not be compared
     rate: bool = True  # whether the learning rate may be as stated
+    scale: float = 1.0  # of plain descent, whose gradient was scaled or clipped as a whole
 
 
 def compare(
@@ -77,9 +78,9 @@ def compare(
         >>> slots = [Slot("w", sgd, lr=0.1, gradient=g["w"])]
         >>> there = {"w": w["w"] - 0.1 * g["w"]}
         >>> compare(sgd, slots, Space.of(w), w, there, g)
-        Comparison(unknown='', caveat='', rate=True)
-        >>> compare(sgd, slots, Space.of(w), w, there, {"w": 4 * g["w"]}).unknown
-        "the optimizer received 0.25 times the measured loss's gradient"
+        Comparison(unknown='', caveat='', rate=True, scale=1.0)
+        >>> compare(sgd, slots, Space.of(w), w, there, {"w": 4 * g["w"]}).scale
+        0.25
     """
     if not all(0.0 < s.lr < math.inf for s in slots):
         return Comparison()
@@ -95,7 +96,15 @@ def compare(
     found = _explanation(received, gradient, here, ROUNDING * rounding)
     if found is None:
         return Comparison("", OTHER_GRADIENT)
-    return Comparison(found and f"the optimizer received {found.format(MEASURED)}")
+    if found.factor > 0.0 and all(map(_is_plain, slots)):
+        caveat = f"the threshold is of {found.of(MEASURED)}, which the optimizer received"
+        return Comparison("", caveat, scale=found.factor)
+    return Comparison(found.text and f"the optimizer received {found.of(MEASURED)}")
+
+
+def _is_plain(slot: Slot) -> bool:
+    """Whether a scaled gradient is the same as a scaled learning rate."""
+    return not (slot.momentum or slot.weight_decay) and slot.second_moment is None
 
 
 def _compare_step(
@@ -134,8 +143,8 @@ def _compare_step(
     found = _explanation(step.direction, predicted[0], here, step.rounding)
     if found is None:
         return Comparison("", OTHER_GRADIENT)
-    said = found.format("what lr and the gradient predict")
-    return Comparison(found and f"the step is {said}", rate=not found)
+    said = found.of("what lr and the gradient predict")
+    return Comparison(found.text and f"the step is {said}", rate=not found.text)
 
 
 class _Step:
@@ -172,8 +181,18 @@ class _Step:
         return math.sqrt(wrong / self.moved) if self.moved else math.inf
 
 
-def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> str | None:
-    """How ``a`` follows from ``g``, with {} for what ``g`` is; "": they agree; None: not known."""
+class _Explanation(NamedTuple):
+    """How one set of blocks follows from another."""
+
+    text: str = ""  # with {} for what the other is; "": they agree
+    factor: float = 0.0  # where one is this times the other
+
+    def of(self, what: str) -> str:
+        return self.text.format(what)
+
+
+def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> _Explanation | None:
+    """How ``a`` follows from ``g``; None where it is not known."""
     xp = namespace(g)
     names = list(g)
     pairs = [
@@ -183,26 +202,27 @@ def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> str | None
     aa, ag, gg, aw, gw, ww = (each := np.asarray(sums, np.float64).reshape(6, -1)).sum(axis=1)
     tensors, entries = len(names), sum(math.prod(x.shape) for x in g.values())
     if not math.isfinite(aa) or aa - 2 * ag + gg <= TOLERANCE**2 * gg + rounding**2:
-        return ""
+        return _Explanation()
     left = EXACT**2 * aa + rounding**2
     if not gg > 0 or rounding**2 > TOLERANCE**2 * aa:
         return None
     if entries >= OBSERVED_PER_FITTED and aa - ag * ag / gg <= left:
-        return f"{ag / gg:.4g} times {{}}"
+        return _Explanation(f"{ag / gg:.4g} times {{}}", ag / gg)
     if entries >= 2 * OBSERVED_PER_FITTED and gg * ww - gw * gw > EXACT**2 * gg * ww:
         factor, decay = np.linalg.solve([[gg, gw], [gw, ww]], [ag, aw])
         if aa - factor * ag - decay * aw <= left:
             times = "" if abs(factor - 1) <= TOLERANCE else f"{factor:.3g} times "
-            return f"{times}{{}} plus {decay:.3g} times the weights"
+            return _Explanation(f"{times}{{}} plus {decay:.3g} times the weights")
     if 1 < tensors <= entries / OBSERVED_PER_FITTED:
         factors = [y / z for y, z in zip(each[1], each[2], strict=True) if z > 0]
         rest = sum(x - (y * y / z if z > 0 else 0.0) for x, y, z in each[:3].T)
         if rest <= left:
-            return f"{{}} times {min(factors):.3g} to {max(factors):.3g}, by tensor"
+            text = f"{{}} times {min(factors):.3g} to {max(factors):.3g}, by tensor"
+            return _Explanation(text)
     bound = largest(a)
     clipped = [xp.sum((a[n] - xp.minimum(xp.maximum(g[n], -bound), bound)) ** 2) for n in names]
     if float(sum(clipped[1:], clipped[0])) <= left:
-        return f"{{}} with entries clipped at {float(bound):.3g}"
+        return _Explanation(f"{{}} with entries clipped at {float(bound):.3g}")
     return None
 
 

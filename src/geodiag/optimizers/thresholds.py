@@ -162,6 +162,8 @@ class Update:
             and ratio are then NaN, and the record's note gives this reason. The other attributes
             are arguments of :func:`geodiag.threshold`.
         caveat: what the threshold rests on and could not be checked, for the record's note.
+        scale: what plain descent's gradient was multiplied by, as by clipping: the threshold is
+            that of so many times the learning rate.
 
     Examples:
         >>> geodiag.Update(lr=0.1, momentum=0.9).lr
@@ -178,6 +180,7 @@ class Update:
     filter: Filter | None = None
     unknown: str = ""
     caveat: str = ""
+    scale: float = 1.0
 
     def threshold(self, dual_norm: float | None) -> Threshold:
         """:func:`geodiag.threshold` of this rule, on S where ‖g‖* is given.
@@ -185,8 +188,12 @@ class Update:
         Raises:
             ArgumentError: a value out of its range.
         """
-        settings = {name: x for name, x in vars(self).items() if name not in ("unknown", "caveat")}
+        settings = {name: x for name, x in vars(self).items() if name not in _OF_THE_RECORD}
+        settings["lr"] = require_lr(self.lr) * self.scale
         return threshold(**settings, dual_norm=dual_norm if self.normalized else None)
+
+
+_OF_THE_RECORD = ("unknown", "caveat", "scale")
 
 
 def require_lr(lr: Any, do: str | None = None) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.targets import algebra, command, files, flax, measure, monitors, torches
+from tests.fuzz.targets import algebra, command, files, flax, measure, monitors, situations, torches
 
 Target = Callable[[Any], None]
 
@@ -19,5 +19,6 @@ TARGETS: dict[str, tuple[Target, float]] = {
     **files.TARGETS,
     **torches.TARGETS,
     **flax.TARGETS,
+    **situations.TARGETS,
     **command.TARGETS,
 }
