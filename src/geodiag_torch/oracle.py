@@ -232,7 +232,7 @@ class TorchOracle(FrozenOracle):
     def _inspect(self, gradient: Mapping[str, Tensor]) -> None:
         """Check the graph of the first batch; the others go through the same operations."""
         if self._passed.structure is None:
-            self._passed.structure = check_graph(gradient)
+            self._passed.structure = check_graph(gradient, self._evaluation.custom)
 
     def _cross_check(self) -> Verdict:
         """Compare products with finite differences, once per model and structure of its graph."""

@@ -246,3 +246,20 @@ def test_a_point_stays_where_the_model_was():
             p.add_(1.0)
     for point in points:
         assert all(torch.equal(point[name].to(x.dtype), x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("engine", ["auto", "graph", "recompute"])
+def test_a_parameter_in_which_the_loss_is_linear_has_no_curvature(engine):
+    """Its gradient is constant, as that of a function that drops second derivatives would be."""
+    model = nn.Linear(3, 1).double()
+    model.slope = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    x, y = torch.randn(5, 3).double(), torch.randn(5, 1).double()
+
+    def loss(model, batch):
+        return ((model(x) - y) ** 2).mean() + 2 * model.slope.sum()
+
+    result = geodiag.sharpness(model, loss_fn=loss, data=[0], engine=engine)
+    ones = torch.cat([x, torch.ones(5, 1).double()], 1)
+    assert result.value == pytest.approx(float(torch.linalg.eigvalsh(2 * ones.T @ ones / 5)[-1]))
+    assert result.notes == ()
+    assert result.direction["slope"].abs().max() < 1e-12

@@ -42,7 +42,7 @@ class Evaluation:
         self.precision: float | None = None
         self.divisor = 1.0  # of the last sum over the batches
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
-        self.operations = 0  # of that pass, see LossGraph
+        self.operations, self.custom = 0, False  # of that pass, see LossGraph
         self._reentrant = False
         # What the user's code runs under: what it detaches is differentiated, or held constant.
         self._modes: list[TorchFunctionMode] = []
@@ -182,7 +182,7 @@ class Evaluation:
             check_reached(n for n, p in self._measured.items() if id(p) in graph.leaves)
             if self.precision is None:
                 self.precision, self._reentrant = graph.precision, graph.reentrant
-                self.operations = graph.operations
+                self.operations, self.custom = graph.operations, graph.custom
         return value
 
     @contextmanager

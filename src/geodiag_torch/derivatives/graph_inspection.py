@@ -37,12 +37,14 @@ class LossGraph:
         reentrant: whether it passes through a reentrant checkpoint.
         leaves: the ids of the tensors at which it ends.
         operations: a hash of its nodes, in the order in which they are visited.
+        custom: whether there are backward passes among them that are not torch's own.
     """
 
     precision: float
     reentrant: bool
     leaves: frozenset[int]
     operations: int
+    custom: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Structure:
     """The operations of a gradient's graph."""
 
     operations: int  # a hash of its nodes, in the order in which they are visited
-    custom: bool  # whether there are custom functions (torch.autograd.Function) among them
+    custom: bool  # whether there are custom functions among them, or among those of the loss
 
 
 def _nodes(roots: list[Any]) -> Iterator[Any]:
@@ -72,17 +74,18 @@ def graph_of(loss: Tensor) -> LossGraph:
     The parameters' own dtypes do not tell its precision: autocast, inside of the model too, and
     casts of the model's own (a softmax in float32, a rotary embedding) make it coarser.
     """
-    dtypes, reentrant, leaves, visited = {loss.dtype}, False, set(), []
+    dtypes, reentrant, custom, leaves, visited = {loss.dtype}, False, False, set(), []
     for node in _nodes([loss.grad_fn] if loss.grad_fn is not None else []):
         kind = type(node).__name__
         visited.append(kind)
         if kind == LEAF:
             leaves.add(id(node.variable))
         reentrant |= kind == REENTRANT
+        custom |= isinstance(node, BackwardCFunction) or kind in UNNAMED
         for x in getattr(node, "_input_metadata", ()):
             dtypes.add(x.dtype)
     eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    return LossGraph(eps, reentrant, frozenset(leaves), hash(tuple(visited)))
+    return LossGraph(eps, reentrant, frozenset(leaves), hash(tuple(visited)), custom)
 
 
 def check_reached(reached: Iterable[str]) -> None:
@@ -101,18 +104,23 @@ def check_reached(reached: Iterable[str]) -> None:
         )
 
 
-def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
+def check_graph(gradient: Mapping[str, Tensor], custom: bool) -> Structure:
     """Refuse a gradient whose second derivative is known to be dropped or wrong.
 
     ``autograd.grad`` visits only the nodes on a path to its inputs. The node with which a
     once-differentiable function wants to raise lies on no such path, so its curvature would count
-    as zero. A constant gradient that is not zero may come from such a function too.
+    as zero. A constant gradient that is not zero may come from such a function too; torch's own
+    operations never drop a second derivative without a node that raises.
+
+    Args:
+        gradient: of the loss, with its graph.
+        custom: of the :class:`LossGraph`.
 
     Raises:
         EngineError: naming the parameter or the operation.
     """
     for name, g in gradient.items():
-        if not g.requires_grad and bool(g.any()):
+        if custom and not g.requires_grad and bool(g.any()):
             raise EngineError(
                 f"the gradient with respect to {name!r} carries no graph",
                 got="a constant, or a backward pass that cannot be differentiated",
@@ -131,5 +139,5 @@ def check_graph(gradient: Mapping[str, Tensor]) -> Structure:
                 got=cause,
                 do='pass engine="finite-difference"',
             )
-    custom = any(issubclass(kind, BackwardCFunction) for kind, _ in kinds)
+    custom = custom or any(issubclass(kind, BackwardCFunction) for kind, _ in kinds)
     return Structure(hash(tuple(visited)), custom)
