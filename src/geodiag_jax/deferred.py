@@ -71,6 +71,12 @@ def check_usable(params: Any) -> None:
             )
 
 
+def is_deleted(tree: Any) -> bool:
+    """Whether any of the arrays is gone, as those of a donated state are."""
+    leaves = jax.tree_util.tree_leaves(tree)
+    return any(isinstance(x, jax.Array) and x.is_deleted() for x in leaves)
+
+
 def copied(params: Any) -> Any:
     """A copy of the arrays, or ``params`` where that fails: the measurement will say why."""
     try:

@@ -23,7 +23,7 @@ from geodiag.problems import NormLike, current_norm, is_of_optimizer, norm_sourc
 from geodiag.records import Record
 from geodiag.sinks import Log
 from geodiag_jax.aliasing import shared_by, snapshot
-from geodiag_jax.deferred import Deferred, check_usable, copied
+from geodiag_jax.deferred import Deferred, check_usable, copied, is_deleted
 from geodiag_jax.flags import own_flags
 from geodiag_jax.optimizers.counts import Counts, read_counts
 from geodiag_jax.optimizers.geometry import (
@@ -168,9 +168,7 @@ class Monitor(geodiag.Monitor):
         if not self.due(step):
             self._keep(step, opt_state)
             return None
-        earlier = None
-        if opt_state is not None and self._previous is not None:
-            earlier = self._previous[1] if self._previous[0] == step - 1 else None
+        earlier = None if opt_state is None else self._earlier(step)
         try:
             return self._observe(step, params, new_params, opt_state, earlier)
         finally:
@@ -245,10 +243,17 @@ class Monitor(geodiag.Monitor):
         self._compare(pending)
 
     def _keep(self, step: int, opt_state: Any) -> None:
-        """Keep the state, where the next step is measured."""
+        """Keep the state, where the next step is measured, or may be."""
         self._previous = None
-        if opt_state is not None and self._may_be_due(step + 1):
+        known = self._schedule.by_step_alone  # else the time, or a function, decides only then
+        wanted = opt_state is not None and not self._closed
+        if wanted and (not known or self._schedule.due(step + 1)):
             self._previous = (step, snapshot(opt_state))
+
+    def _earlier(self, step: int) -> Any:
+        """The state before a step; None where it was not kept, or was donated to it."""
+        kept, state = self._previous or (None, None)
+        return state if kept == step - 1 and not is_deleted(state) else None
 
     def _open(self, params: Any, opt_state: Any) -> None:
         """At the first call, check all that depends on the parameters and the state."""
@@ -340,9 +345,3 @@ class Monitor(geodiag.Monitor):
         caveat = "; ".join(filter(None, (update.caveat, said.caveat)))
         unknown = with_advice(said.unknown)
         return replace(update, lr=lr, unknown=unknown, caveat=caveat, scale=said.scale)
-
-    def _may_be_due(self, step: int) -> bool:
-        try:
-            return bool(self._schedule.due(step))
-        except Exception:  # said where it matters
-            return False

@@ -6,6 +6,7 @@ What each optimizer does is known from how it is built, so it is known which are
 from __future__ import annotations
 
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,46 @@ def test_a_loop_that_is_joined_late():
     sparse = run(optax.adam(LR), steps=9, every=4)
     assert finite(sparse) == [True] * 3
     assert not any(r.note for r in sparse)
+
+
+def test_a_loop_with_a_budget(monkeypatch):
+    """A measurement may come due at any step, so the state before it is known at all of them."""
+    clock = [0.0]
+
+    def now():
+        clock[0] += 0.01
+        return clock[0]
+
+    def gradient(params):
+        clock[0] += 0.1
+        return gradient_of(params)
+
+    monkeypatch.setattr(time, "perf_counter", now)
+    records = run(optax.adam(LR), steps=20, gradient=gradient, budget=0.2)
+    assert len(records) > 2
+    assert finite(records) == [True] * len(records)
+
+
+def test_a_function_that_says_when_is_asked_once_a_step():
+    asked = []
+    records = run(optax.adam(LR), steps=5, every=lambda step: asked.append(step) or step % 2 == 1)
+    assert asked == [0, 1, 2, 3, 4]
+    assert finite(records) == [True, True]
+
+
+def test_a_donated_state():
+    """The one before the step is gone: there is no threshold, but S is measured."""
+    transform, params = optax.adam(LR), PARAMS
+    state, update = transform.init(params), jax.jit(transform.update, donate_argnums=1)
+    monitor = geodiag_jax.Monitor(loss, lr=LR, every=2, max_hvps=8)
+    for step in range(5):
+        updates, state = update(gradient_of(params), state, params)
+        new = optax.apply_updates(params, updates)
+        monitor.observe(step, params, new, state)
+        params = new
+    assert all(math.isfinite(r.sharpness) for r in monitor.records)
+    assert finite(monitor.records) == [True, False, False]
+    assert "donates" in monitor.records[1].note
 
 
 def test_another_batch_is_said_once():

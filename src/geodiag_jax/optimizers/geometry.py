@@ -81,7 +81,10 @@ def read_geometry(
 def with_advice(unknown: str) -> str:
     """Why a threshold does not apply, with what to do about it; "" stays ""."""
     if unknown == UNKNOWN_GRADIENT:
-        return f"{unknown}: call observe at every step, with the state; it measures where due"
+        return (
+            f"{unknown}: call observe at every step, with the state; it measures where due. If the "
+            "step donates the state, call before and after, with it"
+        )
     if unknown.startswith("the step"):
         return (
             f"{unknown}; pass the state after the step, all that hyperparams= should hold, or "
