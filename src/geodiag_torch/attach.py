@@ -177,6 +177,11 @@ class OptimizerMonitor(Monitor):
         """The same as :meth:`detach`."""
         self.detach()
 
+    def abandon(self) -> None:
+        """The same as :meth:`geodiag.Monitor.abandon`; nothing is kept of the step."""
+        super().abandon()
+        self._selected, self._copies, self._gradient = None, {}, None
+
     def state_dict(self) -> dict[str, Any]:
         """The state of :class:`geodiag.Monitor`, with the number of steps."""
         return super().state_dict() | {"steps": self.steps}

@@ -19,8 +19,9 @@ PAD = 2
 class Words(nn.Module):
     """A classifier of words, with an output layer that may share the embedding's weight."""
 
-    def __init__(self, tied, constant):
+    def __init__(self, tied, constant, named=False):
         super().__init__()
+        self.named = named
         torch.manual_seed(0)
         self.embed = nn.Embedding(7, 4, padding_idx=None if constant else PAD)
         self.deep = nn.Linear(4, 4)
@@ -32,14 +33,14 @@ class Words(nn.Module):
         self.row = self.embed.weight.detach()[PAD].clone() if constant else None
 
     def forward(self, words):
-        found = self.embed(words)
+        found = self.embed(input=words) if self.named else self.embed(words)
         if self.row is not None:
             found = torch.where((words == PAD)[..., None], self.row, found)
         return self.out(torch.tanh(self.deep(found)))
 
 
-def oracle_of(tied, constant, engine):
-    model = Words(tied, constant).double()
+def oracle_of(tied, constant, engine, named=False):
+    model = Words(tied, constant, named).double()
     words = torch.arange(28) % 7
     data = (words, words.roll(3))
     return geodiag.problem(model, criterion=nn.CrossEntropyLoss(), data=data, engine=engine).at()
@@ -47,9 +48,10 @@ def oracle_of(tied, constant, engine):
 
 @pytest.mark.parametrize("engine", ["auto", "graph", "recompute", "finite-difference"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_products_hold_padding_rows_where_training_does(tied, engine):
+@pytest.mark.parametrize("named", [False, True])
+def test_products_hold_padding_rows_where_training_does(named, tied, engine):
     truth = oracle_of(tied, True, "graph")
-    oracle = oracle_of(tied, False, engine)
+    oracle = oracle_of(tied, False, engine, named)
     d = random_like(oracle, 0)
     # Differences of fourth order with h = 2e-3 along d of length 6: h⁴·6⁴ = 2e-8, relative.
     expected = gradient_difference(truth.gradient_at, truth.point(), d, 2e-3)

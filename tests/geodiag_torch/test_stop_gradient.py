@@ -336,3 +336,18 @@ def test_an_unknown_way_is_an_argument_error():
             geodiag.problem(net(), loss_fn=lambda m, _: m(X).mean(), stop_gradient=how)
     with pytest.raises(errors.ArgumentError, match="no use for stop_gradient="):
         geodiag.problem(np.eye(2), stop_gradient="error")
+
+
+def test_what_cannot_be_watched_is_measured_all_the_same_where_its_errors_are_renamed():
+    def renaming(m):
+        """vmap cannot be watched: what fails in it is raised as another error."""
+        z = m(X)
+        try:
+            return torch.vmap(lambda a, k: a.square().sum() * (k * 2.0))(z, Y[:, 0].exp()).mean()
+        except RuntimeError as e:
+            raise ValueError("a layer failed") from e
+
+    model = net()
+    found = measured(model, renaming, engine="finite-difference")
+    # Central differences in float64: about ε^(2/3) = 4e-11, relative.
+    np.testing.assert_allclose(found.value, top(model, renaming), rtol=1e-6)

@@ -195,3 +195,22 @@ class TestTrainer:
         assert "compute_loss" not in vars(trainer)
         assert [r.step for r in callback.records] == [0, 2, 4]
         assert not any("model's own" in r.note for r in callback.records)
+
+    def test_data_sets_are_not_copied_for_a_loss(self, hf, tmp_path):
+        rows, seen = [], []
+
+        class Curious(hf.Trainer):
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                seen.append((self.train_dataset, self.eval_dataset))
+                return model(**inputs).loss
+
+        def monitor(trainer):
+            trainer.train_dataset = list(trainer.train_dataset)
+            trainer.eval_dataset = {"held out": trainer.train_dataset}
+            rows.extend((trainer.train_dataset, trainer.eval_dataset))
+            return self.watch(trainer)
+
+        _, callback, _ = self.train(hf, tmp_path, monitor, kind=Curious)
+        assert not any("model's own" in r.note for r in callback.records)
+        assert len(seen) > 6  # those of measurements too
+        assert all(train is rows[0] and held_out is rows[1] for train, held_out in seen)

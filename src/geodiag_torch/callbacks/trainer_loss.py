@@ -2,7 +2,7 @@
 
 A measurement computes it many times, and the Trainer must not notice: ``compute_loss`` is called
 on a stand-in, which shares the Trainer's attributes except those that a step may change: numbers,
-lists and dicts, ``state``, ``control`` and ``log``.
+lists and dicts, ``state``, ``control`` and ``log``. Data sets are shared: they may be long lists.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from geodiag_torch.derivatives.batches import shifts_labels
 from geodiag_torch.derivatives.forward import unwrap
 
 CONTAINERS = (list, dict, set, collections.deque, collections.defaultdict, collections.OrderedDict)
+DATA_SETS = ("train_dataset", "eval_dataset")
 DEEPEST = 4  # containers in containers that are copied
 IGNORED = -100  # marks labels that are left out of a loss
 
@@ -142,7 +143,8 @@ def _count(trainer: Any, batch: Mapping[str, Any]) -> Tensor | None:
 
 def _stand_in(trainer: Any) -> Any:
     found = object.__new__(type(trainer))
-    vars(found).update({name: _own(value) for name, value in vars(trainer).items()})
+    for name, value in vars(trainer).items():
+        vars(found)[name] = value if name in DATA_SETS else _own(value)
     vars(found).pop("compute_loss", None)
     own = _own_compute_loss(trainer)
     if not isinstance(own, types.MethodType) or own.__self__ is not trainer:

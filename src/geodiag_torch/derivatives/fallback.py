@@ -176,10 +176,19 @@ def fixed_padding(objective: Objective, leaves: Leaves) -> Iterator[None]:
         for m in objective.loss.model.modules():
             if isinstance(m, nn.Embedding) and m.padding_idx is not None and id(m.weight) in names:
                 row = leaves[names[id(m.weight)]].detach()[m.padding_idx]
-                hooks.enter_context(m.register_forward_hook(partial(_padded, row)))
+                hooks.enter_context(
+                    m.register_forward_hook(partial(_padded, row), with_kwargs=True)
+                )
         yield
 
 
-def _padded(row: Tensor, module: nn.Embedding, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    here = (inputs[0] == module.padding_idx).unsqueeze(-1)
+def _padded(
+    row: Tensor,
+    module: nn.Embedding,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+    output: Tensor,
+) -> Tensor:
+    indices = inputs[0] if inputs else named["input"]
+    here = (indices == module.padding_idx).unsqueeze(-1)
     return torch.where(here, row.to(output.dtype), output)

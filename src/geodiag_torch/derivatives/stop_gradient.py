@@ -91,12 +91,21 @@ class Constants(TorchFunctionMode):
 
 
 def is_due_to(error: BaseException) -> bool:
-    """Whether it was raised while :class:`Constants` called a function, or torch.compile traced."""
+    """Whether it was raised while :class:`Constants` called a function, or torch.compile traced.
+
+    Or in the place of an error that was.
+    """
     code = Constants.__torch_function__.__code__
-    return any(
-        frame.f_code is code or frame.f_globals.get("__name__", "").startswith("torch._dynamo")
-        for frame, _ in walk_tb(error.__traceback__)
-    )
+    found: BaseException | None = error
+    seen: set[int] = set()  # an error may be its own cause
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        for frame, _ in walk_tb(found.__traceback__):
+            name = frame.f_globals.get("__name__", "")
+            if frame.f_code is code or name.startswith("torch._dynamo"):
+                return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 class Attached(TorchFunctionMode):

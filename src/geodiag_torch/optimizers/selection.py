@@ -92,8 +92,10 @@ def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None
     own = {name: tensors[name] for name in copies}
 
     def around(run: Callable[[], None]) -> None:
-        now = {name: _replaced(own[name], x) for name, x in copies.items()}
+        now: dict[str, Tensor] = {}
         try:
+            for name, x in copies.items():  # which may fail halfway, for want of memory
+                now[name] = _replaced(own[name], x)
             run()
         finally:
             for name, x in now.items():
