@@ -12,7 +12,7 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -83,6 +83,12 @@ def _arrays(values: list[Any]) -> Iterator[Any]:
                 yield from filter(is_array, leaves_of(value))
 
 
+_LOADS = (
+    *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"),
+    *("LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF"),
+)
+
+
 class Reads(NamedTuple):
     """The names that a function reads and writes, those written inside it included."""
 
@@ -90,6 +96,7 @@ class Reads(NamedTuple):
     attributes: frozenset[str]
     written: frozenset[str]  # counters, say, which no loss depends on
     writes_items: bool
+    keys: Mapping[str, frozenset[Any]]  # by names that are read as name["key"] alone
 
 
 def numbers(call: Any) -> Iterator[tuple[str, str, str]]:
@@ -115,8 +122,10 @@ def numbers(call: Any) -> Iterator[tuple[str, str, str]]:
 def _numbers_in(value: Any, name: str, reads: Reads) -> Iterator[tuple[str, str, str]]:
     """Those in a dict, or in the attributes of an object or a module that the function reads."""
     if type(value) is dict:
-        for key, x in () if reads.writes_items else value.items():
-            yield from _number(f"{name}[{key!r}]", x)
+        keys = () if reads.writes_items else reads.keys.get(name, value.keys())
+        for key, x in value.items():
+            if key in keys:
+                yield from _number(f"{name}[{key!r}]", x)
     elif not isinstance(value, (type, types.FunctionType)):
         held = getattr(value, "__dict__", {})
         for key in reads.attributes - reads.written:
@@ -132,7 +141,10 @@ def _number(name: str, x: Any) -> Iterator[tuple[str, str, str]]:
 @functools.lru_cache(maxsize=1024)
 def _reads(code: types.CodeType) -> Reads:
     global_names, attributes, written, items = set(), set(), set(), False
-    for x in _instructions(code):
+    keys: dict[str, set[Any]] = {}
+    whole = set()  # names that are read otherwise than as name["key"]
+    found = list(_instructions(code))
+    for i, x in enumerate(found):
         if x.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             global_names.add(x.argval)
         elif x.opname in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -140,7 +152,18 @@ def _reads(code: types.CodeType) -> Reads:
         elif x.opname in ("STORE_DEREF", "STORE_GLOBAL", "STORE_ATTR"):
             written.add(x.argval)
         items = items or x.opname == "STORE_SUBSCR"
-    return Reads(frozenset(global_names), frozenset(attributes), frozenset(written), items)
+        if x.opname in _LOADS:
+            if [each.opname for each in found[i + 1 : i + 3]] == ["LOAD_CONST", "BINARY_SUBSCR"]:
+                keys.setdefault(x.argval, set()).add(found[i + 1].argval)
+            else:
+                whole.add(x.argval)
+    return Reads(
+        frozenset(global_names),
+        frozenset(attributes),
+        frozenset(written),
+        items,
+        {name: frozenset(some) for name, some in keys.items() if name not in whole},
+    )
 
 
 def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:

@@ -125,3 +125,34 @@ def test_counters_compile_nothing_again():
         for _ in range(3):
             geodiag.sharpness(call, params=params())
     assert calls == counted["n"] == task.calls == 2
+
+
+run = {"scale": 2.0, "step": 0}
+
+
+def test_a_number_beside_the_one_that_is_read_compiles_nothing_again():
+    calls, held = [], {"scale": 2.0, "step": 0}
+
+    def of_closure(p):
+        calls.append(0)
+        return held["scale"] * penalty(p)
+
+    def of_global(p):
+        calls.append(0)
+        return (lambda: run["scale"])() * penalty(p)
+
+    def in_a_loop(p):
+        return sum(held[name] for name in ("scale", "step")) * penalty(p)
+
+    for loss in (of_closure, of_global):
+        traced = []
+        for _ in range(3):
+            run["step"] += 1
+            held["step"] += 1
+            assert geodiag.sharpness(loss, params=params()).value == pytest.approx(2.0)
+            traced.append(len(calls))
+        assert len(set(traced)) == 1
+        calls.clear()
+    found = geodiag.sharpness(in_a_loop, params=params()).value
+    held["step"] += 1
+    assert geodiag.sharpness(in_a_loop, params=params()).value == pytest.approx(found + 1.0)
