@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,8 @@ STATE_BEFORE = (
     "the norm is that of the optimizer's state before the step, which is not the one that the step "
     "used: pass the state after it too, after(new_params, opt_state)"
 )
+
+NOT_COMPARED = "the step was not compared with the rule, since nothing was measured"
 
 
 class Monitor(geodiag.Monitor):
@@ -248,7 +251,8 @@ class Monitor(geodiag.Monitor):
         known = self._schedule.by_step_alone  # else the time, or a function, decides only then
         wanted = opt_state is not None and not self._closed
         if wanted and (not known or self._schedule.due(step + 1)):
-            self._previous = (step, snapshot(opt_state))
+            with suppress(Exception):  # what is no pytree is not kept: the reader says why
+                self._previous = (step, snapshot(opt_state))
 
     def _earlier(self, step: int) -> Any:
         """The state before a step; None where it was not kept, or was donated to it."""
@@ -338,7 +342,8 @@ class Monitor(geodiag.Monitor):
             return replace(update, unknown=STATE_BEFORE)
         if self._points is None or self._measured is None or update.unknown:
             return update
-        assert pending.oracle is not None
+        if pending.oracle is None:
+            return replace(update, unknown=NOT_COMPARED)
         here, there = (self._deferred.at(point).point() for point in self._points)
         said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)
         lr = update.lr if said.rate else float("nan")

@@ -152,6 +152,20 @@ def test_a_donated_state():
     assert "donates" in monitor.records[1].note
 
 
+def test_what_cannot_be_read_stops_no_run():
+    """Deleted parameters, and a state that is no pytree."""
+    monitor = geodiag_jax.Monitor(loss, "l2", lr=LR, every=1, max_hvps=8)
+    monitor.observe(0, PARAMS, jax.tree_util.tree_map(jnp.sin, PARAMS))
+    gone = jax.tree_util.tree_map(jnp.copy, PARAMS)
+    for x in jax.tree_util.tree_leaves(gone):
+        x.delete()
+    deleted = monitor.observe(1, gone, PARAMS)
+    assert "no threshold: the step was not compared" in deleted.note
+    unordered = monitor.observe(2, PARAMS, gradient_of(PARAMS), {1: 1, "a": 2})
+    assert math.isfinite(unordered.sharpness)
+    assert "no threshold" in unordered.note
+
+
 def test_another_batch_is_said_once():
     def other(params):
         g = gradient_of(params)
