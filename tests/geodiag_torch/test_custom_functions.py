@@ -177,3 +177,32 @@ def test_a_gradient_that_stands_still_is_no_measure():
     d = oracle.point()
     assert torch.equal(oracle.hvp(d)["w"], 2 * d["w"])
     assert oracle.notes == ()
+
+
+class Hooked(nn.Sequential):
+    """Whose output's gradient is cut off from the graph, on its way back."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        found.register_hook(lambda g: g.detach().clone())
+        return found
+
+
+def test_a_gradient_that_a_hook_cuts_off_is_found_out_below_32_bits():
+    torch.manual_seed(0)
+    model = Hooked(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).bfloat16()
+    x, y = torch.randn(9, 3).bfloat16(), torch.randn(9, 2).bfloat16()
+    oracle = geodiag.problem(model, criterion=nn.MSELoss(), data=(x, y)).at()
+    with pytest.raises(errors.EngineError, match="at least 32 bits"):
+        oracle.hvp(random_like(oracle, 0))
+
+
+def test_a_linear_parameter_below_32_bits_is_measured_without_a_note():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).bfloat16()
+    x = torch.randn(9, 3).bfloat16()
+    oracle = geodiag.problem(model, loss_fn=lambda m, x: m(x).mean(), data=x).at()
+    product = oracle.hvp(random_like(oracle, 0))
+    assert not product["2.bias"].any()
+    assert product["0.weight"].any()
+    assert oracle.notes == ()

@@ -7,8 +7,6 @@ torch.func on the flattened parameters.
 from __future__ import annotations
 
 import math
-import sys
-import weakref
 
 import numpy as np
 import pytest
@@ -16,9 +14,7 @@ import torch
 from torch import nn
 
 import geodiag
-from geodiag.monitoring.unmeasured import copied
 from geodiag_torch import attach
-from geodiag_torch.optimizers.selection import as_they_were
 
 mse = nn.functional.mse_loss
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
@@ -350,36 +346,3 @@ class TestPlainMonitor:
                 record = monitor.after()
             assert math.isnan(record.directional_smoothness) is moves
             assert ("no D, no ζ: the step also moved 'b'" in record.note) is moves
-
-
-class TestWhatIsPutBack:
-    def test_tensors_are_as_they_were_where_one_cannot_be_replaced(self):
-        a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        copies = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.int64)}
-        with pytest.raises(RuntimeError):  # a parameter that requires gradients holds no integers
-            as_they_were({"a": a, "b": b}, copies, lambda: None)
-        assert torch.equal(a, torch.ones(2))
-        assert torch.equal(b, torch.ones(2))
-
-    def test_no_copy_of_the_model_is_kept_of_a_step_that_never_came(self, monkeypatch):
-        copies = []
-
-        def watching(tensors):
-            found = copied(tensors)
-            copies.extend(map(weakref.ref, found.values()))
-            return found
-
-        monkeypatch.setattr(sys.modules["geodiag_torch.attach"], "copied", watching)
-        model, data = net()
-        optimizer = Adam(model.parameters(), lr=1e-3)
-        monitor = attach(optimizer, model, criterion=mse, data=data, every=1)
-
-        def closure():
-            raise ValueError("no batch")
-
-        with pytest.raises(ValueError, match="no batch"):
-            optimizer.step(closure)
-        assert len(copies) == 4
-        monitor.detach()
-        assert "not observed" in monitor.records[-1].note
-        assert all(x() is None for x in copies)

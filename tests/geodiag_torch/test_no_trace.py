@@ -6,6 +6,8 @@ Also when it raises: an exception, KeyboardInterrupt included, is injected at ea
 from __future__ import annotations
 
 import contextlib
+import sys
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import nn
 
 import geodiag
 import geodiag_torch
+from geodiag.monitoring.unmeasured import copied
+from geodiag_torch.optimizers.selection import as_they_were
 from tests.geodiag_torch.models import fingerprint
 
 
@@ -123,3 +127,38 @@ def test_training_continues_bit_identically_after_measurements():
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(train(True), train(False))
+
+
+class TestWhatIsPutBack:
+    def test_tensors_are_as_they_were_where_one_cannot_be_replaced(self):
+        a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        copies = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.int64)}
+        with pytest.raises(RuntimeError):  # a parameter that requires gradients holds no integers
+            as_they_were({"a": a, "b": b}, copies, lambda: None)
+        assert torch.equal(a, torch.ones(2))
+        assert torch.equal(b, torch.ones(2))
+
+    def test_no_copy_of_the_model_is_kept_of_a_step_that_never_came(self, monkeypatch):
+        copies = []
+
+        def watching(tensors):
+            found = copied(tensors)
+            copies.extend(map(weakref.ref, found.values()))
+            return found
+
+        monkeypatch.setattr(sys.modules["geodiag_torch.attach"], "copied", watching)
+        model = nn.Linear(4, 2)
+        data = torch.randn(8, 4), torch.randn(8, 2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        mse = nn.functional.mse_loss
+        monitor = geodiag_torch.attach(optimizer, model, criterion=mse, data=data, every=1)
+
+        def closure():
+            raise ValueError("no batch")
+
+        with pytest.raises(ValueError, match="no batch"):
+            optimizer.step(closure)
+        assert len(copies) == 2
+        monitor.detach()
+        assert "not observed" in monitor.records[-1].note
+        assert all(x() is None for x in copies)

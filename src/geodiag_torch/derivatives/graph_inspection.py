@@ -52,7 +52,7 @@ class Structure:
     """The operations of a gradient's graph."""
 
     operations: int  # a hash of its nodes, in the order in which they are visited
-    custom: bool  # whether there are custom functions among them, or among those of the loss
+    custom: bool  # whether custom functions or hooks may be among them, or among those of the loss
 
 
 def _nodes(roots: list[Any]) -> Iterator[Any]:
@@ -119,13 +119,13 @@ def check_graph(gradient: Mapping[str, Tensor], custom: bool) -> Structure:
     Raises:
         EngineError: naming the parameter or the operation.
     """
-    for name, g in gradient.items():
-        if custom and not g.requires_grad and bool(g.any()):
-            raise EngineError(
-                f"the gradient with respect to {name!r} carries no graph",
-                got="a constant, or a backward pass that cannot be differentiated",
-                do='pass engine="finite-difference"',
-            )
+    constant = [n for n, g in gradient.items() if not g.requires_grad and bool(g.any())]
+    if custom and constant:
+        raise EngineError(
+            f"the gradient with respect to {constant[0]!r} carries no graph",
+            got="a constant, or a backward pass that cannot be differentiated",
+            do='pass engine="finite-difference"',
+        )
     visited: list[tuple[type, str]] = []
     for node in _nodes([g.grad_fn for g in gradient.values() if g.grad_fn is not None]):
         kind = type(node)
@@ -140,4 +140,5 @@ def check_graph(gradient: Mapping[str, Tensor], custom: bool) -> Structure:
                 do='pass engine="finite-difference"',
             )
     custom = custom or any(issubclass(kind, BackwardCFunction) for kind, _ in kinds)
+    custom = custom or bool(constant)  # a hook, which no graph shows, may have made it so
     return Structure(hash(tuple(visited)), custom)
