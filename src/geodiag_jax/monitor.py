@@ -332,10 +332,8 @@ class Monitor(geodiag.Monitor):
             elif lr is None or self._measured is None:
                 return None if lr is None else Update(lr)
             else:
-                update, found = (
-                    Update(lr),
-                    Geometry(plain_descent(self._measured, lr, space), space),
-                )
+                update = Update(lr)
+                found = Geometry(plain_descent(self._measured, lr, space), space)
         except ArgumentError as e:
             return Update(float("nan") if lr is None else lr, unknown=e.what)
         if after is None and before is not None and not update.unknown:

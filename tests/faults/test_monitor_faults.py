@@ -161,8 +161,8 @@ class TestAttached:
             (other,) = [o for o in expected if o.step == r.step]
             assert r.loss == other.loss, site
             # Lower bounds that were reached from other starts, where one measurement is missing;
-            # in quadratic norms to the monitor's own tolerance, of which 8 products can fall short.
-            rel = 0.3 if training.name == "muon" else 0.05
+            # in quadratic norms a tracked value may be a tenth below the maximum.
+            rel = 0.3 if training.name == "muon" else 0.1
             assert r.sharpness == pytest.approx(other.sharpness, rel=rel), site
 
     @pytest.mark.parametrize("name", OPTIMIZERS)

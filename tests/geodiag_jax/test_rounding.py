@@ -84,13 +84,12 @@ def test_every_record_below_32_bits_carries_the_error_of_each_number(case):
         exact = geodiag.problem(loss, params=here64, data=data64).at()
         step = {n: there64[n] - here64[n] for n in here}
         with geodiag_jax.Monitor(function, "l2", data=data, lr=0.1, every=1, max_hvps=8) as monitor:
-            monitor.before(0, here)
-            witness = monitor._pending.result
-            record = monitor.after(there)
+            record = monitor.observe(0, here, there)
+            lists = monitor.state_dict()["tracker"]["last"]["witness"]
         pattern = r"(loss|dual norm|sharpness|D|curvature) ± ([^,;]+)"
         stated = {name: float(error) for name, error in re.findall(pattern, record.note)}
         assert set(stated) == set(found), record
-        d = {name: jnp.asarray(x, jnp.float64) for name, x in witness.direction.items()}
+        d = {name: jnp.asarray(x, jnp.float64) for name, x in lists.items()}
         along = [
             float(geodiag.directional_smoothness(exact, step, kind=kind))
             for kind in ("remainder", "curvature")
@@ -99,7 +98,7 @@ def test_every_record_below_32_bits_carries_the_error_of_each_number(case):
         truths = {
             "loss": (record.loss, float(exact.loss())),
             "dual norm": (record.dual_norm, math.sqrt(float(dot(gradient, gradient)))),
-            "sharpness": (witness.value, float(dot(d, exact.hvp(d)))),
+            "sharpness": (record.sharpness, float(dot(d, exact.hvp(d)))),
             "D": (record.directional_smoothness, along[0]),
             "curvature": (record.curvature, along[1]),
         }

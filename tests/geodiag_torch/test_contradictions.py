@@ -102,23 +102,40 @@ def by_tensor(model, optimizer):
 
 
 SCALED = ["sgd", "momentum", "nesterov", "adam", "rmsprop", "spectral"]
+PLAIN = ["sgd", "spectral"]
 SCALE_FREE = ["linf", "sign"]
 
 
-@pytest.mark.parametrize("name", SCALED)
+CHANGES = {
+    "norm": ({"between": clipped}, "times"),
+    "accumulated": ({"backward": 4}, "4 times"),
+    "scaled": ({"scale": 0.25}, "0.25 times"),
+    "value": ({"between": by_value}, "0.01"),
+    "tensor": ({"between": by_tensor}, "by tensor"),
+    "negative": ({"scale": -1.0}, "-1 times"),
+}
+FACTORS = ("norm", "accumulated", "scaled")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("change", FACTORS)
+def test_of_plain_descent_a_factor_is_one_of_its_rate(name, change):
+    """The curvature at which the step that was taken is neutral: ΔL = ⟨g, s⟩(1 − D/threshold)."""
+    records = run(RULES[name], **CHANGES[change][0])
+    assert "times the measured loss's gradient" in records[0].note  # once for the run
+    for record in records:
+        # ζ = D/threshold holds for the threshold of the step alone.
+        quotient = record.directional_smoothness / record.threshold
+        assert quotient == pytest.approx(record.realized_edge, rel=1e-3)
+        assert record.ratio == pytest.approx(record.sharpness / record.threshold)
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"between": clipped}, "times"),
-        ({"between": by_value}, "0.01"),
-        ({"between": by_tensor}, "by tensor"),
-        ({"backward": 4}, "4 times"),
-        ({"scale": 0.25}, "0.25 times"),
-        ({"scale": -1.0}, "-1 times"),
-    ],
-    ids=["norm", "value", "tensor", "accumulated", "scaled", "negative"],
+    ("name", "change"),
+    [(n, c) for n in SCALED for c in CHANGES if not (n in PLAIN and c in FACTORS)],
 )
-def test_the_gradient_was_changed_before_the_optimizer(name, options, said):
+def test_the_gradient_was_changed_before_the_optimizer(name, change):
+    options, said = CHANGES[change]
     for record in run(RULES[name], **options):
         assert math.isnan(record.threshold)
         assert math.isnan(record.ratio)

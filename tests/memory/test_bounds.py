@@ -75,7 +75,7 @@ def warm(age):
     """A warm measurement, so many after the last cold one; the cold one is not counted."""
 
     def run(problem):
-        first = geodiag.sharpness(problem, "linf", estimator=Ascent(1), max_hvps=4)
+        first = geodiag.sharpness(problem, "linf", estimator=Ascent(1), max_hvps=6)
         last = replace(first, estimator="Ascent()", state=first.state | {"age": age - 1})
         return lambda: geodiag.sharpness(problem, "linf", start=last)
 

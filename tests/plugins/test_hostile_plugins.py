@@ -65,7 +65,15 @@ def test_an_import_that_raises_anything_is_one_warning(error, thread):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_during_an_import_reaches_the_user_and_the_plugin_loads_later():
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which a process that was started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_during_an_import_reaches_the_user_and_the_plugin_loads_later(ctrl_c):
     class Slow(EntryPoint):
         def load(self):
             self.loads += 1

@@ -151,6 +151,7 @@ def test_a_monitor_closes_a_sink_that_never_answers(impatient):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the same of JAX, where it is loaded
 def test_a_forked_child_sends_nothing_and_closes_nothing():
     sink = Server()
     sink.write(Record(0))

@@ -61,6 +61,8 @@ def true(framework: str, case: str) -> Truth:
 
 
 def _torch_cell(case: str, precision: str, engine: str) -> Outcome:
+    if "torch.compile" in case:  # after some recompilations torch runs such modules uncompiled
+        torch.compiler.reset()
     exact, autocast, name = true("torch", case), *precision.rpartition(" ")[::2]
     dtype = getattr(torch, name)
     arguments = torch_cases.CASES[case](torch.float32 if autocast else dtype)

@@ -223,7 +223,8 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         tracker, schedule = self._tracker.state_dict(), self._schedule.state_dict()
-        return {"version": 1, "tracker": tracker, "schedule": schedule}
+        noted = sorted(self._noted)
+        return {"version": 1, "tracker": tracker, "schedule": schedule, "noted": noted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned, in this process or an earlier one.
@@ -239,10 +240,11 @@ class Monitor:
             tracker, schedule = copy.copy(self._tracker), copy.copy(self._schedule)
             tracker.load_state_dict(state["tracker"])
             schedule.load_state_dict(state["schedule"])
+            noted = {str(note) for note in list(state.get("noted", ()))}
         except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=one_line(e), do=do) from e
-        self._tracker, self._schedule = tracker, schedule
+        self._tracker, self._schedule, self._noted = tracker, schedule, noted
 
     def __enter__(self) -> Monitor:
         return self

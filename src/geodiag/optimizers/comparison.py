@@ -207,7 +207,7 @@ def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> _Explanati
     if not gg > 0 or rounding**2 > TOLERANCE**2 * aa:
         return None
     if entries >= OBSERVED_PER_FITTED and aa - ag * ag / gg <= left:
-        return _Explanation(f"{ag / gg:.4g} times {{}}", ag / gg)
+        return _Explanation(f"{ag / gg:.4g} times {{}}", float(ag / gg))
     if entries >= 2 * OBSERVED_PER_FITTED and gg * ww - gw * gw > EXACT**2 * gg * ww:
         factor, decay = np.linalg.solve([[gg, gw], [gw, ww]], [ag, aw])
         if aa - factor * ag - decay * aw <= left:
