@@ -84,7 +84,7 @@ def hessian():
     return {"indefinite": a + a.T, "positive": a @ a.T}
 
 
-@pytest.mark.parametrize("kind", ["indefinite", "positive"])
+@pytest.mark.parametrize("kind", [pytest.param("indefinite", marks=pytest.mark.slow), "positive"])
 @pytest.mark.parametrize("name", NORMS)
 def test_sharpness_is_that_of_the_slices(name, kind, hessian):
     found = geodiag.sharpness(hessian[kind], stacked(NORMS[name]), shapes=WHOLE)
