@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from geodiag.blocks import Blocks, all_finite, axpy, dot, epsilon
-from geodiag.core.validation import as_blocks, as_number, is_whole, own_arithmetic
+from geodiag.blocks import Blocks, axpy, dot, epsilon
+from geodiag.core.validation import as_number, as_step, is_whole, own_arithmetic
 from geodiag.errors import ArgumentError, EngineError, NonFiniteError, shown
 from geodiag.optimizers.thresholds import require_lr
 from geodiag.oracles import Oracle
@@ -127,12 +127,7 @@ def critical_lr(
         oracle.surroundings(),
         own_arithmetic(),
     ):
-        s = as_blocks(step, oracle.space, "step")
-        if not bool(all_finite(s)) or not float(dot(s, s)) > 0.0:
-            raise ArgumentError(
-                "step= must be finite and not zero: nothing moved",
-                do="pass w⁺ − w of a step that was taken",
-            )
+        s = as_step(step, oracle.space)
         return _along(oracle, s, lr, rtol, max_losses)
 
 

@@ -24,7 +24,7 @@ from geodiag.blocks import (
     namespace,
     subtract,
 )
-from geodiag.core.validation import as_blocks, as_number, own_arithmetic
+from geodiag.core.validation import as_number, as_step, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
 from geodiag.estimators.roundoff import (
     PointErrors,
@@ -36,6 +36,7 @@ from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolved_oracle
 
 PATH_POINTS = 16
+LOST = "step= is lost to rounding when it is added to the parameters"
 BOTH_ENDS = math.sqrt(2)  # the error of a difference, to that of each
 LARGEST_OF = 2.0  # the error of the largest of PATH_POINTS values, to that of each
 SMALLEST, LARGEST = 1e-280, 1e280  # squares beyond these lose digits
@@ -127,8 +128,8 @@ def directional_smoothness(
         asked = as_norm(norm)
         bound = asked.bind(oracle.space)
         with oracle.surroundings(), own_arithmetic():
-            s = as_blocks(step, oracle.space, "step")
-            _check_step(bound, s)
+            s = as_step(step, oracle.space)
+            _check_length(bound, s)
             value, rounding = _KINDS[kind](oracle, bound, s)
         if value != value or abs(value) == float("inf"):
             raise NonFiniteError(
@@ -138,12 +139,7 @@ def directional_smoothness(
         return DirectionalSmoothness(value, kind, repr(asked), rounding)
 
 
-def _check_step(norm: Norm, s: Blocks) -> None:
-    if not bool(all_finite(s)) or not bool(largest(s) > 0):
-        raise ArgumentError(
-            "step= must be finite and not zero: nothing moved",
-            do="pass w⁺ − w of a step that was taken",
-        )
+def _check_length(norm: Norm, s: Blocks) -> None:
     length = _number(norm.value(s), "value(d)", norm)
     if not 0 < length < float("inf"):
         raise ArgumentError(
@@ -225,9 +221,7 @@ def _taken(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[Blocks, Blocks, Block
     length = float(norm.value(taken))
     if is_too_short(s, length):
         raise ArgumentError(
-            "step= is lost to rounding when it is added to the parameters"
-            if length == 0.0
-            else "step= is too short: its square underflows",
+            LOST if length == 0.0 else "step= is too short: its square underflows",
             do="measure a longer step, or in float64",
         )
     return here, there, taken, length

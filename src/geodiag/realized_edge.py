@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from geodiag.blocks import Blocks, add, all_finite, dot, subtract
-from geodiag.core.validation import as_blocks, as_number, own_arithmetic
+from geodiag.blocks import Blocks, add, dot, largest, subtract
+from geodiag.core.validation import as_number, as_step, own_arithmetic
+from geodiag.directional import LOST
 from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators.roundoff import PointErrors, remainder
 from geodiag.norms.base import Norm
@@ -84,6 +85,8 @@ def realized_edge(
 ) -> RealizedEdge:
     """The realized edge ζ of ``step`` = w⁺ − w from the model's current point w.
 
+    It takes two losses and a gradient, and six gradients more for ``rounding``.
+
     Args:
         model: as in :func:`geodiag.sharpness`.
         step: blocks of w⁺ − w, with the measured parameters' names and shapes: of any optimizer, on
@@ -119,15 +122,12 @@ def realized_edge(
         oracle.surroundings(),
         own_arithmetic(),
     ):
-        s = as_blocks(step, oracle.space, "step")
-        if not bool(all_finite(s)) or not float(dot(s, s)) > 0.0:
-            raise ArgumentError(
-                "step= must be finite and not zero: nothing moved",
-                do="pass w⁺ − w of a step that was taken",
-            )
+        s = as_step(step, oracle.space)
         here = oracle.point()
         there = add(here, s)
         taken = subtract(there, here)  # as it is after rounding
+        if not bool(largest(taken) > 0):
+            raise ArgumentError(LOST, do="measure a longer step, or in float64")
         gradient, slope = oracle.gradient(), float(dot(oracle.gradient(), taken))
         losses = float(oracle.loss_at(there)), float(oracle.loss())
         parts: dict[str, Any] = {"loss": losses[1], "new_loss": losses[0], "note": ""}

@@ -56,8 +56,8 @@ def attach(
     Args:
         optimizer: any torch optimizer, with or without closures. A wrapper that keeps it as
             ``.optimizer`` (Accelerate, Lightning) is unwrapped.
-        model: the module. Those of its parameters are measured that the optimizer holds and that
-            require gradients, at each record anew.
+        model: the module. At each record, those of its parameters are measured that the optimizer
+            then holds and that require gradients.
         norm: None or "auto": the optimizer's own, see :mod:`geodiag.optimizers.families`. Else a
             registered name, a Norm, or a function that returns one at each measurement; if that
             is not the optimizer's norm, there is no threshold.

@@ -133,6 +133,13 @@ def test_a_loss_that_is_not_finite_has_risen(beyond):
     assert found.bracketed
 
 
+def test_a_step_whose_square_underflows_has_no_bracket():
+    pair, _, given = arguments("numpy", "float64")
+    found = geodiag.critical_lr(pair, {"x": np.array([-1e-170, 0.0, 0.0])}, **given)
+    assert math.isnan(found)
+    assert "no bracket" in found.note
+
+
 def test_losses_that_differ_by_rounding():
     """1e9 + w² in float32: the loss is one number along the whole step."""
     pair = (

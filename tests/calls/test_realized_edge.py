@@ -149,6 +149,12 @@ def test_what_has_no_edge(given, error):
         edge("numpy", "float64", [1.0, 0.0], given.pop("step"), **given)
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e-170])
+def test_a_step_that_is_lost_to_rounding(size):
+    with pytest.raises(ArgumentError, match="lost to rounding"):
+        edge("numpy", "float64", [1.0, 1.0], [-size, 0.0])
+
+
 def test_a_loss_that_is_not_finite():
     pair = (lambda w: math.inf if w["x"][0] > 1 else 1.0, lambda w: {"x": -np.ones(1)})
     with pytest.raises(NonFiniteError):

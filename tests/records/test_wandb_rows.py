@@ -60,7 +60,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """A record is placed before the training goes on, however slow the machine is."""
-    monkeypatch.setattr(wandb_rows, "GLANCE", 60.0)
+    monkeypatch.setattr(wandb_rows, "ROW_WAIT", 60.0)
 
 
 # How the training counts what it logs at each so many steps.
@@ -180,7 +180,7 @@ BESIDE = """
 import sys, wandb
 from geodiag.records import Record
 from geodiag.sinks import WandB, wandb_rows
-wandb_rows.GLANCE = 60.0
+wandb_rows.ROW_WAIT = 60.0
 run = wandb.init(mode="offline", project="edge", dir=".")
 counts = sys.argv[1] == "counts"
 sinks = [WandB(run, prefix=f"geodiag/{n}/") for n in ("l2", "linf")]

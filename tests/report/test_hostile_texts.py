@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 import types
 from xml.etree import ElementTree
 
@@ -184,14 +183,14 @@ class TestFigures:
         assert title.get_fontsize() == 11
 
     def test_a_long_note_and_label_are_cut(self, tmp_path):
-        """Where they were drawn whole, this took minutes."""
-        began = time.process_time()
+        """To draw them whole takes minutes."""
         text = "word " * 200_000
         figure = geodiag.plot({text: [Record(1, note=text)]}, tmp_path / "out.svg")
-        assert time.process_time() - began < 60
         assert (tmp_path / "out.svg").stat().st_size < 10**6
-        drawn = [t.get_text() for axes in figure.axes for t in axes.texts]
-        assert max(map(len, drawn)) < 300
+        drawn = [
+            each.get_text() for each in figure.findobj(pytest.importorskip("matplotlib.text").Text)
+        ]
+        assert 100 < max(map(len, drawn)) < 300
 
     def test_a_file_whose_name_is_no_text(self, tmp_path):
         path = os.fsencode(tmp_path) + b"/\xff.jsonl"

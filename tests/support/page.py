@@ -56,7 +56,7 @@ is downloaded) and measures all of its 124,439,808 parameters in ℓ∞, in 15 l
     pip install -c constraints.txt -e ".[torch]" transformers
     python examples/gpt2.py
 
-From such an environment, made anew, it took 119 s with one thread, on a machine of two cores that
+From a new environment of this kind it took 119 s with one thread, on a machine of two cores that
 was busy with other work (load 1 to 2), and 7.9 GiB at the peak: 14 Hessian-vector products of 64
 tokens.
 

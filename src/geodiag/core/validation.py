@@ -9,7 +9,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, check_like, is_array, to_numpy
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    all_finite,
+    array_namespace,
+    check_like,
+    is_array,
+    largest,
+    to_numpy,
+)
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, GeodiagError, ShapeError, shown
 
@@ -140,6 +149,22 @@ def as_blocks(
         given = {n: np.asarray(x) if type(x) is float else x for n, x in given.items()}
     check_like(given, space.shapes, what, error)
     return {name: _moved(given[name], name, space, what, error) for name in space.names}
+
+
+def as_step(given: Any, space: Space) -> Blocks:
+    """``step=`` as blocks of the space.
+
+    Raises:
+        ShapeError: it has other names or shapes.
+        ArgumentError: it is zero or not finite.
+    """
+    s = as_blocks(given, space, "step")
+    if not bool(all_finite(s)) or not bool(largest(s) > 0):
+        raise ArgumentError(
+            "step= must be finite and not zero: nothing moved",
+            do="pass w⁺ − w of a step that was taken",
+        )
+    return s
 
 
 def _moved(x: Any, name: str, space: Space, what: str, error: type[GeodiagError]) -> Array:

@@ -153,6 +153,10 @@ def _normalized(lr: float, dual_norm: float | None, momentum_or_decay: bool) -> 
     return Threshold(value, applies_to, "2/lr for normalized updates, arXiv 2603.05002")
 
 
+# Attributes of an Update that are no arguments of :func:`threshold`.
+_OF_THE_RECORD = ("unknown", "caveat", "scale")
+
+
 @dataclass(frozen=True)
 class Update:
     """The update rule in force at one step, as the optimizer states it.
@@ -191,9 +195,6 @@ class Update:
         settings = {name: x for name, x in vars(self).items() if name not in _OF_THE_RECORD}
         settings["lr"] = require_lr(self.lr) * self.scale
         return threshold(**settings, dual_norm=dual_norm if self.normalized else None)
-
-
-_OF_THE_RECORD = ("unknown", "caveat", "scale")
 
 
 def require_lr(lr: Any, do: str | None = None) -> float:

@@ -15,7 +15,7 @@ from geodiag.records import Record
 from geodiag.sinks.background import QUEUE, Background
 from geodiag.sinks.base import PREFIX, metrics
 
-GLANCE = 0.1  # seconds that a record may wait to find the row that is open now
+ROW_WAIT = 0.1  # seconds that a record may wait to find the row that is open now
 
 
 class WandB(Background):
@@ -58,7 +58,7 @@ class WandB(Background):
     def write(self, record: Record) -> None:
         self._newest, self._between = record.step, record.step - self._newest
         super().write(record)
-        self.flush(GLANCE)
+        self.flush(ROW_WAIT)
 
     def send(self, record: Record) -> None:
         if len(self._held) >= QUEUE:

@@ -1,4 +1,4 @@
-"""The problem of the parameters that an optimizer moves, at each record anew."""
+"""The problem of the parameters that an optimizer moves at the time of a record."""
 
 from __future__ import annotations
 
