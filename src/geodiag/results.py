@@ -67,17 +67,18 @@ class Status(Enum):
 
 
 STATE = {"witness", "age", "norm"}  # the keys of a state; those of older versions had no others
-SEARCHED = {"found", "loss"}  # a Searched, where it is known
+SEARCHED = ("found", "loss", "cold_loss")  # a Searched, where it is known
 
 
 class Searched(NamedTuple):
-    """What the last search found, and the loss there; NaN where it is not known.
+    """What the last search found, the loss there, and that of the last cold one; NaN: not known.
 
     A later point is far from that one if either has changed much.
     """
 
     value: float = math.nan
     loss: float = math.nan
+    cold_loss: float = math.nan  # at the last search from many starts
 
     def value_change(self, *values: float) -> float:
         """The largest factor, at least 1, by which a value differs from what was found.
@@ -89,11 +90,18 @@ class Searched(NamedTuple):
 
     def loss_change(self, loss: float) -> float:
         """The factor, at least 1, by which the loss has changed; 1 where its sign differs."""
-        then, now = (self.loss, loss) if self.loss > 0 else (-self.loss, -loss)
-        return _factor(then, now, 1.0)
+        return _loss_factor(self.loss, loss)
+
+    def loss_change_since_cold(self, loss: float) -> float:
+        """The same, since the last search from many starts."""
+        return _loss_factor(self.cold_loss, loss)
 
 
 UNKNOWN = Searched()
+
+
+def _loss_factor(then: float, now: float) -> float:
+    return _factor(then, now, 1.0) if then > 0 else _factor(-then, -now, 1.0)
 
 
 def _factor(then: float, now: float, opposite: float) -> float:
@@ -110,7 +118,7 @@ class WarmStart:
         witness: the direction by names of tensors; lists of numbers if it was read from JSON.
         age: how many measurements ago the last cold search was.
         norm: the norm of the witness, as it prints. In another norm it is only a direction.
-        searched: what the last search found; in the state as ``found`` and ``loss``.
+        searched: what the last search found; in the state under the names of SEARCHED.
     """
 
     witness: Mapping[str, Any]
@@ -121,7 +129,7 @@ class WarmStart:
     def to_dict(self) -> dict[str, Any]:
         """The state of a result."""
         state = {"witness": dict(self.witness), "age": self.age, "norm": self.norm}
-        known = {"found": float(self.searched.value), "loss": float(self.searched.loss)}
+        known = dict(zip(SEARCHED, map(float, self.searched), strict=True))
         return state | {name: x for name, x in known.items() if math.isfinite(x)}
 
     def to_json(self) -> dict[str, Any]:
@@ -143,18 +151,18 @@ class WarmStart:
             raise ArgumentError(
                 "a state must name its norm, and hold a dict of arrays", got=shown(dict(state))
             )
-        known = [state[name] for name in sorted(SEARCHED & set(state))]
+        known = [state[name] for name in SEARCHED if name in state]
         if not all(is_number(x) and math.isfinite(x) for x in known):
             raise ArgumentError(
                 "what the last search found, in start=, must be numbers", got=shown(known)
             )
-        searched = Searched(float(state.get("found", math.nan)), float(state.get("loss", math.nan)))
+        searched = Searched(*(float(state.get(name, math.nan)) for name in SEARCHED))
         return cls(state["witness"], int(state["age"]), state["norm"], searched)
 
 
 def is_state(x: Any) -> bool:
     """Whether ``x`` has the keys of a state."""
-    return isinstance(x, Mapping) and STATE <= set(x) <= STATE | SEARCHED
+    return isinstance(x, Mapping) and STATE <= set(x) <= STATE.union(SEARCHED)
 
 
 def relative(error: float, value: float) -> float:

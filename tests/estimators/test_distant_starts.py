@@ -88,7 +88,7 @@ def nuclear(x):
 
 def test_a_state_of_an_older_version_is_read():
     state = geodiag.sharpness(At(np.eye(N)), "linf").state
-    assert set(state) == OLD | {"found", "loss"}
+    assert set(state) == OLD | {"found", "loss", "cold_loss"}
     old = {name: state[name] for name in OLD}
     result = geodiag.sharpness(At(3 * np.eye(N)), "linf", start=old)
     assert result.num_hvps <= 3
@@ -103,6 +103,18 @@ def test_the_state_tells_of_the_last_search_and_not_of_refreshes():
         assert result.state["found"] == pytest.approx(N)
     result = geodiag.sharpness(At(1.2 * np.eye(N)), "linf", start=result)
     assert result.state["found"] == pytest.approx(1.2 * N)
+
+
+def test_a_loss_that_falls_slowly_brings_a_cold_search():
+    """Exploratory searches on the way do not hide how far the last cold one is."""
+    result, lengths = geodiag.sharpness(At(np.eye(N)), "linf"), []
+    for step in range(1, 9):
+        result = geodiag.sharpness(At(np.eye(N), loss=0.97**step), "linf", start=result)
+        lengths.append(result.num_hvps)
+        assert result.state["cold_loss"] == (1.0 if step < 7 else 0.97**7)
+    assert lengths[6] > max(lengths[:6])
+    assert lengths[7] <= 3
+    assert result.state["loss"] == result.state["cold_loss"]
 
 
 def test_a_budget_is_kept_where_the_point_is_distant():

@@ -266,6 +266,7 @@ class Measurement:
                 "⟨d, Hd⟩ is not finite", got=value, do="rescale the loss, or measure in float64"
             )
         residual = None if found.residual is None else relative(float(found.residual), value)
+        cold_loss = self.options.searched.cold_loss if age else self.loss
         if self.options.progress and not callable(self.options.progress):
             print(file=sys.stderr)
         return SharpnessResult(
@@ -286,7 +287,7 @@ class Measurement:
                 map_blocks(to_numpy, direction),
                 age,
                 repr(self.norm),
-                searched or Searched(value, self.loss),
+                searched or Searched(value, self.loss, cold_loss),
             ).to_dict(),
         )
 

@@ -10,7 +10,8 @@ from geodiag.estimators.base import Options, SearchMode
 from geodiag.results import Searched
 
 # A change by these factors asks for an exploratory search, and by the second pair for one from many
-# starts. Measured along runs of small networks (tests/monitoring/test_along_runs.py).
+# starts: of S since the last search, of the loss since the last from many starts. Measured along
+# runs of small networks (tests/monitoring/test_along_runs.py).
 S_DRIFT, LOSS_DRIFT = 1.1, 1.07
 S_JUMP, LOSS_JUMP = 1.44, 1.21
 
@@ -27,7 +28,7 @@ def search_for(
         ordinary: a factor by which the loss changes without meaning.
     """
     changed, loss_changed = searched.value_change(*values), searched.loss_change(loss)
-    if changed > S_JUMP or loss_changed > max(LOSS_JUMP, ordinary):
+    if changed > S_JUMP or searched.loss_change_since_cold(loss) > max(LOSS_JUMP, ordinary):
         return SearchMode.DISTANT
     drifted = changed > S_DRIFT or loss_changed > max(LOSS_DRIFT, ordinary)
     return SearchMode.EXPLORATORY if drifted else None
@@ -44,5 +45,6 @@ def distance_note(options: Options, value: float, loss: float) -> str:
     was = options.searched
     return (
         f"start= is from a distant point: S {was.value:.3g} and loss {was.loss:.3g} at its last "
-        f"search, {value:.3g} and {loss:.3g} after a refresh here; another search was made"
+        f"search, loss {was.cold_loss:.3g} at its last cold one; S {value:.3g} and loss {loss:.3g} "
+        "after a refresh here; another search was made"
     )

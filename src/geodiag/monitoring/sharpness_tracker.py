@@ -67,8 +67,9 @@ class SharpnessTracker:
 
     If S at the witness has changed by 44 % since the last search, whichever way, a cold search of
     up to 30 products follows at once. In norms that are not quadratic, so it does if the loss has
-    changed by 21 %; an exploratory one does from 10 % of S or 7 % of the loss on. Once three
-    searches have found nothing new, the loss must change by more than it had then.
+    changed by 21 % since the last cold search; an exploratory one does from 10 % of S or 7 % of the
+    loss since the last search on. Once three searches have found nothing new, the loss must change
+    by more than it had then.
 
     With an estimator, a budget or a certificate of the user's there are no power steps.
     """
