@@ -213,6 +213,22 @@ def test_in_float32_too(engine):
     assert found.notes[0] == HELD
 
 
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_detached_part_beside_a_large_loss(dtype, engine):
+    """S of 1 + 0.02 Σ w² stop(w) is 0.04 max w. Differences that move stop(w) are symmetric too."""
+    model = nn.Linear(4, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.9, 0.5, 0.7, 0.3]]))
+
+    def loss(m):
+        return 1 + 0.02 * (m.weight**2 * m.weight.detach()).sum()
+
+    found = measured(model, loss, engine=engine, max_hvps=60)
+    assert found.value == pytest.approx(0.036, rel=1e-3)
+    assert HELD in found.notes
+
+
 def test_several_batches_are_held_one_by_one():
     model = net()
     batches = [(X, Y), (X + 0.2, 2 * Y), (X - 0.1, Y)]

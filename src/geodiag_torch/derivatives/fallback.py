@@ -88,28 +88,35 @@ class FallbackProducts:
 
         And whether it changes the loss nearby to first order, so that the gradient, to which it is
         constant, is not that of the loss. ``here``: the loss and its gradient at the point. Costs
-        three gradients, and four more where only the gradient changes.
+        five gradients, and eight more where only the gradient changes.
 
         :class:`Diverged` is raised where the passes differ in what they compute, fail while they
         are watched, or are in fewer than 32 bits.
         """
         if eps > FLOAT32:
             raise Diverged
-        constants, point, h = Constants(), self.point(), eps**0.5
+        constants, point, h = Constants(), self.point(), eps ** (1 / 3)
         self._watched(point, constants)
 
-        def changes(tolerance: float, before: Blocks, free: Blocks, held: Blocks) -> bool:
-            change = max(float(norm2(subtract(x, before))) for x in (free, held))
-            limit = max(tolerance * change, ROUNDING * eps * float(norm2(before)))
-            return float(norm2(subtract(free, held))) > limit
+        def differ(free: Blocks, held: Blocks, change: float, size: float) -> bool:
+            return float(norm2(subtract(free, held))) > max(change, ROUNDING * eps * size)
 
         for seed in range(3):
-            near = axpy(h, random_direction(point, seed), point)
-            passes = here, self._pass(near, None), self._watched(near, constants)
-            losses = ({"loss": loss} for loss, _ in passes)
-            if changes(10 * h, *losses):
+            d = random_direction(point, seed)
+            near, opposite = (axpy(x, d, point) for x in (h, -h))
+            free, held = self._pass(near, None), self._watched(near, constants)
+            slopes = [
+                {"loss": ahead[0] - back[0]}
+                for ahead, back in (
+                    (free, self._pass(opposite, None)),
+                    (held, self._watched(opposite, constants)),
+                )
+            ]
+            steepest = max(map(float, map(norm2, slopes)))
+            if differ(*slopes, 10 * h**2 * steepest, abs(float(here[0]))):
                 return constants, True
-            if not changes(HELD_TOLERANCE, *(gradient for _, gradient in passes)):
+            change = max(float(norm2(subtract(x[1], here[1]))) for x in (free, held))
+            if not differ(free[1], held[1], HELD_TOLERANCE * change, float(norm2(here[1]))):
                 return None
         return constants, False
 
