@@ -105,15 +105,10 @@ class FallbackProducts:
             d = random_direction(point, seed)
             near, opposite = (axpy(x, d, point) for x in (h, -h))
             free, held = self._pass(near, None), self._watched(near, constants)
-            slopes = [
-                {"loss": ahead[0] - back[0]}
-                for ahead, back in (
-                    (free, self._pass(opposite, None)),
-                    (held, self._watched(opposite, constants)),
-                )
-            ]
-            steepest = max(map(float, map(norm2, slopes)))
-            if differ(*slopes, 10 * h**2 * steepest, abs(float(here[0]))):
+            passes = (free, self._pass(opposite, None)), (held, self._watched(opposite, constants))
+            moved, constant = ({"loss": ahead[0] - back[0]} for ahead, back in passes)
+            steepest = max(float(norm2(moved)), float(norm2(constant)))
+            if differ(moved, constant, 10 * h**2 * steepest, abs(float(here[0]))):
                 return constants, True
             change = max(float(norm2(subtract(x[1], here[1]))) for x in (free, held))
             if not differ(free[1], held[1], HELD_TOLERANCE * change, float(norm2(here[1]))):
