@@ -229,6 +229,24 @@ def test_a_small_detached_part_beside_a_large_loss(dtype, engine):
     assert HELD in found.notes
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_frozen_parameters_are_constants_of_the_loss_too(engine):
+    model, whole = net(), net()
+
+    def loss(m):
+        return mse(m(X), (m(X + 1) + m.code.sum()).detach()) + 0.1 * m.code.sum() * m(X).sum()
+
+    names = [name for name, _ in model.named_parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    kept = np.repeat([name not in ("h.bias", "code") for name in names], sizes)
+    truth = np.linalg.eigvalsh(dense(whole, loss).numpy()[np.ix_(kept, kept)])[-1]
+    for p in (model.h.bias, model.code):
+        p.requires_grad_(False)
+    found = measured(model, loss, engine=engine)
+    assert found.value == pytest.approx(truth, rel=1e-7)
+    assert HELD in found.notes
+
+
 def test_several_batches_are_held_one_by_one():
     model = net()
     batches = [(X, Y), (X + 0.2, 2 * Y), (X - 0.1, Y)]

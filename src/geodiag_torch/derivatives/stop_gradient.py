@@ -81,11 +81,12 @@ class Constants(TorchFunctionMode):
             self._tape.append(x.detach().clone() if isinstance(x, Tensor) else x)
             return x
         held: Any = next(self._replay, Diverged)
-        if type(held) is not type(x):
-            raise Diverged
         if not isinstance(x, Tensor):
+            if type(held) is not type(x):
+                raise Diverged
             return held
-        if held.shape != x.shape or held.dtype != x.dtype:
+        # Of a frozen parameter a plain tensor was recorded.
+        if not isinstance(held, Tensor) or held.shape != x.shape or held.dtype != x.dtype:
             raise Diverged
         return x if torch.equal(held, x) else held.clone()
 
