@@ -83,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"the figure: {', '.join(plotting.SUFFIXES)} (default: the first log's name, .png)",
     )
+    draw.add_argument("--title", help="above the figure")
+    draw.add_argument(
+        "--label",
+        action="append",
+        dest="labels",
+        metavar="TEXT",
+        help="of a run, in place of its file's name; once for each run",
+    )
+    draw.add_argument("--style", help="paper, slides or dark")
+    draw.add_argument("--size", type=_inches, metavar="WxH", help="in inches, such as 5.5x4")
+    draw.add_argument("--font", help="a font family, or serif, sans-serif, monospace")
     draw.set_defaults(run=_plot)
 
     follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
@@ -144,9 +155,17 @@ def _norms() -> int:
     return 0
 
 
-def _plot(logs: list[Path], out: Path | None) -> int:
+def _inches(text: str) -> tuple[float, float]:
+    try:
+        width, height = (float(x) for x in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a size such as 5.5x4: {text!r}") from None
+    return width, height
+
+
+def _plot(logs: list[Path], out: Path | None, **look: Any) -> int:
     out = out or logs[0].with_suffix(".png")
-    plotting.plot(logs, out)
+    plotting.plot(logs, out, **look)
     print(f"figure: {printable(str(out))}")
     return 0
 

@@ -28,9 +28,10 @@ class Panel:
     Attributes:
         label: of the vertical axis; default: label and unit of the panel's first quantity.
         height: relative to the other panels.
-        scale: "linear"; "zero": linear, with 0 in view; "log": logarithmic where all values are
-            positive; "wide": logarithmic where they also span more than a factor of 30, else zero.
-        line: the height of a dashed horizontal line, or None.
+        scale: "linear"; "zero": linear, with 0 in view, and logarithmic beyond where single values
+            would flatten the rest; "log": logarithmic where all values are positive; "wide":
+            logarithmic where most also span more than a factor of 30, else zero.
+        line: the height of a dashed horizontal line, which is then always well in view, or None.
     """
 
     label: str = ""
@@ -63,8 +64,9 @@ class Quantity:
             :attr:`default`. None: the Monitor sets the value itself.
         panel: where :func:`geodiag.plot` draws it; None: nowhere.
         mark: "line", "thin", "dots", "dashes", or "band": filled from the panel's first line up to
-            the value. Dots do not count for the limits of the axis.
+            the value.
         column: the heading in ``geodiag watch``; "": the name; None: not shown there.
+        error: the field of the Record that holds its standard error, drawn as a band; "": none.
         bound: the field of the Record that reads "LOWER" where the value is a lower bound only.
         choices: the texts allowed in a log; (): any.
 
@@ -82,6 +84,7 @@ class Quantity:
     column: str | None = ""
     bound: str = ""
     choices: tuple[str, ...] = ()
+    error: str = ""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

@@ -15,36 +15,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from geodiag.core.validation import is_whole
+from geodiag.core.validation import as_number, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import BUILT_IN, Panel, Quantity, Record, quantities, read_records
+from geodiag.records import BUILT_IN, Record, quantities, read_records
 from geodiag.report.html import page
-from geodiag.report.series import Floats, Run, thinned
+from geodiag.report.panels import (
+    Panels,
+    Runs,
+    draw,
+    given_axes,
+    known,
+    legend_shape,
+    run_keys,
+    text,
+)
+from geodiag.report.series import Run
+from geodiag.report.styles import Style, chosen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Readable in grey and by the colour-blind: lightness and line style differ, not only hue.
-SHARPNESS = {"color": "#0b3c6f", "linewidth": 1.8}
-SMOOTHNESS = {"color": "#e08214", "linewidth": 1.0, "linestyle": "", "marker": ".", "markersize": 4}
-EDGE = {"color": "black", "linewidth": 1.0, "linestyle": "--"}
-LOSS = {"color": "#555555", "linewidth": 1.2}
-MARKS = {"line": SHARPNESS, "thin": LOSS, "dots": SMOOTHNESS, "dashes": EDGE, "band": SHARPNESS}
-GREY = "#444444"  # of a legend that holds for several runs
-# Of several runs: the colours of Okabe and Ito, neighbours of unlike lightness, each with a marker.
-COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#009E73")
-MARKERS = "osD^vP*"
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
-MANY = 60  # points in a run beyond which a line needs no markers
 LARGEST_STEP = 2**53  # beyond it, not every whole number is a float
-WIDE = 30  # a range of values beyond which a "wide" axis is logarithmic
-HEIGHT = 1.85  # of a panel of height 1, in inches
-LONGEST = 200  # characters of a label or a note
+LARGEST_SIZE = 100.0  # of a figure, in inches
 
-Runs: TypeAlias = dict[str, Run]
-Style: TypeAlias = dict[str, Any]
 Log: TypeAlias = "str | os.PathLike[str] | Iterable[Record]"
 
 _matplotlib = partial(
@@ -55,12 +49,21 @@ _matplotlib = partial(
 def plot(
     records: Log | Sequence[str | os.PathLike[str]] | Mapping[str, Log],
     path: str | os.PathLike[str] | None = None,
+    *,
+    ax: Any = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    style: str | None = None,
+    size: tuple[float, float] | None = None,
+    font: str | None = None,
 ) -> Figure:
     """Draw one run, or several over each other.
 
-    The panels are the loss; the curvatures, which are the sharpness S, its certified upper bound,
-    the directional smoothness D and the threshold; the ratio S/threshold; and those of quantities
-    from plugins, if a run has values of them.
+    The panels are the loss; the curvatures, which are the sharpness S with a band up to its
+    certified upper bound, the directional smoothness D and the threshold; the ratio S/threshold
+    with the realized edge ζ, where 1 is the edge; and those of quantities from plugins, if a run
+    has values of them. An axis that one value would flatten is linear where most values are, and
+    logarithmic in the shaded part.
 
     Args:
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
@@ -68,13 +71,23 @@ def plot(
             out. Of more than 8,000 records, the least and the greatest value in each column of
             pixels are drawn.
         path: where to save the figure: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
-            file that needs no network and holds a table of the last records too.
+            file that needs no network and holds a table of the last records too. Text stays text.
+        ax: axes of your own figure to draw into: one, for the curvatures; a list, one for each
+            panel in order; or a dict from quantities to axes, such as ``{"ratio": ax}``, for the
+            panels of these.
+        title: above the figure; default: the label of a single run.
+        labels: one for each run, in place of the names of the files.
+        style: "paper" (narrow, small letters), "slides" (large letters, thick lines) or "dark".
+        size: width and height, in inches.
+        font: a font family that matplotlib finds, or "serif", "sans-serif", "monospace".
 
     Returns:
-        matplotlib.figure.Figure: the figure, with one axes object for each panel, in order.
+        matplotlib.figure.Figure: the figure, with one axes object for each panel, in order. It
+        shows itself in a notebook. With ``ax=``, the figure of these axes.
 
     Raises:
-        ArgumentError: there is nothing to draw, or a path that cannot be used.
+        ArgumentError: there is nothing to draw; a path, a style, a size, a font, labels or axes
+            that cannot be used.
         MissingDependency: matplotlib is not installed.
 
     Examples:
@@ -82,24 +95,70 @@ def plot(
         >>> [axes.get_ylabel() for axes in geodiag.plot(records).axes][0]
         'loss'
     """
-    runs = _runs(records)
+    runs = _labelled(_runs(records), labels)
     target = None if path is None else _target(path)
     panels = _panels(runs)
+    _matplotlib("matplotlib.figure")
+    look, settings = chosen(style, font)
+    inches = _size(size)
+    with _matplotlib("matplotlib").rc_context(settings):
+        if ax is None:
+            figure = _new(runs, panels, look, inches)
+            heading = next(iter(runs)) if title is None and len(runs) == 1 else title
+            if heading:
+                figure.suptitle(text(heading), fontsize="large")
+        else:
+            panels, grid = given_axes(ax, panels)
+            figure = grid[0].figure
+            for axes, (panel, drawn) in zip(grid, panels.items(), strict=True):
+                draw(axes, panel, drawn, runs, look, named=True)
+            if title:
+                grid[0].set_title(text(title), loc="left")
+        if target is not None:
+            _save(figure, runs, target)
+    return figure
+
+
+def _new(runs: Runs, panels: Panels, look: Style, inches: tuple[float, float] | None) -> Figure:
+    """A figure of all panels, with the legend of runs below."""
     heights = [panel.height for panel in panels]
-    figure = new_figure(7.2, HEIGHT * sum(heights))
+    columns, extra = legend_shape(runs, look)
+    figure = new_figure(*(inches or (look.width, look.height * sum(heights) + extra)))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (panel, drawn) in zip(grid, panels.items(), strict=True):
-        _draw(axes, panel, drawn, runs)
+        draw(axes, panel, drawn, runs, look, named=False)
     if len(runs) > 1:
-        lines = grid[0].get_lines()[: len(runs)]
-        grid[0].legend(lines, [_text(label) for label in runs], fontsize=8, frameon=False)
-    else:
-        figure.suptitle(_text(next(iter(runs))), fontsize=11)
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+        figure.legend(handles=run_keys(runs, look), fontsize="small", **place)
     grid[-1].set_xlabel("step")
     figure.align_ylabels()
-    if target is not None:
-        _save(figure, runs, target)
     return figure
+
+
+def _labelled(runs: Runs, labels: Any) -> Runs:
+    if labels is None:
+        return runs
+    given = [labels] if isinstance(labels, str) else labels
+    if not isinstance(given, Sequence) or not all(isinstance(x, str) for x in given):
+        raise ArgumentError("labels= must be texts", got=shown(labels))
+    if len(given) != len(runs) or len(set(given)) != len(given):
+        raise ArgumentError(
+            "labels= needs another text for each run",
+            got=f"{len(given)} labels: {shown(list(given))}",
+            do=f"the runs are {len(runs)}: {shown(list(runs))}",
+        )
+    return dict(zip(given, runs.values(), strict=True))
+
+
+def _size(given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    numbers = [as_number(x) for x in given] if isinstance(given, (tuple, list)) else []
+    usable = [x for x in numbers if x is not None and 1.0 <= x <= LARGEST_SIZE]
+    if len(numbers) != 2 or len(usable) != 2:
+        what = f"size= must be width and height in inches, from 1 to {LARGEST_SIZE:g}"
+        raise ArgumentError(what, got=shown(given))
+    return usable[0], usable[1]
 
 
 def _runs(source: Any) -> Runs:
@@ -160,120 +219,14 @@ def _target(given: Any) -> Path:
     return path
 
 
-def _panels(runs: Runs) -> dict[Panel, list[Quantity]]:
+def _panels(runs: Runs) -> Panels:
     """The quantities of each panel; those of plugins if there is anything to draw."""
-    found: dict[Panel, list[Quantity]] = {}
+    found: Panels = {}
     for each in quantities().values():
-        if each.panel is not None and (each.name in BUILT_IN or _known(each, runs).size):
+        if each.panel is not None and (each.name in BUILT_IN or known(each, runs).size):
             panel = replace(each.panel, label=printable(cut(each.panel.label or each.title)))
             found.setdefault(panel, []).append(each)
     return found
-
-
-def _draw(axes: Any, panel: Panel, drawn: list[Quantity], runs: Runs) -> None:
-    base = next((each for each in drawn if each.mark in ("line", "thin")), drawn[0])
-    if panel.line is not None:
-        axes.axhline(panel.line, **EDGE)
-    for i, (label, run) in enumerate(runs.items()):
-        for each in drawn:
-            values, style = run.values(each), _style(each, drawn, i, runs)
-            if each.mark != "band":
-                at = thinned(run.steps, values)
-                if "markevery" in style:
-                    style["markevery"] = max(1, len(at) // 12)
-                axes.plot(run.steps[at], values[at], label=_text(label), **style)
-            elif not np.isnan(values).all():
-                low = run.values(base)
-                high = np.where(values < low, low, values)  # NaN stays
-                at = thinned(run.steps, low, high)
-                axes.fill_between(run.steps[at], low[at], high[at], **style)
-    solid = [_known(each, runs) for each in drawn if each.mark != "dots"]
-    _scale(axes, panel, np.concatenate([np.empty(0), *solid]))
-    axes.set_ylabel(panel.label)
-    if len(drawn) > 1:
-        axes.legend(handles=_key(drawn, runs), fontsize=8, frameon=False)
-    if not any(_known(each, runs).size for each in drawn):
-        why = next((r.note for run in runs.values() for r in run if r.note), "no value")
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
-        axes.text(0.5, 0.45, f"not known: {_text(why)}", fontsize=8, color="#555555", **middle)
-    axes.grid(color="#e4e4e4", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _text(text: str) -> str:
-    """A label or a note as it is drawn: cut, and with dollar signs that begin no formula."""
-    return printable(cut(text, LONGEST)).replace("$", r"\$")
-
-
-def _style(quantity: Quantity, drawn: list[Quantity], run: int, runs: Runs) -> Style:
-    """How a quantity of the ``run``-th run is drawn: by its mark; several by colour."""
-    mark, several = quantity.mark, len(runs) > 1
-    style: Style = dict(MARKS[mark])
-    lines = [each for each in drawn if each.mark == mark]
-    if several:
-        style["color"] = COLOURS[run % len(COLOURS)]
-    elif quantity is not lines[0]:  # the second line of a panel
-        style["color"] = COLOURS[lines.index(quantity) % len(COLOURS)]
-    if mark == "band":
-        return {"color": style["color"], "alpha": 0.22, "linewidth": 0}
-    if mark == "dots":
-        return style | {"zorder": 3} | ({"marker": "x"} if several else {})
-    if mark == "dashes":
-        return style
-    length = len(list(runs.values())[run])
-    if several:
-        style |= {"marker": MARKERS[run % len(MARKERS)], "markersize": 4, "zorder": 2.1}
-        style |= {"linestyle": ("-", "-.", ":")[run // len(COLOURS) % 3]}
-        style |= {"markevery": max(1, length // 12)}
-    elif length <= MANY:
-        style |= {"marker": "o", "markersize": 2.5}
-    return style | {"zorder": 2.1}
-
-
-def _key(drawn: list[Quantity], runs: Runs) -> list[Any]:
-    """The legend of a panel: what each mark is, whatever the run."""
-    lines, patches = _matplotlib("matplotlib.lines"), _matplotlib("matplotlib.patches")
-    every = [r for run in runs.values() for r in run]
-    handles = []
-    for each in drawn:
-        if not _known(each, runs).size:
-            continue
-        style = _style(each, drawn, 0, runs) | ({"color": GREY} if len(runs) > 1 else {})
-        lower = each.bound and any(getattr(r, each.bound) == "LOWER" for r in every)
-        label = f"{printable(cut(each.label or each.name))}{' (lower bound)' if lower else ''}"
-        if each.mark == "band":
-            handles.append(patches.Patch(label=label, **style))
-        else:
-            if each.mark != "dots":
-                style.pop("marker", None)
-            style.pop("markevery", None)
-            handles.append(lines.Line2D([], [], label=label, **style))
-    return handles
-
-
-def _scale(axes: Any, panel: Panel, values: Floats) -> None:
-    """The scale and the limits of the vertical axis, by what is not drawn as dots.
-
-    Single steps of large D must not flatten the rest.
-    """
-    values = values if panel.line is None else np.append(values, panel.line)
-    if not values.size or panel.scale == "linear":
-        return
-    low, high = float(values.min()), float(values.max())
-    if low > 0 and panel.scale == "log":
-        axes.set_yscale("log")
-    elif low > 0 and panel.scale == "wide" and high > WIDE * low:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 2, 2 * high)
-    elif high > 0 and panel.scale != "log":
-        axes.set_ylim(min(0.0, 1.15 * low), 1.25 * high)
-
-
-def _known(quantity: Quantity, runs: Runs) -> Floats:
-    values: Floats = np.concatenate([run.values(quantity) for run in runs.values()])
-    known: Floats = values[~np.isnan(values)]
-    return known
 
 
 def _save(figure: Figure, runs: Runs, path: Path) -> None:
@@ -291,6 +244,7 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
-    kind: type[Figure] = _matplotlib("matplotlib.figure").Figure
+    """An empty figure of a size in inches, which shows itself in a notebook."""
+    _matplotlib("matplotlib.figure")
+    kind: type[Figure] = _matplotlib("geodiag.report.figure").RunFigure
     return kind(figsize=(width, height), layout="constrained")
