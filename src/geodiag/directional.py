@@ -25,7 +25,7 @@ from geodiag.blocks import (
     subtract,
 )
 from geodiag.core.validation import as_number, as_step, own_arithmetic
-from geodiag.errors import ArgumentError, NonFiniteError, NormError, shown
+from geodiag.errors import ArgumentError, NonFiniteError, NormError, product_not_finite, shown
 from geodiag.estimators.roundoff import (
     PointErrors,
     curvature_error,
@@ -209,6 +209,10 @@ def _curvature(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
         s = divide(s, length)
         length = float(norm.value(s))
     image = oracle.hvp(s)
+    if not bool(all_finite(image)) and bool(all_finite(oracle.gradient())):
+        if not oracle.use_differences():
+            raise product_not_finite()
+        image = oracle.hvp(s)
     error = curvature_error(oracle, s, image)
     return per_square(float(dot(s, image)), length), per_square(error, length)
 

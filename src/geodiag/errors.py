@@ -126,9 +126,19 @@ class NonFiniteError(GeodiagError, ArithmeticError):
 
 
 def not_finite(what: str, got: str = "NaN or infinity") -> NonFiniteError:
-    """The error for a quantity that is not finite."""
+    """The error for a loss or a gradient that is not finite."""
     do = "check the parameters and the data; the training may have diverged"
     return NonFiniteError(f"{what} is not finite", got=got, do=do)
+
+
+def product_not_finite(got: str = "NaN or infinity") -> NonFiniteError:
+    """The error for a Hessian-vector product that is not finite, where loss and gradient are."""
+    return NonFiniteError(
+        "a Hessian-vector product is not finite, though loss and gradient are",
+        got=got,
+        do='where a norm, a root or a power at zero makes it so, pass engine="finite-difference", '
+        "in float32 or float64; else look for what overflows in the second derivative",
+    )
 
 
 class ShapeError(GeodiagError, ValueError):

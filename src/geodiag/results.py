@@ -52,7 +52,7 @@ class Status(Enum):
         "measure in float64 or loosen rtol"
     )
     NON_FINITE = (
-        "the loss, the gradient or a Hessian-vector product is NaN or infinite; "
+        "the loss, the gradient or a Hessian-vector product is NaN or infinite; the notes say which; "
         "check the parameters, the data and the learning rate"
     )
 
@@ -196,7 +196,8 @@ class SharpnessResult:
         upper: a certified upper bound on S, or None.
         residual: relative, for quadratic norms: ‖P⁻¹Hd − S·d‖_P / |S|.
         rounding: how far rounding moves the value, where the loss is computed in fewer than 32 bits
-            or the products are differences in single precision; else None.
+            or the products are differences, with kinks of the gradient within their step; else
+            None.
         spread: (best − worst) / |best| over starts, after equally many steps.
         history: the value after each iteration of the best start; Frank–Wolfe: of each restart.
         notes: what was done differently from what was asked, and why.

@@ -14,15 +14,18 @@ from geodiag.core.selection import Where
 from geodiag.core.validation import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
-from geodiag.estimators.roundoff import resolved
+from geodiag.estimators.roundoff import ONE_PRODUCT, resolved
 from geodiag.estimators.starts import last_search
 from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import CountingOracle, Oracle
 from geodiag.plugins import registry
 from geodiag.problems import as_norm, resolved_oracle
-from geodiag.results import Bound, SharpnessResult, Status
+from geodiag.results import Bound, SharpnessResult, Status, relative
 
 RTOL = 1e-4  # by default, the relative round-off above which a value gets a note
+# How far half a step may move a difference that stands for a second derivative: far above what
+# rounding makes, and below the 0.29 of a slope that grows as the root of the distance.
+SETTLED = 0.15
 
 
 def sharpness(
@@ -150,21 +153,45 @@ def measured(
     chosen = choose(norm, oracle.space) if asked_for is None else asked_for
     with oracle.surroundings(), own_arithmetic():
         first, age = as_start(start, oracle, norm)
-    searched = last_search(start, oracle)
-    counted, options = CountingOracle(oracle), replace(options, age=age, searched=searched)
-    try:
+    options = replace(options, age=age, searched=last_search(start, oracle))
+
+    def search(counted: CountingOracle) -> SharpnessResult:
         with _decompositions_checked(), counted.surroundings(), own_arithmetic():
             if certificate:
                 result = bracket(chosen, counted, norm, first, options)
             else:
                 result = chosen.estimate(counted, norm, first, options)
-            result = resolved(oracle, result, options.rtol or RTOL)
+            return resolved(oracle, result, options.rtol or RTOL)
+
+    counted = CountingOracle(oracle)
+    try:
+        try:
+            result = search(counted)
+        except NonFiniteError:
+            if not oracle.use_differences():
+                raise
+            spent = counted.num_hvps
+            result = search(CountingOracle(counted))
+            _require_second_derivative(result)
+            result = replace(result, num_hvps=result.num_hvps + spent)
     except NonFiniteError as e:
         if throw:
             raise
         result = _failed(counted, norm, chosen, str(e))
     name = repr(asked)  # as asked for, not as bound
     return result if result.norm == name else replace(result, norm=name)
+
+
+def _require_second_derivative(result: SharpnessResult) -> None:
+    """Raise a NonFiniteError where another step of the differences makes another value."""
+    share = relative(result.rounding or 0.0, result.value) / ONE_PRODUCT
+    if share > SETTLED:
+        raise NonFiniteError(
+            "the loss has no second derivative at this point",
+            got="a product that is not finite, and differences of gradients that change by "
+            f"{share:.2g} of their size with their step",
+            do="measure where no norm, root or power with a slope of its own is at zero",
+        )
 
 
 def named_estimator(estimator: SharpnessEstimator | str) -> SharpnessEstimator | None:

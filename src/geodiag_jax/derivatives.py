@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from geodiag.blocks import Array
-from geodiag.errors import LossError
+from geodiag.errors import EngineError, GeodiagError, LossError, first_line
 from geodiag_jax.batches import StaticBatch
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.pytree import Tree
@@ -31,6 +31,11 @@ from geodiag_jax.sharding import call_on_user_axes
 
 Arrays: TypeAlias = tuple[Array, ...]
 Compiled: TypeAlias = Callable[..., Any]
+
+# What JAX, and packages on top of it, raise where a derivative does not exist in some mode.
+UNDERIVABLE = (TypeError, ValueError, NotImplementedError, RuntimeError)
+OTHER = (GeodiagError, jax.errors.JaxRuntimeError)  # the second is of memory, say
+_FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
 
 @dataclass(frozen=True)
@@ -209,3 +214,30 @@ def forward_works(static: StaticLoss) -> list[bool]:
 def forward_blocked(static: StaticLoss) -> bool:
     """Whether forward mode is known not to work."""
     return forward_works(static) == [False]
+
+
+def forward_error(error: Exception, engine: str) -> EngineError | None:
+    """The error of an engine where forward mode fails; None for errors that are no derivatives'."""
+    if isinstance(error, OTHER):
+        return None
+    return EngineError(
+        f"forward-mode differentiation, which engine={engine!r} needs, is blocked",
+        got=f"{type(error).__name__}: {first_line(error)}",
+        do='pass engine="auto" or engine="reverse"',
+    )
+
+
+def names_forward_mode(error: Exception) -> bool:
+    """Whether an error says that it is of forward mode, so that the loss itself works."""
+    return any(mark in str(error).lower() for mark in _FORWARD_MARKS)
+
+
+def reverse_error(error: Exception) -> EngineError | None:
+    """The error where reverse mode fails too; None for errors that are no derivatives'."""
+    if isinstance(error, OTHER):
+        return None
+    return EngineError(
+        "JAX cannot differentiate the gradient of this loss",
+        got=f"{type(error).__name__}: {first_line(error)}",
+        do='pass engine="finite-difference"',
+    )

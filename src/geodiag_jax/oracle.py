@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, epsilon, norm2
-from geodiag.errors import EngineError, GeodiagError, first_line
-from geodiag.oracles import Differences, Oracle, jittered_hvp
+from geodiag.blocks import Array, Blocks, all_finite, epsilon, norm2
+from geodiag.errors import EngineError
+from geodiag.oracles import NOT_FINITE, Differences, Oracle, jittered_hvp
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
@@ -40,11 +40,8 @@ _PRODUCTS = {
     "recompute": (derivatives.forward, derivatives.forward_many),
     "reverse": (derivatives.reverse, derivatives.reverse_many),
 }
-# What JAX raises where a derivative does not exist in some mode.
-_UNDERIVABLE = (TypeError, ValueError, NotImplementedError)
 # A program is compiled for up to so many kept linearizations: the compilation grows with them.
 UNROLLED = 8
-_FORWARD_MARKS = ("forward-mode", "jvp", "custom_vjp")
 
 
 class JaxOracle(Oracle):
@@ -235,7 +232,7 @@ class JaxOracle(Oracle):
                     return None
                 answer, linear = derivatives.linearized(call, at)
                 self._try_forward(linear)
-            except _UNDERIVABLE as e:
+            except derivatives.UNDERIVABLE as e:
                 if self._auto and "context mesh" in str(e).lower():
                     # Over Explicit axes not every linearization outlives its trace.
                     self._engine = "recompute"
@@ -273,30 +270,23 @@ class JaxOracle(Oracle):
         if self._engine == "recompute":
             try:
                 return _PRODUCTS["recompute"][many](call, at, d)
-            except _UNDERIVABLE as e:
+            except derivatives.UNDERIVABLE as e:
                 self._fall_back(e)
         try:
             return _PRODUCTS["reverse"][many](call, at, d)
-        except _UNDERIVABLE as e:
-            if isinstance(e, GeodiagError):
+        except derivatives.UNDERIVABLE as e:
+            if (found := derivatives.reverse_error(e)) is None:
                 raise
-            raise EngineError(
-                "JAX cannot differentiate the gradient of this loss",
-                got=f"{type(e).__name__}: {first_line(e)}",
-                do='pass engine="finite-difference"',
-            ) from e
+            raise found from e
 
     def _fall_back(self, error: Exception) -> None:
         """Switch to reverse mode if forward mode has failed; else raise ``error`` again."""
-        text = str(error).lower()
-        if isinstance(error, GeodiagError) or not any(mark in text for mark in _FORWARD_MARKS):
+        if (found := derivatives.forward_error(error, self._engine)) is None:
             raise error
+        if not derivatives.names_forward_mode(error):
+            self._total(derivatives.value_and_gradient)  # raises if it is the loss that fails
         if not self._auto:
-            raise EngineError(
-                f"forward-mode differentiation, which engine={self._engine!r} needs, is blocked",
-                got=f"{type(error).__name__}: {first_line(error)}",
-                do='pass engine="auto" or engine="reverse"',
-            ) from error
+            raise found from error
         self._use_reverse()
 
     def _check_derivatives(self) -> None:
@@ -309,10 +299,10 @@ class JaxOracle(Oracle):
             if structure.stopped:
                 self._note("what stop_gradient stops in the loss is held constant")
             self._note(escaped(structure.constants, self.point()))
-            if structure.custom:
-                differences = self._engine == "finite-difference"
+            differences = self._engine == "finite-difference"
+            if structure.custom or (not differences and known_verdict(self._static, False)):
                 found = judge(self, self._static, structure, differences)
-                if found.differences and not differences:
+                if found.differences and self._engine != "finite-difference":
                     self._use_differences(found.disagreement())
                 found.require_hessian()
                 self._note(found.note)
@@ -325,9 +315,19 @@ class JaxOracle(Oracle):
         if not self._auto or self._engine == "finite-difference":
             raise error
         why = error.got or error.what
-        known_verdict(self._static, False)[:] = [Verdict(differences=why)]
+        known_verdict(self._static, False)[:] = [Verdict(differences=why, what=error.what)]
+        self._differ(why)
+
+    def _differ(self, why: str) -> None:
         self._engine, self._kept = "finite-difference", None
         self._note(f"Hessian-vector products are finite differences: {why}")
+
+    def use_differences(self) -> bool:
+        able = self._auto and self._engine != "finite-difference" and self.precision <= SINGLE
+        able = able and bool(all_finite({"": self.loss(), **self.gradient()}))
+        if able:
+            self._differ(NOT_FINITE)
+        return able
 
     def _use_reverse(self) -> None:
         derivatives.forward_works(self._static)[:] = [False]

@@ -9,7 +9,7 @@ with ``stop_gradient``. No eigenvalue is claimed of products that are not symmet
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from geodiag.blocks import norm2
 from geodiag.errors import EngineError
@@ -29,12 +29,14 @@ class Verdict:
 
     Attributes:
         differences: why they must be differences of gradients; "" where they need not be.
+        what: the error where they may not be.
         note: for the result.
         lost: how far second derivatives are from those of the loss, if no engine has better ones.
         asymmetry: of products, relative to their size; None where they are symmetric.
     """
 
     differences: str = ""
+    what: str = "Hessian-vector products disagree with finite differences of the gradient"
     note: str = ""
     lost: str = ""
     asymmetry: float | None = None
@@ -42,9 +44,9 @@ class Verdict:
     def disagreement(self) -> EngineError:
         """The error where products may not be differences."""
         return EngineError(
-            "Hessian-vector products disagree with finite differences of the gradient",
+            self.what,
             got=self.differences,
-            do='correct them, or pass engine="finite-difference"',
+            do='pass engine="finite-difference", or correct the derivative rules',
         )
 
     def require_hessian(self) -> None:
@@ -85,6 +87,9 @@ def judge(
     if structure.precision > SINGLE:
         return Verdict(note=f"custom derivatives ({names}) are not cross-checked below 32 bits")
     verdict = _verdict(cross_check(oracle, structure.precision, by_differences), names)
+    if known:  # products could not be made, and are differences from now on
+        known[:] = [replace(known[0], asymmetry=verdict.asymmetry)]
+        return known[0]
     # Where the gradient vanishes, so do the parts of a product that a rule may have dropped.
     if verdict != Verdict() or float(norm2(oracle.gradient())) > 0.0:
         known[:] = [verdict]

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from geodiag.blocks import Blocks, check_like
+from geodiag.blocks import Blocks, all_finite, check_like
 from geodiag.errors import EngineError, first_line
-from geodiag.oracles import asymmetry
+from geodiag.oracles import NOT_FINITE, asymmetry
 from geodiag_torch.derivatives.autograd import derivative, second_derivative, second_derivatives
 from geodiag_torch.derivatives.crosscheck import Passed, agree, weighted_sum
 from geodiag_torch.derivatives.evaluation import FLOAT32, check_same_loss
@@ -99,6 +99,14 @@ class TorchOracle(FrozenOracle):
             note = self._fallback.underflow_note(self._loss_and_gradient()[1], self.precision)
             self._notes += [note] if note and note not in self._notes else []
         return self._fallback.independent_hvp(d, self.precision)
+
+    def use_differences(self) -> bool:
+        able = self._auto and self._engine != "finite-difference" and self.precision <= FLOAT32
+        loss, gradient = self._loss_and_gradient()
+        able = able and bool(all_finite({"": loss, **gradient}))
+        if able:
+            self._fall_back(EngineError(NOT_FINITE))
+        return able
 
     def point(self) -> Blocks:
         self._versions.check()

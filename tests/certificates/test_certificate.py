@@ -205,7 +205,7 @@ def test_a_late_nan_says_what_it_is(after):
             operator, "spectral", shapes={"W": (5, 8)}, certificate=True, max_hvps=150, throw=throw
         )
 
-    with pytest.raises(NonFiniteError, match=r"Hessian-vector product is not finite.*diverged"):
+    with pytest.raises(NonFiniteError, match=r"Hessian-vector product is not finite"):
         measured(True)
     assert measured(False).status is geodiag.Status.NON_FINITE
 

@@ -51,7 +51,22 @@ def test_in_double_precision_nothing_is_searched():
     differences = Differences(point)
     np.testing.assert_allclose(differences.hvp(counted, D)["x"], exact, rtol=1e-9)
     assert len(calls) == 2
-    assert differences.independent_hvp(counted, D) is None
+    other = differences.independent_hvp(counted, D)
+    np.testing.assert_allclose(other["x"], exact, rtol=1e-9)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("power", "change"), [(0, 1.0), (0.5, 0.41)])
+def test_half_a_step_shows_where_the_gradient_jumps_or_has_an_infinite_slope(dtype, power, change):
+    """A slope of sign(w)|w|^p at zero: its difference grows as h^(p−1)."""
+
+    def gradient(w):
+        return {"x": np.sign(w["x"]) * np.abs(w["x"]) ** power}
+
+    differences, d = Differences({"x": np.zeros(1, dtype)}), {"x": np.ones(1, dtype)}
+    first, half = differences.hvp(gradient, d), differences.independent_hvp(gradient, d)
+    assert half["x"] / first["x"] - 1 == pytest.approx(change, abs=0.01)
 
 
 def test_coarser_gradients_than_the_points_take_larger_steps():

@@ -76,6 +76,7 @@ ASKED = {
     "shapes": lambda o, d, ds: o.shapes,
     "space": lambda o, d, ds: o.space,
     "surroundings": lambda o, d, ds: o.surroundings(),
+    "use_differences": lambda o, d, ds: o.use_differences(),
 }
 OFFERED = sorted({n for n in dir(Oracle) if n[0] != "_"} | set(Oracle.__annotations__))
 OF_THE_SPACE = {"names", "shapes", "matrix_view"}

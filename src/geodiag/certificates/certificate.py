@@ -41,7 +41,7 @@ from geodiag.certificates.form_mixture import (
 from geodiag.core.spaces import Space
 from geodiag.core.stacks import count_of, gram, join, mix, one
 from geodiag.envelopes import Envelope, Form, Weights, euclidean
-from geodiag.errors import ArgumentError, NormError, not_finite, shown
+from geodiag.errors import ArgumentError, NormError, product_not_finite, shown
 from geodiag.norms.base import Norm
 from geodiag.norms.composite import Scaled
 from geodiag.norms.joint import SumJoint
@@ -319,5 +319,5 @@ def _peak(images: Blocks) -> float:
 
 def _finite(images: Blocks) -> Blocks:
     if not bool(all_finite(images)):
-        raise not_finite("a Hessian-vector product")
+        raise product_not_finite()
     return images

@@ -14,7 +14,7 @@ import numpy as np
 from geodiag.blocks import Array, Blocks, dot, stack, to_numpy, unstack
 from geodiag.core.stacks import one, only
 from geodiag.core.validation import is_whole
-from geodiag.errors import ArgumentError, not_finite, shown
+from geodiag.errors import ArgumentError, product_not_finite, shown
 from geodiag.estimators.base import (
     UNLIMITED,
     Measurement,
@@ -298,7 +298,7 @@ def _settle(
     best, values = outcome.best, to_numpy(outcome.values)
     value = float(best.value[0])
     if not (math.isfinite(value) and np.all(np.isfinite(values))):
-        raise not_finite("a Hessian-vector product")
+        raise product_not_finite()
     # Inside the ball rounding may change the sign of a value; and the origin is no witness.
     if value <= 0 or not bool(best.fresh[0]):
         direction = only(best.direction)

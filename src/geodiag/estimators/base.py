@@ -24,6 +24,7 @@ from geodiag.errors import (
     NormError,
     ParameterError,
     not_finite,
+    product_not_finite,
     shown,
 )
 from geodiag.norms.base import Norm
@@ -33,6 +34,7 @@ from geodiag.results import UNKNOWN, Bound, Searched, SharpnessResult, Status, W
 from geodiag.solvers.rayleigh import Certify, Steepest, SteepestDirection
 
 UNLIMITED = 2**30
+PRODUCT = "Hessian-vector product"
 # A run of warm measurements, each from the last: how often one is exploratory, and one cold.
 EXPLORE_EVERY, COLD_EVERY = 5, 20
 Progress = Callable[[dict[str, Any]], None] | bool
@@ -199,13 +201,13 @@ class Measurement:
             NonFiniteError: it is not.
         """
         image = self.oracle.hvp(d)
-        _check_finite("Hessian-vector product", image)
+        _check_finite(PRODUCT, image)
         return image
 
     def hvps(self, ds: Blocks) -> Blocks:
         """H d for stacked directions, checked as in :meth:`hvp`."""
         images = self.oracle.hvps(ds)
-        _check_finite("Hessian-vector product", images)
+        _check_finite(PRODUCT, images)
         return images
 
     @property
@@ -259,7 +261,7 @@ class Measurement:
             NonFiniteError: the product or the value is NaN or infinite.
         """
         found = self.oracle.run(Certify(self.norm), direction, image, self.gradient, self.steepest)
-        _check_finite("Hessian-vector product", found.image, found.finite)
+        _check_finite(PRODUCT, found.image, found.finite)
         value, direction = float(found.value), found.direction
         if not math.isfinite(value):
             raise NonFiniteError(
@@ -311,4 +313,5 @@ def _check_finite(what: str, blocks: Mapping[str, Array], known: Array | None = 
         if bad:
             size = math.prod(x.shape)
             where = "" if what == "loss" else f" at {name!r} ({bad} of {size} entries)"
-            raise not_finite(f"the {what}", f"NaN or infinity{where}")
+            got = f"NaN or infinity{where}"
+            raise product_not_finite(got) if what == PRODUCT else not_finite(f"the {what}", got)

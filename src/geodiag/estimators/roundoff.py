@@ -47,9 +47,9 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     """``result`` with a note on its round-off, if that exceeds the relative tolerance ``rtol``.
 
     It is estimated if the oracle has independent products: in fewer than 32 bits, with jittered
-    rounding, and for finite differences in single precision, with another step size. In fewer than
-    32 bits it is at least one machine epsilon. A value that had met its tolerance, but is not
-    resolved to it, gets the status PRECISION.
+    rounding, and for finite differences, with another step size, which shows jumps of the gradient
+    too. In fewer than 32 bits it is at least one machine epsilon. A value that had met its
+    tolerance, but is not resolved to it, gets the status PRECISION.
     """
     if not math.isfinite(result.value):
         return result
@@ -80,7 +80,7 @@ def _note(half: bool, error: float, share: float) -> str:
     if half:
         head, cause = "the loss is computed in fewer than 32 bits", "rounding"
     else:
-        head, cause = "products are finite differences in single precision", "another step"
+        head, cause = "products are finite differences", "another step"
     if not share < 1.0:
         return f"{head}, which does not resolve the value: {cause} moves it by {error:.2g}"
     return f"{head}: {cause} moves the value by about {share:.2g} of it"

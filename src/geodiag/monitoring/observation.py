@@ -223,6 +223,10 @@ class Observation:
             stepped = self.oracle.run(
                 StepCurvature(self.norm), self.here, there, self.oracle.gradient()
             )
+            if not bool(all_finite(stepped.image)) and self.oracle.use_differences():
+                stepped = self.oracle.run(
+                    StepCurvature(self.norm), self.here, there, self.oracle.gradient()
+                )
         length, slope, curvature = to_numpy(stepped.numbers).tolist()
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")

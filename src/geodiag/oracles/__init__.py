@@ -1,6 +1,6 @@
 """Problems and oracles that need no framework, and the contracts that adapters fulfil."""
 
-from geodiag.oracles.base import Oracle, Problem
+from geodiag.oracles.base import NOT_FINITE, Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
 from geodiag.oracles.crosscheck import CrossCheck, asymmetry, cross_check
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
@@ -8,6 +8,7 @@ from geodiag.oracles.differences import Differences, finite_difference_hvp, jitt
 from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
 
 __all__ = [
+    "NOT_FINITE",
     "CallablesProblem",
     "CountingOracle",
     "CrossCheck",

@@ -16,6 +16,8 @@ from geodiag.core.spaces import MatrixView, Space
 
 S = TypeVar("S")
 R = TypeVar("R", covariant=True)
+# Why products are differences, see Oracle.use_differences.
+NOT_FINITE = "other ones are not finite at this point, though loss and gradient are"
 
 
 class Program(Protocol[R]):
@@ -95,6 +97,15 @@ class Oracle(ABC):
         :func:`geodiag.oracles.jittered_hvp` for fewer than 32 bits.
         """
         return None
+
+    def use_differences(self) -> bool:
+        """Take differences of gradients for products from now on; whether these are others.
+
+        Asked where products are not finite: a norm, a root or a power at zero may have a gradient
+        and no second derivative. To be refused where another way was asked for, where loss or
+        gradient are not finite, and in fewer than 32 bits.
+        """
+        return False
 
     def surroundings(self) -> AbstractContextManager[Any]:
         """A context that an estimate must run in: it turns off the user's autocast, for one."""

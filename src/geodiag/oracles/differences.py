@@ -68,9 +68,10 @@ class Differences:
     def independent_hvp(self, gradient_at: Gradient, d: Blocks) -> Blocks | None:
         """The product with half the step size: it differs by about the error of the two.
 
-        None where gradients are finer than single precision.
+        That is of rounding, of kinks within the step, and where the gradient jumps at the point, or
+        has an infinite slope there, a third or more of the product itself.
         """
-        return self._at(gradient_at, d, 0.5 * (self._factor or 1.0)) if self._coarse else None
+        return self._at(gradient_at, d, 0.5 * (self._factor or 1.0))
 
     def _at(self, gradient_at: Gradient, d: Blocks, factor: float) -> Blocks:
         return finite_difference_hvp(gradient_at, self._point, d, self._eps, factor)

@@ -58,6 +58,9 @@ class DelegatingOracle(Oracle):
     def precision(self) -> float:
         return self.inner.precision
 
+    def use_differences(self) -> bool:
+        return self.inner.use_differences()
+
     def surroundings(self) -> AbstractContextManager[Any]:
         return self.inner.surroundings()
 

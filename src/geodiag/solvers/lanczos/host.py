@@ -14,7 +14,7 @@ import numpy as np
 
 from geodiag.blocks import Blocks, add, epsilon, positive, scale, to_numpy
 from geodiag.core.stacks import Matrix, count_of, join, members, mix, only
-from geodiag.errors import not_finite
+from geodiag.errors import product_not_finite
 from geodiag.norms.base import QuadraticNorm
 from geodiag.solvers.lanczos.recurrence import (
     LOST,
@@ -198,4 +198,4 @@ class Krylov:
 def require_finite(*numbers: Matrix) -> None:
     """Raise NonFiniteError for NaN and infinity."""
     if not all(np.all(np.isfinite(x)) for x in numbers):
-        raise not_finite("a Hessian-vector product")
+        raise product_not_finite()
