@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geodiag.blocks import Blocks, axpy, dot, epsilon
+from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, as_step, is_whole, own_arithmetic
 from geodiag.errors import ArgumentError, EngineError, NonFiniteError, shown
 from geodiag.optimizers.thresholds import require_lr
@@ -67,6 +68,16 @@ class CriticalLR(float):
         unit = 1.0 if self.lr is None else self.lr
         lo, hi = (end / unit for end in self.bracket)
         return Crossing(lo, hi, self.num_losses), self.lr, self.note
+
+    def _repr_html_(self) -> str:
+        lo, hi = self.bracket
+        rows = [
+            ("between", f"{lo:.6g} and {hi:.6g}"),
+            ("multiple of the step", self.factor),
+            ("critical sharpness", self.sharpness),
+            ("losses", self.num_losses),
+        ]
+        return pairs(titled("Critical learning rate:", self), rows, [self.note])
 
     def __repr__(self) -> str:
         if self.note:

@@ -24,6 +24,7 @@ from geodiag.blocks import (
     namespace,
     subtract,
 )
+from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, as_step, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, product_not_finite, shown
 from geodiag.estimators.roundoff import (
@@ -73,6 +74,10 @@ class DirectionalSmoothness(float):
 
     def __getnewargs__(self) -> Any:
         return float(self), self.kind, self.norm, self.rounding
+
+    def _repr_html_(self) -> str:
+        rows = [("kind", self.kind), ("norm", self.norm), ("rounding", self.rounding)]
+        return pairs(titled("Directional smoothness D:", self), rows)
 
     def __repr__(self) -> str:
         error = "" if self.rounding is None else f", rounding=±{self.rounding:.1g}"

@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 from geodiag.blocks import Blocks, add, dot, largest, subtract
+from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, as_step, own_arithmetic
 from geodiag.directional import LOST
 from geodiag.errors import ArgumentError, NonFiniteError, shown
@@ -64,6 +65,13 @@ class RealizedEdge(float):
 
     def __reduce__(self) -> Any:
         return _restored, (float(self), dict(vars(self)))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, getattr(self, name))
+            for name in ("rounding", "occupation", "timing", "loss", "new_loss")
+        ]
+        return pairs(titled("Realized edge ζ:", self), rows, [self.note])
 
     def __repr__(self) -> str:
         error = f"rounding=±{self.rounding:.1g}" if not self.note else self.note

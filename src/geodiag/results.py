@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from geodiag.blocks import Blocks, is_array, to_numpy
+from geodiag.core.display import pairs
 from geodiag.core.validation import is_mapping_of_names, is_number, is_whole
 from geodiag.errors import ArgumentError, shown
 
@@ -235,6 +236,32 @@ class SharpnessResult:
 
     def __float__(self) -> float:
         return self.value
+
+    def __str__(self) -> str:
+        sign = "=" if self.bound is Bound.EXACT else "≥"
+        upper = "" if self.upper is None else f", at most {self.upper:.6g}"
+        bound = f"{self.bound.name}, {self.status.name}, {self.num_hvps} HVPs"
+        text = f"S {sign} {self.value:.6g}{upper} in {self.norm} ({bound})"
+        return "\n".join([text, *(f"  note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        sign = "=" if self.bound is Bound.EXACT else "≥"
+        return pairs(
+            f"S {sign} {self.value:.6g} in {self.norm}",
+            [
+                ("certified upper bound", self.upper),
+                ("bound", f"{self.bound.name}: {self.bound.explanation}"),
+                ("status", f"{self.status.name}: {self.status.explanation}"),
+                ("loss", self.loss),
+                ("‖∇L‖*", self.dual_norm),
+                ("residual", self.residual),
+                ("rounding", self.rounding),
+                ("spread over starts", self.spread),
+                ("Hessian-vector products", self.num_hvps),
+                ("estimator", self.estimator),
+            ],
+            self.notes,
+        )
 
     def __repr__(self) -> str:
         bracket = f", upper={self.upper:.6g}" if self.upper is not None else ""

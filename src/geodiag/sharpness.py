@@ -84,7 +84,8 @@ def sharpness(
         process_group: torch.distributed group to average over.
         stop_gradient: "constant", "error" or "differentiate", for detached parts of the loss.
         seed: of the random starts, which are the same in every framework.
-        progress: True prints to stderr; a function gets a dict at each iteration.
+        progress: True shows a bar on stderr (of tqdm where it is installed) with the time that is
+            left at most; a function gets a dict at each iteration.
         throw: whether a numerical failure raises, or is returned as the result's status.
 
     Returns:

@@ -283,4 +283,4 @@ def test_progress_reports_rising_products(capsys):
     assert counts[-1] > 1
     assert capsys.readouterr().err == ""
     geodiag.sharpness(Counted(np.eye(9)), "linf", progress=True, estimator="ascent")
-    assert "HVPs" in capsys.readouterr().err
+    assert "HVP" in capsys.readouterr().err

@@ -15,6 +15,7 @@ SRC = Path(__file__).parents[2] / "src"
 CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 # What only these files of the core may import; their users have the extras installed.
 EXTRAS = {
+    "estimators": {"tqdm"},
     "experiments": {"matplotlib", "rich", "sklearn"},
     "report": {"matplotlib", "rich"},
     "sinks": {"mlflow", "tensorboard", "wandb"},

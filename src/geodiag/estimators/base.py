@@ -7,7 +7,6 @@ the budget, and certifies the answer by a fresh Hessian-vector product at the fi
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,9 @@ from geodiag.errors import (
     product_not_finite,
     shown,
 )
-from geodiag.norms.base import Norm
+from geodiag.estimators.budgets import COLD_BUDGET, LANCZOS_BUDGET
+from geodiag.estimators.progress import ProgressBar
+from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.oracles.base import Oracle
 from geodiag.oracles.wrappers import CountingOracle
 from geodiag.results import UNKNOWN, Bound, Searched, SharpnessResult, Status, WarmStart, relative
@@ -155,6 +156,8 @@ class SharpnessEstimator(ABC):
 class Measurement:
     """One estimate in progress: it counts, checks and certifies.
 
+    ``most``: products that it takes at most, for the progress bar, where it is not the usual.
+
     Attributes:
         oracle: the oracle, with its products counted.
         norm: the norm.
@@ -167,7 +170,12 @@ class Measurement:
     """
 
     def __init__(
-        self, oracle: Oracle, norm: Norm, estimator: SharpnessEstimator, options: Options
+        self,
+        oracle: Oracle,
+        norm: Norm,
+        estimator: SharpnessEstimator,
+        options: Options,
+        most: int | None = None,
     ) -> None:
         if oracle.space.size == 0:
             raise ParameterError(
@@ -176,6 +184,10 @@ class Measurement:
         self.oracle = CountingOracle(oracle)
         self.norm, self.estimator, self.options = norm, repr(estimator), options
         self.rng = np.random.default_rng(options.seed)
+        usual = LANCZOS_BUDGET if isinstance(norm, QuadraticNorm) else COLD_BUDGET
+        most = options.max_hvps or most or (0 if oracle.free_hvps else usual)
+        shown_here = options.progress and not callable(options.progress)
+        self._bar = ProgressBar(most) if shown_here else None
         loss = oracle.loss()
         self.loss, self.gradient = float(loss), oracle.gradient()
         if not math.isfinite(self.loss):
@@ -227,9 +239,8 @@ class Measurement:
         state = {"num_hvps": self.oracle.num_hvps, "value": value}
         if callable(progress):
             progress(state)
-        else:
-            print(f"\rsharpness ≥ {value:.6g} after {self.oracle.num_hvps} HVPs", end="",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        elif self._bar is not None:
+            self._bar.show(self.oracle.num_hvps, value)
 
     def finish(
         self,
@@ -269,8 +280,8 @@ class Measurement:
             )
         residual = None if found.residual is None else relative(float(found.residual), value)
         cold_loss = self.options.searched.cold_loss if age else self.loss
-        if self.options.progress and not callable(self.options.progress):
-            print(file=sys.stderr)
+        if self._bar is not None:
+            self._bar.close()
         return SharpnessResult(
             value=value,
             direction=direction,

@@ -42,8 +42,8 @@ class FrankWolfe(SharpnessEstimator):
         start: Blocks | None = None,
         options: Options = Options(),
     ) -> SharpnessResult:
-        m = Measurement(oracle, norm, self, options)
         full = self.restarts * (self.iterations + 1) + 1
+        m = Measurement(oracle, norm, self, options, full)
         budget = options.max_hvps or full
         finals = []
         for restart in range(self.restarts):

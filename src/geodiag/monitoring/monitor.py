@@ -20,6 +20,7 @@ from geodiag.certificates.certificate import require_envelope
 from geodiag.core.validation import is_true, whole_step
 from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
+from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation, check_rule
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
@@ -32,7 +33,7 @@ from geodiag.sharpness import named_estimator
 from geodiag.sinks import Log, Sink, as_sinks
 
 
-class Monitor:
+class Monitor(DisplayedRun):
     """Measures a run at chosen steps, and records it.
 
     Quantities of plugins (``geodiag_quantities``) are measured with the built-in ones.

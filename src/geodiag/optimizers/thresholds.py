@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, require_flag
 from geodiag.errors import ArgumentError, shown
 from geodiag.optimizers.filters import Filter, check_filter, crossing, identity
@@ -45,6 +46,9 @@ class Threshold(float):
 
     def __getnewargs__(self) -> Any:
         return float(self), self.applies_to, self.provenance
+
+    def _repr_html_(self) -> str:
+        return pairs(titled("Threshold:", self), [("on", self.applies_to)], [self.provenance])
 
     def __repr__(self) -> str:
         return f"Threshold({float(self):.6g} on {self.applies_to}; {self.provenance})"

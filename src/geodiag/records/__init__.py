@@ -10,7 +10,7 @@ from geodiag.core.quantity import Panel, Quantity
 from geodiag.records.csv_format import to_csv
 from geodiag.records.jsonl import from_json, to_json
 from geodiag.records.reading import read_records
-from geodiag.records.record import BUILT_IN, Record, quantities
+from geodiag.records.record import BUILT_IN, Record, quantities, value_text
 
 __all__ = [
     "BUILT_IN",
@@ -22,4 +22,5 @@ __all__ = [
     "read_records",
     "to_csv",
     "to_json",
+    "value_text",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from geodiag.core.display import pairs
 from geodiag.core.quantity import Panel, Quantity, is_name
-from geodiag.errors import ArgumentError, PluginError, shown
+from geodiag.errors import ArgumentError, PluginError, cut, printable, shown
 from geodiag.plugins import Registry, registry
 
 BOUNDS = ("EXACT", "LOWER", "")
@@ -99,6 +100,22 @@ class Record:
         except KeyError:
             raise AttributeError(f"a Record has no field or extra {name!r}") from None
 
+    def __str__(self) -> str:
+        known = (q for q in BUILT_IN.values() if q.column is not None and q.kind is not str)
+        texts = [(q.column or q.name, value_text(self, q)) for q in known if q.name != "step"]
+        said = ", ".join(f"{name} {text}" for name, text in texts if text not in ("", "0"))
+        note = f"\n  note: {printable(cut(self.note))}" if self.note else ""
+        return f"step {self.step}: {said}{note}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (each.label, value_text(self, each))
+            for each in BUILT_IN.values()
+            if each.name not in ("bound", "step", "note")
+        ]
+        rows += [(name, x) for name, x in self.extras.items()]
+        return pairs(f"Record of step {self.step}", rows, [self.note])
+
     def to_dict(self) -> dict[str, Any]:
         """All values by name, those of :attr:`extras` last.
 
@@ -108,6 +125,16 @@ class Record:
         values = dict(self.__dict__)
         extras: dict[str, Any] = values.pop("extras")
         return values | extras
+
+
+def value_text(record: Record, quantity: Quantity) -> str:
+    """A value of a record as people read it: ``≥`` before a lower bound; "" where unknown."""
+    value = getattr(record, quantity.name, quantity.default)
+    if isinstance(value, float):
+        text = "" if value != value else f"{value:.4g}"
+        lower = quantity.bound and getattr(record, quantity.bound) == "LOWER"
+        return f"≥ {text}" if text and lower else text
+    return printable(cut(str(value)))
 
 
 _TYPES = {"float": float, "int": int, "str": str}

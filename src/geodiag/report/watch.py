@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geodiag.errors import ArgumentError, cut, import_optional, printable
-from geodiag.records import Quantity, Record, quantities, read_records
+from geodiag.errors import ArgumentError, import_optional, printable
+from geodiag.records import Record, quantities, read_records, value_text
 from geodiag.records.reading import is_file, parse, parser
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -93,14 +93,14 @@ def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80
     shown = [
         each
         for each in sorted(quantities().values(), key=lambda q: q.kind is str)  # texts come last
-        if each.column is not None and any(_cell(r, each) for r in last)
+        if each.column is not None and any(value_text(r, each) for r in last)
     ]
     for each in shown:
         text, heading = each.kind is str, printable(each.column or each.name)
         table.add_column(cells(heading), justify="left" if text else "right",
                          overflow="ellipsis", no_wrap=True, ratio=1 if text else None)  # fmt: skip
     for record in last:
-        table.add_row(*(cells(_cell(record, each)) for each in shown))
+        table.add_row(*(cells(value_text(record, each)) for each in shown))
     return _rich("rich.console").Group(table, cells(_trend(records, width)))
 
 
@@ -121,12 +121,3 @@ def _trend(records: Sequence[Record], width: int) -> str:
         return "\nS/threshold is not known"
     top = max(1.0, *known)
     return f"\nS/threshold {sparkline(ratios, top)} (█ is {top:.3g})"
-
-
-def _cell(record: Record, quantity: Quantity) -> str:
-    value = getattr(record, quantity.name, quantity.default)
-    if isinstance(value, float):
-        text = "" if value != value else f"{value:.4g}"
-        lower = quantity.bound and getattr(record, quantity.bound) == "LOWER"
-        return f"≥ {text}" if text and lower else text
-    return printable(cut(str(value)))
