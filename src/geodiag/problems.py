@@ -46,7 +46,8 @@ def problem(
         loss_fn: torch: ``loss_fn(model, batch) -> scalar``.
         criterion: torch: ``criterion(model(x), y) -> scalar`` for batches ``(x, y)``.
         data: one batch (tuple, dict, array, object with arrays), or a list or loader of batches.
-        params: the point, for JAX callables (a pytree) and for pairs of callables (a dict).
+        params: the point, for JAX callables (a pytree) and for pairs of callables (a dict); of a
+            torch module a whole state_dict, with its buffers, which is not loaded into the module.
         where: which parameters to measure: a regular expression, a list of them, or a predicate
             ``(name, array) -> bool``. The others are held fixed.
         weight: the weight of a batch in the mean; default: what a known loss averages over, else

@@ -74,7 +74,8 @@ class TorchOracle(FrozenOracle):
         tensors = objective.loss.tensors()
         live = objective.live(tensors)
         self._leaves = objective.leaves(params, live)
-        self._versions = Versions(tensors, () if params is None else live.values())
+        replaced = () if params is None else (*live.values(), *tensors.named(objective.others))
+        self._versions = Versions(tensors, replaced)
         self._at_model = params is None
         self._dtypes = {name: leaf.dtype for name, leaf in self._leaves.items()}
         self._notes: list[str] = []
@@ -93,6 +94,10 @@ class TorchOracle(FrozenOracle):
     @property
     def notes(self) -> tuple[str, ...]:
         return (*self._objective.batches.notes, *self._notes)
+
+    def add_note(self, text: str) -> None:
+        """Add to the notes, where there is anything to say."""
+        self._notes += [text] if text else []
 
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine != "finite-difference":

@@ -28,6 +28,7 @@ from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.module_tensors import JOINTS
 from geodiag_torch.state.rng import FrozenRandomState
+from geodiag_torch.state.state_dicts import of_state_dict, refuse_sharded, rest_note
 
 NO_DEVICE = torch.empty(0)
 
@@ -40,7 +41,9 @@ class TorchProblem(Problem):
         loss_fn: ``loss_fn(model, batch) -> scalar`` (batch is None without data).
         criterion: ``criterion(model(x), y) -> scalar``, for batches (x, y).
         data: one batch, or a list or loader of batches; moved to the model's device.
-        params: the point as blocks; default: the module's parameters at each ``at()``.
+        params: the point: a whole state_dict of the model, all of which is used, or the measured
+            parameters alone, with which all else is as the module has it; default: the module's
+            parameters at each ``at()``.
         engine: "graph" keeps the graph of each batch's gradient and differentiates it again for
             each product; "recompute" rebuilds it, batch by batch; "finite-difference" takes
             differences of gradients; "auto" is graph for one batch, or for several that fit into
@@ -129,7 +132,8 @@ class TorchProblem(Problem):
                 objective = replace(objective, data=settled, batches=batches)
         self._objective = objective
         self._params: Any = None
-        self._params = self._checked(params)
+        self._checked(params)
+        self._params = params
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
 
     def at(self, params: Any = None) -> Oracle:
@@ -140,17 +144,21 @@ class TorchProblem(Problem):
         """
         if any(m.training for m in self._synchronised):
             refuse_synchronised(self._synchronised)
-        params = self._checked(params)
+        own = params is None
+        params, others = self._checked(params)
         if self._sharding is not None:
             sharded: Oracle = self._sharding.ShardedOracle(self._objective, params)
             return sharded
-        oracle = TorchOracle(self._objective, params, self._engine, self._memory)
+        objective = replace(self._objective, others=others) if others else self._objective
+        oracle = TorchOracle(objective, params, self._engine, self._memory)
+        if own and params is not None and not others:
+            oracle.add_note(rest_note(objective.loss.tensors(), objective.raw_names.values()))
         self._oracles.add(oracle)
         return oracle
 
     def point(self, params: Any = None) -> Blocks:
         """A copy of ``params``, or of the module's parameters as they are now."""
-        params = self._checked(params)
+        params, _ = self._checked(params)
         found = self.live() if params is None else params
         return {name: self.space.asarray(found[name]).clone() for name in self.space.names}
 
@@ -170,10 +178,11 @@ class TorchProblem(Problem):
         return self._objective.ranks.any(yes)
 
     def unmeasured(self, params: Any = None) -> Blocks:
-        """The model's trainable parameters that are not measured, as they are now."""
-        inner = self._objective.loss.model
+        """The trainable parameters that are not measured: of a state_dict, or of the model now."""
+        inner, (_, others) = self._objective.loss.model, self._checked(params)
         names, own = public_names(inner), dict(inner.named_parameters())
-        return {n: local(own[r].detach()) for n, r in names.items() if n not in self.space.shapes}
+        rest = {n: r for n, r in names.items() if n not in self.space.shapes}
+        return {n: others.get("model." + r, local(own[r].detach())) for n, r in rest.items()}
 
     def live(self) -> Leaves:
         """The measured parameters by their public names, as they are now.
@@ -183,19 +192,28 @@ class TorchProblem(Problem):
         """
         return self._objective.live()
 
-    def _checked(self, params: Any) -> Any:
-        """``params``, else those of the problem; None where the module's own are meant."""
+    def _checked(self, params: Any) -> tuple[Any, Mapping[str, Tensor]]:
+        """The point that is meant, and the other tensors where it is of a state_dict.
+
+        Without ``params`` it is the problem's; None where the module's own parameters are meant.
+        """
         params = self._params if params is None else params
         if params is None:
-            return None
+            return None, {}
         if not isinstance(params, Mapping):
             raise ArgumentError(
                 "params= of a torch module is a point: a dict of name → tensor",
                 got=type(params).__name__,
                 do="leave it out; choose the parameters to measure with where=",
             )
-        check_like(params, self.space.shapes, "params")
-        return params
+        objective = self._objective
+        if set(params) == set(self.space.shapes):
+            check_like(params, self.space.shapes, "params")
+            return params, {}
+        loss = objective.loss
+        if self._sharding is not None:
+            refuse_sharded(params, self.space.shapes)
+        return of_state_dict(params, loss.model, loss.tensors(), objective.raw_names)
 
 
 def _failure(objective: Objective, batch: Any) -> Exception | None:

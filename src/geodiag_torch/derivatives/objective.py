@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Objective:
     dtype: torch.dtype  # of the measurement
     raw_names: Mapping[str, str]  # of each measured parameter, its name in ``loss``
     stop_gradient: str = "constant"  # see :func:`geodiag.problem`
+    # Of a state_dict, by their names in ``loss``: they replace buffers and unmeasured parameters.
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def live(self, tensors: ModuleTensors | None = None) -> Leaves:
         """The measured parameters as they are now; ``tensors``: those of the loss, where known.
@@ -87,6 +89,8 @@ class Objective:
     def with_leaves(self, leaves: Leaves, run: Callable[[], T], poison: bool = False) -> T:
         """``run()`` while ``leaves`` replace the measured parameters, and clones the buffers.
 
+        Clones of ``others`` replace what they are named after.
+
         Backward passes must run inside of it too: they recompute checkpointed activations, with
         whatever the module holds then. Attention runs on the math kernel: the fused ones have no
         double backward. ``poison``: fill the clones of buffers with NaN.
@@ -103,5 +107,5 @@ class Objective:
         tensors = self.loss.tensors()
         live = self.live(tensors) if leaves else {}
         new = {id(live[name]): leaf for name, leaf in leaves.items()}
-        with tensors.replaced(new, poison), sdpa_kernel([SDPBackend.MATH]):
+        with tensors.replaced(new, self.others, poison), sdpa_kernel([SDPBackend.MATH]):
             return run()

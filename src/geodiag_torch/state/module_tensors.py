@@ -7,7 +7,7 @@ a measurement needs them for each pass. Tensors are replaced in the module's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_not
 from typing import Any
@@ -34,7 +34,7 @@ class ModuleTensors:
         self.modules: list[nn.Module] = []
         # By its name in ``root``, the dict that holds each parameter, and its key there.
         self.parameters: dict[str, tuple[TensorDict, str]] = {}
-        self._buffers: list[tuple[TensorDict, str]] = []
+        self.buffers: dict[str, tuple[TensorDict, str]] = {}  # the same for buffers
         self._dicts: list[TensorDict] = []
         self._found: list[
             tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
@@ -52,9 +52,14 @@ class ModuleTensors:
             self._found.append((m, dict(m._modules), m._parameters, m._buffers))
             self._dicts += [m._parameters, m._buffers]
             self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
-            self._buffers += [(m._buffers, key) for key in m._buffers]
-        self.slots: list[tuple[TensorDict, str]] = [*self.parameters.values(), *self._buffers]
+            self.buffers |= {f"{prefix}.{key}": (m._buffers, key) for key in m._buffers}
+        self.slots: list[tuple[TensorDict, str]] = list((self.parameters | self.buffers).values())
         self._keys = list(map(list, self._dicts))
+
+    def named(self, names: Iterable[str]) -> list[Tensor]:
+        """The parameters and buffers of these names, as they are now."""
+        slots = (self.parameters.get(name) or self.buffers[name] for name in names)
+        return [t for owner, key in slots if (t := owner[key]) is not None]
 
     def is_current(self) -> bool:
         """Whether no module, parameter or buffer was added or removed since."""
@@ -64,26 +69,35 @@ class ModuleTensors:
         return list(map(list, self._dicts)) == self._keys
 
     @contextmanager
-    def replaced(self, tensors: Mapping[int, Tensor], poison: bool = False) -> Iterator[None]:
+    def replaced(
+        self, tensors: Mapping[int, Tensor], others: Mapping[str, Tensor], poison: bool = False
+    ) -> Iterator[None]:
         """Inside, the modules hold other tensors, and clones of their buffers.
 
         Afterwards they have their own again, their modes, and the tensors that hooks keep as plain
-        attributes. ``tensors``: by the ids of those that they replace. ``poison``: fill the clones
-        of floating buffers with NaN.
+        attributes. ``tensors``: by the ids of those that they replace. ``others``: by name, whose
+        clones replace parameters and buffers too. ``poison``: fill the clones of floating buffers
+        with NaN.
         """
         new = dict(tensors)
-        for owner, key in self._buffers:
+        for name, x in others.items():
+            owner, key = self.parameters.get(name) or self.buffers[name]
+            own = owner[key]
+            if own is not None and id(own) not in new:
+                x = x.to(own.device, own.dtype)
+                new[id(own)] = _clone(x, poison and name in self.buffers)
+        for owner, key in self.buffers.values():
             b = owner[key]
             if b is not None and id(b) not in new:
                 new[id(b)] = _clone(b, poison)
-        own = [(owner, key, owner[key]) for owner, key in self.slots if id(owner[key]) in new]
+        before = [(owner, key, owner[key]) for owner, key in self.slots if id(owner[key]) in new]
         attributes = [(vars(m), dict(vars(m))) for m in self.modules]
         try:
-            for owner, key, t in own:
+            for owner, key, t in before:
                 owner[key] = new[id(t)]
             yield
         finally:
-            for owner, key, t in own:
+            for owner, key, t in before:
                 owner[key] = t
             for now, saved in attributes:
                 if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
