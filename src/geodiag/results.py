@@ -53,7 +53,7 @@ class Status(Enum):
         "measure in float64 or loosen rtol"
     )
     NON_FINITE = (
-        "the loss, the gradient or a Hessian-vector product is NaN or infinite; the notes say which; "
+        "the loss, the gradient or a Hessian-vector product is NaN or infinite, as the notes say; "
         "check the parameters, the data and the learning rate"
     )
 
