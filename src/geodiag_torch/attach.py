@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import disable
 from torch.optim import Optimizer
 
 from geodiag.blocks import Blocks
@@ -25,6 +26,7 @@ from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
 from geodiag_torch.optimizers.following import Following
 from geodiag_torch.optimizers.selection import Selection, as_they_were, entries
+from geodiag_torch.optimizers.wrappers import stepping
 
 
 def attach(
@@ -54,8 +56,9 @@ def attach(
     optimizer's parameter groups, and preconditioners from its state, at each measurement.
 
     Args:
-        optimizer: any torch optimizer, with or without closures. A wrapper that keeps it as
-            ``.optimizer`` (Accelerate, Lightning) is unwrapped.
+        optimizer: any torch optimizer, with or without closures. Wrappers (of Accelerate or
+            Lightning, Lookahead, SAM) are looked through: the step is the one that moves the
+            parameters, and the norm that of the optimizer inside.
         model: the module. At each record, those of its parameters are measured that the optimizer
             then holds and that require gradients.
         norm: None or "auto": the optimizer's own, see :mod:`geodiag.optimizers.families`. Else a
@@ -103,19 +106,24 @@ def attach(
         >>> [(r.step, r.threshold) for r in monitor.records]
         [(0, 20.0), (5, 20.0)]
     """
-    optimizer = _inner(optimizer)
+    steps = stepping(optimizer)
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             "attach(optimizer, model) takes a torch module", got=type(model).__name__
         )
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     asked = None if is_of_optimizer(norm) else norm_source(norm)
-    following = Following(optimizer, model, where, problem_arguments, asked)
+    following = Following(steps.inner, model, where, problem_arguments, asked)
     if certificate and isinstance(asked, Norm):
         space = following.problem.at().space
         require_envelope(asked.bind(space), space)
-    return OptimizerMonitor(
-        optimizer,
+    if steps.unknown and update is None:
+
+        def update(step: int) -> Update:
+            return replace(following.geometry.update(step), unknown=steps.unknown)
+
+    monitor = OptimizerMonitor(
+        steps.outer,
         following,
         update=update,
         every=every,
@@ -127,6 +135,9 @@ def attach(
         certificate=certificate,
         seed=seed,
     )
+    if steps.remark:
+        monitor.remark(steps.remark)
+    return monitor
 
 
 class OptimizerMonitor(Monitor):
@@ -155,8 +166,8 @@ class OptimizerMonitor(Monitor):
         self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
         # Only the optimizer's hooks hold the monitor, so both are freed together.
         self._hooks = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(_untraced(self._before_step)),
+            optimizer.register_step_post_hook(_untraced(self._after_step)),
         )
         self._finalizer = weakref.finalize(optimizer, _close, weakref.ref(self))
 
@@ -291,12 +302,7 @@ def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:
         found.close()
 
 
-def _inner(optimizer: Any) -> Optimizer:
-    """The optimizer itself, without wrappers."""
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(
-            "attach(optimizer, model) takes a torch.optim.Optimizer", got=type(optimizer).__name__
-        )
-    return optimizer
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, which torch.compile leaves alone: to trace a measurement takes minutes."""
+    found: Callable[..., None] = disable(hook)  # type: ignore[no-untyped-call]
+    return found

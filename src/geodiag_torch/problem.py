@@ -21,12 +21,13 @@ from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError
 from geodiag.oracles import Oracle, Problem
 from geodiag_torch.derivatives.batches import counting_weight, token_weight
 from geodiag_torch.derivatives.evaluation import Evaluation
-from geodiag_torch.derivatives.forward import Leaves, LossModule, unwrap
+from geodiag_torch.derivatives.forward import Leaves, LossModule
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.module_tensors import JOINTS
+from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.rng import FrozenRandomState
 from geodiag_torch.state.state_dicts import of_state_dict, refuse_sharded, rest_note
 
@@ -111,7 +112,7 @@ class TorchProblem(Problem):
                 do='pass reduction="sum", or a criterion with reduction="mean"',
             )
         raw = public_names(inner)
-        named = dict(inner.named_parameters())
+        named = named_parameters(inner)
         chosen = select({name: named[own] for name, own in raw.items()}, where)
         device, dtype = device_and_dtype(chosen)
         _check_initialised(chosen)
@@ -119,6 +120,7 @@ class TorchProblem(Problem):
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + raw[name] for name in chosen}
+        loss.tensors().require_replaceable(raw_names)
         objective = Objective(
             loss, data, batches, ranks, self.space, device, dtype, raw_names, stop_gradient
         )
@@ -180,7 +182,7 @@ class TorchProblem(Problem):
     def unmeasured(self, params: Any = None) -> Blocks:
         """The trainable parameters that are not measured: of a state_dict, or of the model now."""
         inner, (_, others) = self._objective.loss.model, self._checked(params)
-        names, own = public_names(inner), dict(inner.named_parameters())
+        names, own = public_names(inner), named_parameters(inner)
         rest = {n: r for n, r in names.items() if n not in self.space.shapes}
         return {n: others.get("model." + r, local(own[r].detach())) for n, r in rest.items()}
 
@@ -271,34 +273,6 @@ def ranks_together(model: nn.Module, process_group: Any = None) -> Alone:
     if sharding is None:
         return ranks_of(model, process_group, device)
     found: Alone = sharding.ranks_of_mesh(inner, process_group, device)
-    return found
-
-
-def public_names(model: nn.Module) -> dict[str, str]:
-    """The trainable parameters: public name → name in the model.
-
-    The public names omit what wrappers of the whole model or of parts of it put in.
-    """
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(t, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
-            raise ParameterError(
-                f"the parameter {name!r} has no shape yet", do="run the model once on a batch first"
-            )
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    if not names:
-        raise ParameterError(
-            "the model has no trainable parameters",
-            got=f"{sum(1 for _ in model.parameters())} parameters, none with requires_grad",
-            do="pass a model with parameters, or call model.requires_grad_(True)",
-        )
-    wrapped = "module." if all(name.startswith("module.") for name in names) else ""
-    found = {name.removeprefix(wrapped).replace("_orig_mod.", ""): name for name in names}
-    if len(found) < len(names):
-        raise ParameterError(
-            "two parameters have the same name without the wrappers' parts of it",
-            got=", ".join(sorted(set(names) - set(found.values()))),
-            do="rename the submodule '_orig_mod'",
-        )
     return found
 
 

@@ -15,6 +15,9 @@ from geodiag.optimizers.comparison import Comparison, compare
 from geodiag.optimizers.slots import NoThreshold, Slot
 from geodiag.optimizers.thresholds import Update
 
+# Gradients at averages of the iterates, and steps that are clipped entry by entry.
+NO_SINGLE_NORM = ("schedulefree", "sophia")
+
 
 class Geometry:
     """The geometry in which all measured parameters together are updated.
@@ -104,8 +107,10 @@ def same_norm(a: Norm, b: Norm, space: Space) -> bool:
 
 def unknown_geometry(of: str, got: str | None = None) -> ArgumentError:
     """The error for an optimizer without a reader."""
+    name = f"{of} {got or ''}".lower().replace("_", "")
+    none = ": it descends in no single norm" if any(x in name for x in NO_SINGLE_NORM) else ""
     return ArgumentError(
-        f"the geometry of {of} is not known",
+        f"the geometry of {of} is not known{none}",
         got=got or of,
         do='say in which norm to measure: norm="l2" (gradient descent), "linf" (sign descent), '
         '"spectral" or "muon" (orthogonalised updates), "block", or a Norm such as '

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from geodiag.core.batch_forms import batch_size
 from geodiag.errors import DataError
 from geodiag_torch.derivatives.batches import shifts_labels
-from geodiag_torch.derivatives.forward import unwrap
+from geodiag_torch.state.names import unwrap
 
 CONTAINERS = (list, dict, set, collections.deque, collections.defaultdict, collections.OrderedDict)
 DATA_SETS = ("train_dataset", "eval_dataset")

@@ -23,17 +23,6 @@ Leaves = dict[str, Tensor]
 T = TypeVar("T")
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside of DataParallel, DistributedDataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
 class LossModule(nn.Module):
     """A model with its loss, as one module whose tensors can be replaced."""
 

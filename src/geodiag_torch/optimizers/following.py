@@ -12,10 +12,10 @@ from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError
 from geodiag.norms import Norm
 from geodiag.problems import NormSource
-from geodiag_torch.derivatives.forward import unwrap
 from geodiag_torch.optimizers.geometry import LiveGeometry
 from geodiag_torch.optimizers.selection import Named, Selection, selection
 from geodiag_torch.problem import TorchProblem
+from geodiag_torch.state.names import unwrap
 
 
 class Following:

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from geodiag.core.selection import Where, select
 from geodiag.errors import ParameterError
 from geodiag.monitoring.unmeasured import listed
-from geodiag_torch.problem import public_names
 from geodiag_torch.sharding.detection import local, sharding_of
 from geodiag_torch.state.interrupts import uninterrupted
+from geodiag_torch.state.names import named_parameters, public_names
 
 Named = Mapping[str, Tensor]
 
@@ -42,7 +42,7 @@ def selection(optimizer: Optimizer, model: nn.Module, where: Where) -> Selection
     sharding = sharding_of(model)
     if sharding is not None:
         sharding.reshard(model)  # the optimizer holds the sharded parameters
-    own = dict(model.named_parameters())
+    own = named_parameters(model)
     trainable = {name: own[raw] for name, raw in public_names(model).items()}
     wanted = select(trainable, where)
     held = _held(optimizer)

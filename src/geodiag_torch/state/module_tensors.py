@@ -24,10 +24,8 @@ TensorDict = dict[str, Tensor | None]
 class ModuleTensors:
     """The modules below ``root``, each once, and the dicts that hold their tensors.
 
-    ``root`` may keep it: it does not refer back to it.
-
-    Raises:
-        EngineError: one of the modules is compiled by torch.jit.
+    ``root`` may keep it: it does not refer back to it. What torch.jit has compiled cannot be
+    replaced; its buffers get their values again.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -36,6 +34,9 @@ class ModuleTensors:
         self.parameters: dict[str, tuple[TensorDict, str]] = {}
         self.buffers: dict[str, tuple[TensorDict, str]] = {}  # the same for buffers
         self._dicts: list[TensorDict] = []
+        self._scripted: list[str] = []  # names of modules
+        self._written: list[Tensor] = []  # their buffers
+        fixed: dict[str, Tensor | None] = {}  # their parameters, for those who look for changes
         self._found: list[
             tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
         ] = []
@@ -43,23 +44,39 @@ class ModuleTensors:
             if m is root:
                 continue
             if isinstance(m, torch.jit.ScriptModule):
-                raise EngineError(
-                    "the parameters of a module compiled by torch.jit cannot be replaced",
-                    got=f"{prefix!r}, a {type(m).__name__}",
-                    do="measure the module that it was made from",
-                )
+                self._scripted.append(prefix)
+                self._written += m.buffers(recurse=False)
+                fixed |= {f"{prefix}.{key}": p for key, p in m.named_parameters(recurse=False)}
+                continue
             self.modules.append(m)
             self._found.append((m, dict(m._modules), m._parameters, m._buffers))
             self._dicts += [m._parameters, m._buffers]
             self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
             self.buffers |= {f"{prefix}.{key}": (m._buffers, key) for key in m._buffers}
         self.slots: list[tuple[TensorDict, str]] = list((self.parameters | self.buffers).values())
+        self.slots += [(fixed, key) for key in fixed]
         self._keys = list(map(list, self._dicts))
 
     def named(self, names: Iterable[str]) -> list[Tensor]:
         """The parameters and buffers of these names, as they are now."""
         slots = (self.parameters.get(name) or self.buffers[name] for name in names)
         return [t for owner, key in slots if (t := owner[key]) is not None]
+
+    def require_replaceable(self, names: Mapping[str, str]) -> None:
+        """Check that parameters can be replaced; their names, and what these are in ``root``.
+
+        Raises:
+            EngineError: one of them is in a module that torch.jit has compiled.
+        """
+        for name, raw in names.items():
+            owner = raw.rpartition(".")[0]
+            if owner in self._scripted:
+                raise EngineError(
+                    "the parameters of a module compiled by torch.jit cannot be replaced",
+                    got=f"{name!r}, in {owner.removeprefix('model.')!r}",
+                    do="measure the module that it was made from; or hold these parameters fixed, "
+                    "by where= or requires_grad_(False)",
+                )
 
     def is_current(self) -> bool:
         """Whether no module, parameter or buffer was added or removed since."""
@@ -92,6 +109,7 @@ class ModuleTensors:
                 new[id(b)] = _clone(b, poison)
         before = [(owner, key, owner[key]) for owner, key in self.slots if id(owner[key]) in new]
         attributes = [(vars(m), dict(vars(m))) for m in self.modules]
+        written = [(b, b.detach().clone()) for b in self._written]
         try:
             for owner, key, t in before:
                 owner[key] = new[id(t)]
@@ -99,6 +117,9 @@ class ModuleTensors:
         finally:
             for owner, key, t in before:
                 owner[key] = t
+            with torch.no_grad():
+                for b, values in written:  # batch_norm does not count as writing to them
+                    b.copy_(values)
             for now, saved in attributes:
                 if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
                     _restore(now, saved)

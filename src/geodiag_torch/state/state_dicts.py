@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from geodiag.blocks import to_numpy
 from geodiag.errors import ParameterError, ShapeError
 from geodiag_torch.state.module_tensors import ModuleTensors
+from geodiag_torch.state.names import WRAPPED
 
-# What wrappers of a module, or of parts of it, put into the names of its tensors.
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 REST = (
     "params= holds the measured parameters alone: {} other tensors are as the model has them now; "
     "pass a whole state_dict to measure with its own"
@@ -97,8 +96,8 @@ def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(name, str):
             raise ParameterError("a name in params= is not a text", got=type(name).__name__, do=DO)
         plain = name.removeprefix("module.") if whole else name
-        for part in WRAPPERS:
-            plain = plain.replace(part, "")
+        for part in WRAPPED:
+            plain = plain.replace(f"{part}.", "")
         if plain in found:
             raise ParameterError(
                 "two tensors have the same name without the wrappers' parts of it", got=repr(name)
