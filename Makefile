@@ -18,6 +18,7 @@ DEMO := $(VENV)/.demo-$(FRAMEWORK)
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 FUZZ := $(VENV)/.fuzz
+DOCS := $(VENV)/.docs
 TORCH := $(VENV)/.torch
 # One thread per worker: two workers fill two cores. Each starts with one half of the files and keeps
 # to them, so that what both would compile is mostly compiled once.
@@ -25,7 +26,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 SUITES := $(BIN)/python -m tests.suites
 
-.PHONY: help demo test test-all test-slow test-machines test-seeds lint types format bench fuzz clean
+.PHONY: help demo test test-all test-slow test-machines test-seeds lint types format bench fuzz docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +36,7 @@ help:
 	@echo "make test-all   the same, and make test-slow: the slow tests, in several processes"
 	@echo "make test-machines   the numeric tests under instruction sets and thread counts"
 	@echo "make test-seeds      the numeric tests with ten perturbations of their draws"
+	@echo "make docs       the documentation site in build/site: strict, tutorials executed (5 minutes)"
 	@echo "make fuzz       hostile input: 20,000 cases, and 200,000 files (half an hour)"
 	@echo "make lint | types | format | bench | clean"
 
@@ -73,6 +75,10 @@ fuzz: $(FUZZ)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 20000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.reader --runs 200000
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -103,6 +109,10 @@ $(DEV): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
 $(BENCH): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
 	$(INSTALL) -e ".[bench]"
 	@$(COMPILE)
+	@touch $@
+
+$(DOCS): pyproject.toml constraints.txt $(TORCH) | $(BIN)/python
+	$(INSTALL) -e ".[docs]"
 	@touch $@
 
 $(FUZZ): $(DEV)

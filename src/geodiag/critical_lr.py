@@ -71,13 +71,14 @@ class CriticalLR(float):
 
     def _repr_html_(self) -> str:
         lo, hi = self.bracket
+        what = "multiple of the step" if self.lr is None else "learning rate"
         rows = [
             ("between", f"{lo:.6g} and {hi:.6g}"),
             ("multiple of the step", self.factor),
             ("critical sharpness", self.sharpness),
             ("losses", self.num_losses),
         ]
-        return pairs(titled("Critical learning rate:", self), rows, [self.note])
+        return pairs(titled(f"Critical {what}:", self), rows, [self.note])
 
     def __repr__(self) -> str:
         if self.note:

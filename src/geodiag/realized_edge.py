@@ -68,7 +68,7 @@ class RealizedEdge(float):
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, getattr(self, name))
+            (name.replace("_", " "), getattr(self, name))
             for name in ("rounding", "occupation", "timing", "loss", "new_loss")
         ]
         return pairs(titled("Realized edge ζ:", self), rows, [self.note])

@@ -88,6 +88,15 @@ def smoothness(problem):
         geodiag.directional_smoothness(problem, step, "linf", kind=kind)
 
 
+def along_the_gradient(measure):
+    """A measurement along a step of descent."""
+
+    def run(problem):
+        measure(problem, {name: -0.01 * x for name, x in problem.at().gradient().items()})
+
+    return run
+
+
 MEASUREMENTS = {
     "`Lanczos` (quadratic norms)": sharp("l2", rtol=1e-7),
     "`Lanczos(basis=16)`": sharp("l2", rtol=1e-7, estimator=Lanczos(basis=16)),
@@ -105,6 +114,8 @@ MEASUREMENTS = {
     "`certificate=True`, 60 products": sharp("linf", certificate=True, max_hvps=60),
     "`certificate=True`": sharp("linf", certificate=True, max_hvps=60),
     "`directional_smoothness`": smoothness,
+    "`realized_edge`": along_the_gradient(geodiag.realized_edge),
+    "`critical_lr`": along_the_gradient(geodiag.critical_lr),
 }
 # Measured in the slow run alone, or with all engines there: they take seconds each.
 SLOW = ("certificate", "nuclear", "every 20th", "without decompositions")

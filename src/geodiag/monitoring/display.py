@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from geodiag.core.display import columns
+from geodiag.norms import Norm
 from geodiag.records import Record, quantities, value_text
 
 LAST = 8  # records that a notebook shows
@@ -32,5 +33,9 @@ class DisplayedRun:
         return columns(f"{type(self).__name__}: {self._title()}", head, rows)
 
     def _title(self) -> str:
+        """How many records, and in which norm, where it is not the optimizer's."""
         count = len(self.records)
-        return f"norm {self._norm!r}, {count} record{'s' if count != 1 else ''}"
+        norm = (
+            f"norm {self._norm!r}, " if isinstance(self._norm, Norm) else ""
+        )  # else the optimizer's
+        return f"{norm}{count} record{'s' if count != 1 else ''}"

@@ -48,7 +48,7 @@ class Threshold(float):
         return float(self), self.applies_to, self.provenance
 
     def _repr_html_(self) -> str:
-        return pairs(titled("Threshold:", self), [("on", self.applies_to)], [self.provenance])
+        return pairs(titled(f"Threshold on {self.applies_to}:", self), [("of", self.provenance)])
 
     def __repr__(self) -> str:
         return f"Threshold({float(self):.6g} on {self.applies_to}; {self.provenance})"

@@ -103,7 +103,8 @@ def draw(
         why = next((r.note for run in runs.values() for r in run if r.note), "no value")
         middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
         axes.text(0.5, 0.45, f"not known: {text(why)}", fontsize="small", alpha=0.7, **middle)
-    axes.grid(visible=True)
+    now = _matplotlib("matplotlib").rcParams
+    axes.grid(color=now["grid.color"], linewidth=now["grid.linewidth"])
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
