@@ -178,8 +178,9 @@ class TestOwnAxes:
 
     def test_a_list_gets_all_and_a_dict_those_named(self):
         figure = plotting.new_figure(6, 4)
-        left, middle, right = figure.subplots(1, 3)
-        geodiag.plot({"a": RUN, "b": run()}, ax=[left, middle, right])
+        left, middle, right = grid = figure.subfigures(1, 2)[0].subplots(1, 3)  # an array of them
+        assert geodiag.plot({"a": RUN, "b": run()}, ax=grid) is figure
+        assert right.get_xlabel() == "step"
         assert [r.loss for r in RUN] in drawn(left)
         assert labels(middle)[:2] == ["a", "b"]
         figure = plotting.new_figure(6, 4)

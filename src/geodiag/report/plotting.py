@@ -109,9 +109,10 @@ def plot(
                 figure.suptitle(text(heading), fontsize="large")
         else:
             panels, grid = given_axes(ax, panels)
-            figure = grid[0].figure
+            figure = grid[0].figure.figure  # of a subfigure, the whole
             for axes, (panel, drawn) in zip(grid, panels.items(), strict=True):
                 draw(axes, panel, drawn, runs, look, named=True)
+                axes.set_xlabel(axes.get_xlabel() or "step")
             if title:
                 grid[0].set_title(text(title), loc="left")
         if target is not None:
