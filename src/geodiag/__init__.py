@@ -22,7 +22,7 @@ from geodiag.sharpness import sharpness
 if TYPE_CHECKING:
     from geodiag import records, sinks, testing
     from geodiag.monitoring.monitor import Monitor
-    from geodiag.records import Record, read_records
+    from geodiag.records import Record, read_records, read_runs, to_pandas, to_polars
     from geodiag.report.plotting import plot
 
 # Where the names are that a measurement does not need. Each is loaded when it is first used.
@@ -31,9 +31,12 @@ _LAZY = {
     "Record": "geodiag.records",
     "plot": "geodiag.report.plotting",
     "read_records": "geodiag.records",
+    "read_runs": "geodiag.records",
     "records": "geodiag.records",
     "sinks": "geodiag.sinks",
     "testing": "geodiag.testing",
+    "to_pandas": "geodiag.records",
+    "to_polars": "geodiag.records",
 }
 
 register = registry.register
@@ -117,6 +120,7 @@ __all__ = [
     "plot",
     "problem",
     "read_records",
+    "read_runs",
     "realized_edge",
     "records",
     "register",
@@ -127,4 +131,6 @@ __all__ = [
     "spaces",
     "testing",
     "threshold",
+    "to_pandas",
+    "to_polars",
 ]

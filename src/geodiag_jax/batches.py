@@ -54,6 +54,7 @@ class PreparedBatches:
         self._batches = Batches(data, weight, reduction)
         self._placement = Placement()
         self.single, self.notes = self._batches.single, self._batches.notes
+        self.description = self._batches.description
         self._kept = list(self._prepared()) if self.single else None
 
     def placed(self, placement: Placement) -> PreparedBatches:

@@ -16,6 +16,7 @@ from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
 from geodiag.monitoring.observation import Observation, check_rule
+from geodiag.monitoring.run_header import rule_values
 from geodiag.norms import Norm
 from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
@@ -27,6 +28,7 @@ from geodiag_jax.aliasing import shared_by, snapshot
 from geodiag_jax.deferred import Deferred, check_usable, copied, is_deleted
 from geodiag_jax.flags import own_flags
 from geodiag_jax.optimizers.counts import Counts, read_counts
+from geodiag_jax.optimizers.description import description
 from geodiag_jax.optimizers.geometry import (
     check_hyperparams,
     read_geometry,
@@ -69,6 +71,7 @@ class Monitor(geodiag.Monitor):
         every: as in :class:`geodiag.Monitor`, like all that follow.
         budget: the share of the run's time that measurements may take.
         log: where records are written.
+        mode: "a": append to the file of ``log``; "w": empty it before the first record.
         estimator: as in :func:`geodiag.sharpness`.
         max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance of S.
@@ -110,6 +113,7 @@ class Monitor(geodiag.Monitor):
         every: int | Callable[[int], bool] = 10,
         budget: float | None = None,
         log: Log = None,
+        mode: str = "a",
         estimator: SharpnessEstimator | str = "auto",
         max_hvps: int | None = None,
         rtol: float | None = None,
@@ -130,19 +134,10 @@ class Monitor(geodiag.Monitor):
         self._kept: tuple[int, Any, Any] | None = None  # what ``before`` was called with
         self._measured: Norm | None = None  # at the last measurement
         self._deferred = Deferred(loss, where, data=data, **problem_arguments)
-        super().__init__(
-            self._deferred,
-            self._norm_now,
-            update=update,
-            every=every,
-            budget=budget,
-            log=log,
-            estimator=estimator,
-            max_hvps=max_hvps,
-            rtol=rtol,
-            certificate=certificate,
-            seed=seed,
-        )
+        when = {"every": every, "budget": budget, "log": log, "mode": mode}
+        how = {"estimator": estimator, "max_hvps": max_hvps, "rtol": rtol, "seed": seed}
+        options: dict[str, Any] = when | how | {"certificate": certificate, "update": update}
+        super().__init__(self._deferred, self._norm_now, **options)
 
     @own_flags()
     def observe(
@@ -244,6 +239,10 @@ class Monitor(geodiag.Monitor):
         pending.note(shared)
         self._measured = None
         self._compare(pending)
+
+    def _optimizer(self) -> Mapping[str, Any]:
+        state = next((s for s in self._states if s is not None), None)
+        return description(state) | rule_values(self._given_lr, self._given_update)
 
     def _keep(self, step: int, opt_state: Any) -> None:
         """Keep the state, where the next step is measured, or may be."""

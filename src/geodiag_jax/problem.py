@@ -126,6 +126,13 @@ class JaxProblem(Problem):
         )
         return {n: paths[i][1] for n, i in places.items() if n not in self.space.shapes}
 
+    def describe(self) -> dict[str, Any]:
+        """The name of the loss, how many numbers are measured, and the data."""
+        call = self._loss.call
+        name = getattr(call, "__qualname__", type(call).__name__)
+        size = self.space.size
+        return {"model": name, "parameters": size, "data": self._batches.description}
+
     def _settle(self, parameters: Parameters, data: Any, *options: Any) -> None:
         """Take the data for one batch where the loss, traced, takes that alone."""
 

@@ -42,6 +42,7 @@ def attach(
     every: int | Callable[[int], bool] = 10,
     budget: float | None = None,
     log: Log = None,
+    mode: str = "a",
     estimator: SharpnessEstimator | str = "auto",
     max_hvps: int | None = None,
     rtol: float | None = None,
@@ -73,6 +74,7 @@ def attach(
         every: as in :class:`geodiag.Monitor`, like all that follow; steps are the optimizer's.
         budget: the share of the run's time that measurements may take.
         log: where records are written.
+        mode: "a": append to the file of ``log``; "w": empty it before the first record.
         estimator: as in :func:`geodiag.sharpness`.
         max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance of S.
@@ -129,6 +131,7 @@ def attach(
         every=every,
         budget=budget,
         log=log,
+        mode=mode,
         estimator=estimator,
         max_hvps=max_hvps,
         rtol=rtol,
@@ -262,6 +265,9 @@ class OptimizerMonitor(Monitor):
             self._gradient = self._gradient_of(pending)
 
         as_they_were(found.others, earlier, measure)
+
+    def _optimizer(self) -> Mapping[str, Any]:
+        return self._following.geometry.describe()
 
     def _gradient_of(self, pending: Observation) -> Blocks | None:
         if pending.result is None or pending.oracle is None or self._rule_given:

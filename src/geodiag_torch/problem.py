@@ -179,6 +179,13 @@ class TorchProblem(Problem):
         """``yes`` on any of several ranks."""
         return self._objective.ranks.any(yes)
 
+    def describe(self) -> dict[str, Any]:
+        """The model's name, how many parameters it has, how many are measured, and the data."""
+        model, data = self._objective.loss.model, self._objective.batches.description
+        size = sum(p.numel() for p in model.parameters())
+        found = {"model": type(model).__name__, "parameters": size, "measured": self.space.size}
+        return found | ({"data": data} if data else {})
+
     def unmeasured(self, params: Any = None) -> Blocks:
         """The trainable parameters that are not measured: of a state_dict, or of the model now."""
         inner, (_, others) = self._objective.loss.model, self._checked(params)

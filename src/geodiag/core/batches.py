@@ -7,6 +7,7 @@ from typing import Any
 
 from geodiag.blocks import array_namespace
 from geodiag.core.batch_forms import arrays_of, batch_size, first_array, is_one_batch
+from geodiag.core.description import description
 from geodiag.core.validation import as_number
 from geodiag.errors import ArgumentError, DataError, shown
 
@@ -24,6 +25,7 @@ class Batches:
 
     Attributes:
         single: whether there is one batch.
+        description: what the data look like.
         notes: for the result.
 
     Raises:
@@ -52,7 +54,7 @@ class Batches:
             )
         self._weight: Callable[[Any], float | None] = weight or batch_size
         self._unseen = LOOKED if weight is None and reduction == "mean" else 0
-        self.reduction = reduction
+        self.reduction, self.description = reduction, description(data)
         self.notes: list[str] = []
         self.single = data is None or is_one_batch(data)
         if not self.single:

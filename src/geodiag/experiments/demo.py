@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from geodiag.experiments.reproduction import data, figures, results, runner
 from geodiag.experiments.reproduction.cells import METHODS, Cell, Training, chosen
 from geodiag.experiments.reproduction.frameworks import check_installed, make_trainer
 from geodiag.experiments.reproduction.training import train
-from geodiag.records import to_json
+from geodiag.monitoring.run_header import versions
+from geodiag.records import Header, new_run, to_json
+from geodiag.records.header import command
+from geodiag.records.jsonl import header_to_json
 
 # By norm: a method of the reproduction, with a learning rate and a length that reach the edge.
 RUNS = {
@@ -62,9 +66,22 @@ def run(
             bar = progress.add_task(f"{METHODS[method].title:18}", total=cell.steps, now="")
             labels = {"method": METHODS[method].title, "norm": METHODS[method].norm}
             labels["framework"] = framework
+            header: dict[str, Any] = {
+                "label": labels["method"],
+                "norm": labels["norm"],
+                "optimizer": {"lr": t.lr},
+            }
+            header |= {
+                "seed": seed,
+                "model": "mlp",
+                "versions": versions(),
+                "command": command(),
+            }
+            run = new_run()
+            log.write(header_to_json(Header(run, header)) + "\n")
             records = []
             for taken in train(cell, make_trainer(framework, "mlp", task)):
-                record = replace(taken.record, extras=labels)
+                record = replace(taken.record, extras=labels, run=run)
                 log.write(to_json(record) + "\n")
                 log.flush()
                 records.append(record)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,13 +22,14 @@ from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation, check_rule
+from geodiag.monitoring.run_header import rule_values, run_header
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import Problem
 from geodiag.problems import current_norm, norm_source, problem
-from geodiag.records import Record, quantities
+from geodiag.records import Record, new_run, quantities
 from geodiag.sharpness import named_estimator
 from geodiag.sinks import Log, Sink, as_sinks
 
@@ -57,7 +58,9 @@ class Monitor(DisplayedRun):
             measurements may take; it is kept within a factor of 1.5. ``every`` is then the least
             number of steps between two of them.
         log: a path (``.jsonl``, ``.csv``), a :class:`geodiag.sinks.Sink`, a function of a Record,
-            or a list of these. If several ranks measure together, the first one writes.
+            or a list of these. If several ranks measure together, the first one writes. In a file
+            that exists another run begins; see :func:`geodiag.read_runs`.
+        mode: "a": append to the file of ``log``; "w": empty it before the first record.
         estimator: as in :func:`geodiag.sharpness`.
         max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance, as there; by default 0.02 in quadratic norms. There it is for
@@ -69,6 +72,7 @@ class Monitor(DisplayedRun):
 
     Attributes:
         records: every Record so far.
+        run: the id of the run, which its records carry.
 
     Raises:
         GeodiagError: an argument cannot be used. Later on nothing is raised: failures are in the
@@ -95,6 +99,7 @@ class Monitor(DisplayedRun):
         every: int | Callable[[int], bool] = 10,
         budget: float | None = None,
         log: Log = None,
+        mode: str = "a",
         estimator: SharpnessEstimator | str = "auto",
         max_hvps: int | None = None,
         rtol: float | None = None,
@@ -117,6 +122,7 @@ class Monitor(DisplayedRun):
         self._warned: set[object] = set()
         self._noted: set[str] = set()
         self._remarks: list[str] = []  # for the next record
+        self.run, self._began, self._seed = new_run(), False, seed
         self.records: list[Record] = []
         try:
             if isinstance(self._norm, Norm):
@@ -124,7 +130,7 @@ class Monitor(DisplayedRun):
                 bound = self._norm.bind(space)
                 if certificate:
                     require_envelope(bound, space)
-            self._sinks = as_sinks(log if self._problem.leads else None)
+            self._sinks = as_sinks(log if self._problem.leads else None, mode)
         except BaseException:
             if self._owned:
                 self._try_to_close(self._problem, "the problem")
@@ -156,7 +162,7 @@ class Monitor(DisplayedRun):
         step = whole_step(step)
         self.abandon()
         began = self._schedule.begin(step)
-        pending = Observation(step, self._problem, self._quantities)
+        pending = Observation(step, self._problem, self._quantities, {"run": self.run})
         while self._remarks:
             pending.note(self._remarks.pop(0))
         self._measure_before(pending, params)
@@ -225,7 +231,8 @@ class Monitor(DisplayedRun):
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         tracker, schedule = self._tracker.state_dict(), self._schedule.state_dict()
         noted = sorted(self._noted)
-        return {"version": 1, "tracker": tracker, "schedule": schedule, "noted": noted}
+        state = {"version": 1, "tracker": tracker, "schedule": schedule, "noted": noted}
+        return state | {"run": self.run}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned, in this process or an earlier one.
@@ -242,10 +249,15 @@ class Monitor(DisplayedRun):
             tracker.load_state_dict(state["tracker"])
             schedule.load_state_dict(state["schedule"])
             noted = {str(note) for note in list(state.get("noted", ()))}
+            run = str(state.get("run", self.run))
         except (LookupError, TypeError, ValueError) as e:
             what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
             raise ArgumentError(what, got=one_line(e), do=do) from e
-        self._tracker, self._schedule, self._noted = tracker, schedule, noted
+        self._tracker, self._schedule, self._noted, self.run = tracker, schedule, noted, run
+
+    def _optimizer(self) -> Mapping[str, Any]:
+        """The optimizer with its hyper-parameters, as far as they are known; for the header."""
+        return rule_values(self._lr, self._update)
 
     def __enter__(self) -> Monitor:
         return self
@@ -303,8 +315,12 @@ class Monitor(DisplayedRun):
         began = time.perf_counter()
         record = pending.record()
         self.records.append(record)
+        began_now, self._began = not self._began, True
         for sink in self._sinks:
             try:
+                if began_now:
+                    parts = (self._problem, pending.norm, self._optimizer, self._seed)
+                    sink.start(run_header(self.run, *parts))
                 sink.write(record)
             except Exception as e:
                 self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {one_line(e)}")

@@ -203,6 +203,10 @@ class Problem(ABC):
         """:meth:`point` in memory of its own, which an optimizer does not write into."""
         return map_blocks(lambda x: x + 0, self.point(params))
 
+    def describe(self) -> dict[str, Any]:
+        """For the header of a log: ``model`` (its name), ``parameters`` (how many), ``data``."""
+        return {"model": type(self).__name__, "parameters": self.at().space.size}
+
     def close(self) -> None:
         """Free what the problem holds (kept graphs, cached batches); by default nothing."""
         return None

@@ -4,23 +4,33 @@ record       the Record, and the declaration of each built-in quantity
 jsonl        JSON lines
 csv_format   CSV: rows under headers
 reading      read_records, and what a line that was cut short means
+header       what a log says of a run before its records
+runs         read_runs, to_pandas, to_polars
 """
 
 from geodiag.core.quantity import Panel, Quantity
 from geodiag.records.csv_format import to_csv
+from geodiag.records.header import Header, new_run
 from geodiag.records.jsonl import from_json, to_json
 from geodiag.records.reading import read_records
 from geodiag.records.record import BUILT_IN, Record, quantities, value_text
+from geodiag.records.runs import Run, read_runs, to_pandas, to_polars
 
 __all__ = [
     "BUILT_IN",
+    "Header",
     "Panel",
     "Quantity",
     "Record",
+    "Run",
     "from_json",
+    "new_run",
     "quantities",
     "read_records",
+    "read_runs",
     "to_csv",
     "to_json",
+    "to_pandas",
+    "to_polars",
     "value_text",
 ]

@@ -6,17 +6,22 @@ have is written as an escape such as ``\ud800``. Columns are found by their name
 header; unknown ones become extras. A later header in the same file names the columns of the rows
 of its width that follow, so a run may append a row with a new column to an older log. Headers
 within one log only ever become wider: a row then belongs to the header of its width, even if two
-runs write at the same moment.
+runs write at the same moment. Before the first record of a run there is a row without a step: its
+``run`` is the run's id, and its ``note`` what is known of the run, as JSON.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from geodiag.errors import ArgumentError
+from geodiag.records.header import Header, text_of
+from geodiag.records.jsonl import header_of
 from geodiag.records.record import BUILT_IN, Record, record_of, shortened
 
 # What spreadsheets take for a formula, perhaps with apostrophes and what is not seen before it.
@@ -29,10 +34,12 @@ def to_csv(record: Record, columns: Iterable[str] = tuple(BUILT_IN)) -> str:
     >>> to_csv(Record(3, loss=0.5), ["loss", "step", "lr"])
     '0.5,3,'
     """
-    values = record.to_dict()
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(_cell(values.get(name, "")) for name in columns)
-    return out.getvalue()
+    return _row(record.to_dict(), columns)
+
+
+def header_to_csv(header: Header, columns: Iterable[str]) -> str:
+    """The header as one row."""
+    return _row({"run": header.run, "note": text_of(header)}, columns)
 
 
 def from_header(line: str) -> tuple[str, ...]:
@@ -55,8 +62,8 @@ class Rows:
     def __init__(self) -> None:
         self._columns = {len(BUILT_IN): tuple(BUILT_IN)}  # by width; without a header: these
 
-    def __call__(self, line: str) -> Record | None:
-        """The record of a line; None for a header, and where there are only commas.
+    def __call__(self, line: str) -> Record | Header | None:
+        """The record, or the header of a run; None for names of columns, and where all is empty.
 
         Raises:
             ArgumentError: no header has so many columns, or a value is of another type.
@@ -72,8 +79,23 @@ class Rows:
         if columns is None:
             what = f"a row must have {' or '.join(map(str, sorted(self._columns)))} columns"
             raise ArgumentError(what, got=shortened(line))
+        if not cells[columns.index("step")]:
+            return self._header(dict(zip(columns, cells, strict=True)), line)
         named = zip(columns, cells, strict=True)
         return record_of({name: x or None for name, x in named if x or name not in BUILT_IN}, line)
+
+    def _header(self, named: dict[str, str], line: str) -> Header:
+        try:
+            values = json.loads(named.get("note", ""))
+        except (ValueError, RecursionError) as e:
+            raise ArgumentError("a line of a log has no step", got=shortened(line)) from e
+        return header_of(named.get("run"), values, line)
+
+
+def _row(values: Mapping[str, Any], columns: Iterable[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(_cell(values.get(name, "")) for name in columns)
+    return out.getvalue()
 
 
 def _cell(x: float | str) -> float | str:

@@ -3,7 +3,9 @@ r"""JSON lines: one strict JSON object a line, with the number of its schema.
 NaN is null, infinity the text "Infinity" or "-Infinity". What UTF-8 does not have and codes that
 control a terminal are escapes such as ``\u0085``, which read back as they were. Every line states
 the schema, because several runs, also of different versions, may append to one file. A line without
-it has schema 0; its fields are those of schema 1.
+it has schema 0; its fields are those of schema 1. Before the first record of a run there is a line
+without a step, with what is known of the run:
+``{"schema": 1, "run": "3f2a…", "header": {"norm": …}}``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 from typing import Any
 
 from geodiag.errors import ArgumentError
+from geodiag.records.header import Header, text_of
 from geodiag.records.record import Record, record_of, shortened
 
 SCHEMA = 1
@@ -31,8 +34,14 @@ def to_json(record: Record) -> str:
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
-def from_json(line: str) -> Record:
-    """The record of a line.
+def header_to_json(header: Header) -> str:
+    """The header as one line, without the line's end."""
+    run = json.dumps(header.run)
+    return f'{{"schema": {SCHEMA}, "run": {run}, "header": {text_of(header)}}}'
+
+
+def from_json(line: str) -> Record | Header:
+    """The record of a line, or the header of a run.
 
     A line of a later schema is read as far as its names and types are known.
 
@@ -45,8 +54,21 @@ def from_json(line: str) -> Record:
         raise ArgumentError("a line of a log is not JSON", got=shortened(line)) from e
     if not isinstance(found, dict):
         raise ArgumentError("a line of a log is not a JSON object", got=shortened(line))
+    if "header" in found and "step" not in found:
+        return header_of(found.get("run"), found["header"], line)
     schema = found.get("schema", 0)
     return record_of(found, line, newer=isinstance(schema, int) and schema > SCHEMA)
+
+
+def header_of(run: Any, values: Any, line: str) -> Header:
+    """The header of a run, where it is one.
+
+    Raises:
+        ArgumentError: the run's id is no text, or the values are no JSON object.
+    """
+    if not isinstance(run, str) or not run or not isinstance(values, dict):
+        raise ArgumentError("a line of a log is no header of a run", got=shortened(line))
+    return Header(run, values)
 
 
 def _plain(x: Any) -> Any:

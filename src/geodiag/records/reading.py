@@ -7,14 +7,18 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from geodiag.errors import ArgumentError, printable, shown
 from geodiag.records.csv_format import Rows
+from geodiag.records.header import Header
 from geodiag.records.jsonl import from_json
 from geodiag.records.record import Record
 
+Line: TypeAlias = "Callable[[str], Record | Header | None]"
 
-def parser(path: Path) -> Callable[[str], Record | None]:
+
+def parser(path: Path) -> Line:
     """What reads the file line by line: as CSV if its suffix is ``.csv``, else as JSON."""
     return Rows() if path.suffix.lower() == ".csv" else from_json
 
@@ -40,11 +44,11 @@ def read_records(path: str | Path) -> list[Record]:
         path: a file that the Monitor wrote: CSV if its suffix is ``.csv``, else JSONL.
 
     Returns:
-        list[Record]: one for each whole line. A line that a crash cut short is left out, with a
-        warning.
+        list[Record]: one for each whole line but the headers of runs, see :func:`read_runs`. A line
+        that a crash cut short is left out, with a warning.
 
     Raises:
-        ArgumentError: the file cannot be read, or holds no records.
+        ArgumentError: the file cannot be read, or is no log.
 
     Examples:
         >>> with geodiag.Monitor(np.eye(2), lr=0.5, log="run.jsonl") as monitor:
@@ -52,6 +56,11 @@ def read_records(path: str | Path) -> list[Record]:
         >>> [(r.step, round(r.ratio, 6)) for r in geodiag.read_records("run.jsonl")]
         [(0, 0.25)]
     """
+    return [each for each in read_lines(path) if isinstance(each, Record)]
+
+
+def read_lines(path: str | Path) -> list[Record | Header]:
+    """The records and headers of a log, in their order; see :func:`read_records`."""
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError("a log is named by its path", got=shown(path))
     path = Path(path)
@@ -72,15 +81,16 @@ def read_records(path: str | Path) -> list[Record]:
         )
     for number, why in bad:
         text = f"{printable(str(path))}, line {number} is left out: {why}"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
     return found
 
 
 def parse(
-    lines: Iterable[bytes], read: Callable[[str], Record | None]
-) -> tuple[list[Record], list[tuple[int, str]]]:
-    """The records of a log's lines, and (line number, reason) of each line that is left out."""
-    found, bad = [], []
+    lines: Iterable[bytes], read: Line
+) -> tuple[list[Record | Header], list[tuple[int, str]]]:
+    """What a log's lines hold, and (line number, reason) of each line that is left out."""
+    found: list[Record | Header] = []
+    bad = []
     for number, raw in enumerate(lines, 1):
         line = raw.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
         if not line.strip():
@@ -90,10 +100,10 @@ def parse(
             bad.append((number, "it is not finished"))
             continue
         try:
-            record = read(line)
+            each = read(line)
         except ArgumentError as e:
             bad.append((number, str(e)))
             continue
-        if record is not None:
-            found.append(record)
+        if each is not None:
+            found.append(each)
     return found, bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -51,6 +52,8 @@ class Record:
             ζ = ratio·occupation/timing on a quadratic.
         status: how the search for S ended, the name of a :class:`~geodiag.results.Status`; "" in
             logs of older versions.
+        run: the id of the run, of which the log has a header; "" in logs of older versions. Records
+            are equal if what was measured is, of whichever run.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
 
@@ -86,6 +89,7 @@ class Record:
     occupation: float = _declared("occupation", column=None)
     timing: float = _declared("timing", column=None)
     status: str = _declared("status of the search", default="", column=None)
+    run: str = field(default="", compare=False, metadata={"label": "run", "column": None})
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +147,8 @@ BUILT_IN = {
     for f in fields(Record)
     if f.name != "extras"
 }
-_PLAIN = {name: each.kind for name, each in BUILT_IN.items() if each.kind is not str}
+_DEFAULTS = {f.name: f.default for f in fields(Record) if f.name != "extras"}
+_PLAIN = {name: each.kind for name, each in BUILT_IN.items() if not each.choices}
 
 
 def quantities(plugins: Registry = registry) -> dict[str, Quantity]:
@@ -187,11 +192,14 @@ def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Recor
     """
     if "step" not in found:
         raise ArgumentError("a line of a log has no step", got=shortened(line))
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = _DEFAULTS.copy()
     extras: dict[str, float | str] = {}
     for name, x in found.items():
-        if type(x) is _PLAIN.get(name):  # nearly all values of a log: what parse would return
-            known[name] = x
+        kind = _PLAIN.get(name)
+        if type(x) is kind:  # nearly all values of a log: what parse would return
+            known[name] = sys.intern(str(x)) if kind is str else x
+            continue
+        if x is None and kind is float:
             continue
         try:
             if name in BUILT_IN:
@@ -204,7 +212,9 @@ def record_of(found: Mapping[str, Any], line: str, newer: bool = False) -> Recor
             elif name == "step" or not newer:
                 what = "a line of a log holds a value of another type"
                 raise ArgumentError(what, got=shortened(line)) from e
-    return Record(**known, extras=extras)
+    record = object.__new__(Record)  # in half the time of Record(...): a log may be long
+    record.__dict__.update(known, extras=extras)
+    return record
 
 
 def shortened(line: str) -> str:

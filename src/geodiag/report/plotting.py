@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import as_number, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import BUILT_IN, Record, quantities, read_records
+from geodiag.records import BUILT_IN, Record, quantities, read_runs
+from geodiag.records import Run as LoggedRun
+from geodiag.records.header import Header
+from geodiag.records.header import labels as labels_of
+from geodiag.records.runs import by_run
 from geodiag.report.html import page
 from geodiag.report.panels import (
     Panels,
@@ -67,9 +71,9 @@ def plot(
 
     Args:
         records: the records of a run (``monitor.records``); the path of a log, or a list of paths;
-            or a dict that gives each run's records or path a label. Numbers beyond 1e100 are left
-            out. Of more than 8,000 records, the least and the greatest value in each column of
-            pixels are drawn.
+            or a dict that gives each run's records or path a label. A log of several runs is drawn
+            as so many, with labels from its headers. Numbers beyond 1e100 are left out. Of more
+            than 8,000 records, the least and the greatest value in each column of pixels are drawn.
         path: where to save the figure: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
             file that needs no network and holds a table of the last records too. Text stays text.
         ax: axes of your own figure to draw into: one, for the curvatures; a list, one for each
@@ -167,13 +171,14 @@ def _runs(source: Any) -> Runs:
     if isinstance(source, (str, os.PathLike)):
         source = [source]
     if isinstance(source, Mapping):
-        runs = {str(label): _read(each) for label, each in source.items()}
+        runs = _split({str(label): _read(each) for label, each in source.items()})
     else:
         given = list(source) if isinstance(source, Iterable) else [source]
         if given and all(isinstance(each, (str, os.PathLike)) for each in given):
-            runs = {label: _read(each) for label, each in _labels([Path(p) for p in given]).items()}
+            named = _labels([Path(p) for p in given])
+            runs = _split({label: _read(each) for label, each in named.items()})
         else:
-            runs = {"": _read(given)}
+            runs = _split({"": _read(given)})
     for label, found in runs.items():
         if not found:
             raise ArgumentError(
@@ -189,9 +194,26 @@ def _runs(source: Any) -> Runs:
     return runs
 
 
-def _read(source: Any) -> Run:
+def _split(logs: Mapping[str, list[LoggedRun]]) -> Runs:
+    """Each run of each log: by the log's label, where it has one run; else by the run's too."""
+    runs: Runs = {}
+    for label, found in logs.items():
+        if len(found) < 2:
+            runs[label] = Run(found[0] if found else [])
+            continue
+        alone = len(logs) == 1
+        for own, run in zip(
+            labels_of(Header(run.id, run.header) for run in found), found, strict=True
+        ):
+            runs[own if alone or not label else f"{label}: {own}"] = Run(run)
+    return runs
+
+
+def _read(source: Any) -> list[LoggedRun]:
     if isinstance(source, (str, os.PathLike)):
-        return Run(read_records(source))  # type: ignore[arg-type]
+        return read_runs(source)  # type: ignore[arg-type]
+    if isinstance(source, LoggedRun):
+        return [source]
     found = list(source) if isinstance(source, Iterable) else [source]
     wrong = [each for each in found if not isinstance(each, Record)]
     if wrong:
@@ -200,7 +222,7 @@ def _read(source: Any) -> Run:
             got=type(wrong[0]).__name__,
             do="pass monitor.records, the path of a log, a list of paths, or a dict of these",
         )
-    return Run(found)
+    return by_run(found)
 
 
 def _labels(paths: list[Path]) -> dict[str, Path]:

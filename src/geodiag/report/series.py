@@ -32,17 +32,18 @@ class Run(list[Record]):
     def steps(self) -> Floats:
         """The steps of the records."""
         if "step" not in self._values:
-            self._values["step"] = np.array([float(r.step) for r in self])
+            self._values["step"] = np.array([r.step for r in self], float)
         return self._values["step"]
 
     def values(self, quantity: Quantity) -> Floats:
         """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
         if quantity.name not in self._values:
-            found = (getattr(r, quantity.name, math.nan) for r in self)
-            usable = (
-                x if isinstance(x, (int, float)) and abs(x) <= LARGEST else math.nan for x in found
-            )
-            values = np.fromiter(usable, float, len(self))
+            found = [getattr(r, quantity.name, math.nan) for r in self]
+            if set(map(type, found)) != {float}:
+                known = (x if isinstance(x, (int, float)) else math.nan for x in found)
+                found = [x if abs(x) <= LARGEST else math.nan for x in known]
+            values = np.array(found, float)
+            values[~(np.abs(values) <= LARGEST)] = math.nan
             values[np.abs(values) < 1 / LARGEST] = 0.0
             self._values[quantity.name] = values
         return self._values[quantity.name]

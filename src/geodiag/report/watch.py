@@ -6,14 +6,16 @@ import io
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from geodiag.errors import ArgumentError, import_optional, printable
-from geodiag.records import Record, quantities, read_records, value_text
-from geodiag.records.reading import is_file, parse, parser
+from geodiag.errors import ArgumentError, cut, import_optional, printable
+from geodiag.records import Header, Record, quantities, value_text
+from geodiag.records.header import labels
+from geodiag.records.reading import is_file, parse, parser, read_lines
 
 BARS = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
@@ -24,10 +26,14 @@ _rich = partial(import_optional, what="the live view needs rich", do='pip instal
 
 
 class Tail:
-    """A log that grows. ``records`` are the last of its whole lines; each line is read once."""
+    """A log that grows. ``records`` are the last of its whole lines; each line is read once.
+
+    ``headers``: what the log says of its runs, by their ids.
+    """
 
     def __init__(self, path: Path, kept: int = KEPT) -> None:
         self.path, self.records, self._kept = path, list[Record](), kept
+        self.headers: dict[str, Header] = {}
         self._read, self._at, self._rest = parser(path), 0, b""
 
     def update(self) -> bool:
@@ -51,10 +57,13 @@ class Tail:
         self._at += len(new)
         whole, _, self._rest = (self._rest + new).rpartition(b"\n")
         found, _ = parse(io.BytesIO(whole + b"\n"), self._read)
-        self.records = [*self.records, *found][-self._kept :]
+        new_records = [each for each in found if isinstance(each, Record)]
+        self.headers |= headers_of(found)
+        self.records = [*self.records, *new_records][-self._kept :]
         return bool(found)
 
     def _forget(self) -> None:
+        self.headers = {}
         self.records, self._read, self._at, self._rest = [], parser(self.path), 0, b""
 
 
@@ -72,24 +81,45 @@ def run(path: Path, *, lines: int = 12, interval: float = 1.0, once: bool = Fals
         raise ArgumentError("lines and interval must be positive", got=f"{lines}, {interval}")
     console = _rich("rich.console").Console()
     if once:
-        console.print(view(path, read_records(path), lines, console.width))
+        found = read_lines(path)
+        records = [each for each in found if isinstance(each, Record)]
+        console.print(view(path, records, lines, console.width, headers_of(found)))
         return 0
     tail = Tail(path, max(KEPT, lines))
     with _rich("rich.live").Live(console=console, auto_refresh=False) as live:
         while True:
             while tail.update():  # a long log, piece by piece
                 pass
-            live.update(view(path, tail.records, lines, console.width), refresh=True)
+            shown = view(path, tail.records, lines, console.width, tail.headers)
+            live.update(shown, refresh=True)
             time.sleep(interval)
 
 
-def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80) -> Any:
-    """The last records as a table, above a line of the ratios S/threshold, for rich to print."""
+def headers_of(lines: Iterable[Record | Header]) -> dict[str, Header]:
+    """The headers among the lines of a log, by their runs."""
+    return {each.run: each for each in lines if isinstance(each, Header)}
+
+
+def view(
+    path: Path,
+    records: Sequence[Record],
+    lines: int = 12,
+    width: int = 80,
+    headers: Mapping[str, Header] = MappingProxyType({}),
+) -> Any:
+    """The last records as a table, above a line of the ratios S/threshold, for rich to print.
+
+    The title names the last run, to which the line belongs; records of others have a column.
+    """
     cells, name = _rich("rich.text").Text, printable(str(path))
     if not records:
         return cells(f"waiting for the first record in {name}", style="dim")
+    last, run = records[-lines:], records[-1].run
+    ids = list(dict.fromkeys(r.run for r in last))
+    texts = labels(headers.get(each, Header(each)) for each in ids)
+    of = {each: printable(cut(text)) for each, text in zip(ids, texts, strict=True)}
+    name += f": {of[run]}" if of[run] else ""
     table = _rich("rich.table").Table(title=cells(name), title_justify="left", box=None)
-    last = records[-lines:]
     shown = [
         each
         for each in sorted(quantities().values(), key=lambda q: q.kind is str)  # texts come last
@@ -99,9 +129,13 @@ def view(path: Path, records: Sequence[Record], lines: int = 12, width: int = 80
         text, heading = each.kind is str, printable(each.column or each.name)
         table.add_column(cells(heading), justify="left" if text else "right",
                          overflow="ellipsis", no_wrap=True, ratio=1 if text else None)  # fmt: skip
+    if len(of) > 1:
+        table.add_column(cells("run"), overflow="ellipsis", no_wrap=True, ratio=1)
     for record in last:
-        table.add_row(*(cells(value_text(record, each)) for each in shown))
-    return _rich("rich.console").Group(table, cells(_trend(records, width)))
+        row = [value_text(record, each) for each in shown]
+        table.add_row(*map(cells, [*row, of[record.run]] if len(of) > 1 else row))
+    same = [r for r in records if r.run == run]
+    return _rich("rich.console").Group(table, cells(_trend(same, width)))
 
 
 def sparkline(values: Sequence[float], top: float) -> str:

@@ -7,13 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from geodiag.records import Record
+from geodiag.records import Header, Record
 
 PREFIX = "geodiag/"
 
 
 class Sink(ABC):
     """Takes records, one by one. The Monitor turns an exception of a sink into one warning."""
+
+    def start(self, header: Header) -> None:
+        """Called before the first record, with what is known of the run; by default nothing."""
+        return None
 
     @abstractmethod
     def write(self, record: Record) -> None:

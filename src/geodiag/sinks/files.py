@@ -1,8 +1,9 @@
 """Log files, JSONL and CSV: appended to by whole lines, and never rewritten.
 
 A record is one ``os.write`` to a file opened with ``O_APPEND``: a run that is killed leaves whole
-lines, and two runs may share a file. If a line was cut short (full disk, power failure), by
-whichever run, the next write ends it first. A file that is deleted during the run is created again.
+lines, and runs may share a file. The header of a run is written with its first record. If a line
+was cut short (full disk, power failure), by whichever run, the next write ends it first. A file
+that is deleted during the run is created again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from geodiag.errors import ArgumentError, printable, shown
-from geodiag.records import BUILT_IN, Record, to_csv, to_json
-from geodiag.records.csv_format import from_header
+from geodiag.records import BUILT_IN, Header, Record, to_csv, to_json
+from geodiag.records.csv_format import from_header, header_to_csv
+from geodiag.records.jsonl import header_to_json
 from geodiag.sinks.base import Call, Sink
 
 _open: weakref.WeakSet[_Lines] = weakref.WeakSet()  # of log= that names a path
@@ -30,8 +32,14 @@ Log: TypeAlias = "str | os.PathLike[str] | Sink | Callable[[Record], Any] | Sequ
 class _Lines(Sink):
     """A file of lines, appended to."""
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, mode: str = "a", fsync: bool = False
+    ) -> None:
+        check_mode(mode)
         self.path, self._fsync, self._process = Path(path), fsync, os.getpid()
+        self._empty = mode == "w"  # before the first record
+        self._header: Header | None = None  # of the run
+        self._begun = False  # whether the file has it
         self._file: int | None = None
         try:
             self._file = self._open()
@@ -42,23 +50,31 @@ class _Lines(Sink):
                 "the log cannot be opened", got=str(e), do="pass a path that can be written to"
             ) from e
 
+    def start(self, header: Header) -> None:
+        self._header, self._begun = header, False
+
     def write(self, record: Record) -> None:
         if self._file is None:
             raise ArgumentError("the log is closed", got=str(self.path))
+        if self._empty:
+            os.ftruncate(self._file, 0)
+            self._empty = False
         if os.fstat(self._file).st_nlink == 0:  # deleted: what is written would be lost
             created = self._open()
             os.close(self._file)
-            self._file = created
+            self._file, self._begun = created, False
         size, end = _size_and_end(self._file)
-        data = self._text(record, size, end in (b"", b"\n")).encode()
+        header = None if self._begun else self._header
+        data = self._text(record, header, size, end in (b"", b"\n")).encode()
         written = os.write(self._file, data)
         if written < len(data):
             raise OSError(f"{written} of {len(data)} bytes were written to {self.path}")
+        self._begun = True
         if self._fsync:
             os.fsync(self._file)
 
     @abstractmethod
-    def _text(self, record: Record, size: int, whole: bool) -> str:
+    def _text(self, record: Record, header: Header | None, size: int, whole: bool) -> str:
         """What to append to a file of ``size`` bytes, the last line of which may not be whole."""
 
     def close(self) -> None:
@@ -93,14 +109,16 @@ class JSONL(_Lines):
 
     Args:
         path: the file, appended to; created, with its folders, if it is missing.
+        mode: "a": append; "w": empty the file before the first record.
         fsync: wait at each record until it is on the disk: safe against a power failure too.
 
     Raises:
-        ArgumentError: the file cannot be opened.
+        ArgumentError: the file cannot be opened, or an unknown mode.
     """
 
-    def _text(self, record: Record, size: int, whole: bool) -> str:
-        return ("" if whole else "\n") + to_json(record) + "\n"
+    def _text(self, record: Record, header: Header | None, size: int, whole: bool) -> str:
+        begin = "" if header is None else header_to_json(header) + "\n"
+        return ("" if whole else "\n") + begin + to_json(record) + "\n"
 
 
 class CSV(_Lines):
@@ -128,7 +146,7 @@ class CSV(_Lines):
             except RuntimeWarning:  # warnings are errors, and the record is written
                 print(text, file=sys.stderr)
 
-    def _text(self, record: Record, size: int, whole: bool) -> str:
+    def _text(self, record: Record, header: Header | None, size: int, whole: bool) -> str:
         self._find_headers(size)
         columns, lines = self._columns, list[str]()
         if not whole:
@@ -139,6 +157,8 @@ class CSV(_Lines):
         if missing:
             columns, self._added = columns + missing, missing if columns else ()
             lines.append(",".join(columns))
+        if header is not None:
+            lines.append(header_to_csv(header, columns))
         return "\n".join([*lines, to_csv(record, columns), ""])
 
     def _open(self) -> int:
@@ -162,12 +182,22 @@ class CSV(_Lines):
                 self._widest = max(self._widest, len(columns))
 
 
-def as_sinks(log: Log) -> list[Sink]:
+def check_mode(mode: Any) -> None:
+    """Raise ArgumentError for an unknown ``mode=``."""
+    if not isinstance(mode, str) or mode not in ("a", "w"):
+        do = '"a" starts another run in the log, "w" empties it first'
+        raise ArgumentError('mode= must be "a" or "w"', got=shown(mode), do=do)
+
+
+def as_sinks(log: Log, mode: str = "a") -> list[Sink]:
     """The sinks of ``log=``: a path, a Sink, a function, a list of these, or None.
+
+    ``mode``: of the files that are named by a path.
 
     Raises:
         ArgumentError: it is none of them, or a file that cannot be opened.
     """
+    check_mode(mode)
     if log is None:
         return []
     if isinstance(log, Sink):
@@ -181,14 +211,14 @@ def as_sinks(log: Log) -> list[Sink]:
                 got=str(path),
                 do='end it in ".jsonl" or ".csv"',
             )
-        return [_opened(kind(path))]
+        return [_opened(kind(path, mode=mode))]
     if isinstance(log, (list, tuple)):
         found: list[Sink] = []
         try:
             for each in log:
                 if isinstance(each, (list, tuple)):
                     raise ArgumentError("log= holds a list in a list", do="pass one list")
-                found += as_sinks(each)
+                found += as_sinks(each, mode)
         except BaseException:
             for sink in found:
                 sink.close()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
+from geodiag.core.validation import as_number
 from geodiag.errors import ArgumentError, NormError
 from geodiag.monitoring.unmeasured import listed
 from geodiag.norms import Norm
@@ -19,6 +20,8 @@ from geodiag.optimizers.slots import Slot
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormSource, current_norm
 from geodiag_torch.optimizers.readers import Entry, options_of, reader_of
+
+HIDDEN = ("params", "param_names")  # of a parameter group, in the header of a log
 
 
 class LiveGeometry:
@@ -68,6 +71,16 @@ class LiveGeometry:
             return False
         entries = self._entries({id(p): name for name, p in parameters.items()})
         return any(self._reader(entry).family.stateful for entry in entries)
+
+    def describe(self) -> dict[str, object]:
+        """The optimizer's name and the hyper-parameters of its groups, for the header of a log."""
+        optimizer = self._optimizer()
+        groups = [] if optimizer is None else optimizer.param_groups
+        plain = [{k: _plain(x) for k, x in g.items() if k not in HIDDEN} for g in groups]
+        first = plain[0] if plain else {}
+        same = {k: x for k, x in first.items() if all(g.get(k) == x for g in plain)}
+        rest = [{k: x for k, x in g.items() if k not in same} for g in plain]
+        return {"name": self._kind} | same | ({"groups": rest} if any(rest) else {})
 
     def norm(self) -> Norm:
         """The norm to measure in now: the requested one, or the optimizer's.
@@ -130,3 +143,13 @@ class LiveGeometry:
             for p in group["params"]
             if id(p) in names
         ]
+
+
+def _plain(x: object) -> object:
+    """A hyper-parameter as a number or a text."""
+    number = as_number(x)
+    if isinstance(x, (bool, int, float, str)) or x is None:
+        return x
+    if number is not None:
+        return number
+    return [_plain(y) for y in x] if isinstance(x, (tuple, list)) else type(x).__name__
