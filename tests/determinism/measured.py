@@ -103,7 +103,7 @@ def training(resumed: bool = False) -> list[dict[str, Any]]:
             monitor = monitored(x, y)
             monitor.load_state_dict(state)
     monitor.close()
-    return [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in records]
+    return [{k: v for k, v in asdict(r).items() if k not in ("seconds", "run")} for r in records]
 
 
 def monitored(x: Any, y: Any) -> geodiag.Monitor:
