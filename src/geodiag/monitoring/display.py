@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from geodiag.core.display import columns
+from geodiag.errors import cut
 from geodiag.norms import Norm
 from geodiag.records import Record, quantities, value_text
 
 LAST = 8  # records that a notebook shows
+LONGEST = 60  # characters of a note there
 
 
 class DisplayedRun:
@@ -29,7 +31,7 @@ class DisplayedRun:
             if each.column is not None and any(value_text(r, each) for r in last)
         ]
         head = [each.column or each.name for each in shown]
-        rows = [[value_text(r, each) for each in shown] for r in last]
+        rows = [[cut(value_text(r, each), LONGEST) for each in shown] for r in last]
         return columns(f"{type(self).__name__}: {self._title()}", head, rows)
 
     def _title(self) -> str:
