@@ -15,7 +15,7 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em;{dark} }}
 svg {{ width: 100%; height: auto; }}
 div {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 12px; white-space: nowrap; }}
@@ -30,8 +30,10 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left;
 </html>
 """
 
+DARK = " background: #14171c; color: #e6e6e6;"
 
-def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
+
+def page(svg: str, runs: Mapping[str, Sequence[Record]], dark: bool = False) -> str:
     """One HTML file with an SVG figure and the last record of each run; it fetches nothing."""
     last = {printable(label) or "run": run[-1].to_dict() for label, run in runs.items()}
     names = dict.fromkeys(name for row in last.values() for name in row)  # in their order
@@ -43,7 +45,9 @@ def page(svg: str, runs: Mapping[str, Sequence[Record]]) -> str:
         for label, row in last.items()
     )
     title = html.escape(printable(", ".join(label for label in runs if label)) or "geodiag")
-    return PAGE.format(title=title, svg=svg[svg.index("<svg") :], head=head, body=body)
+    return PAGE.format(
+        dark=DARK if dark else "", title=title, svg=svg[svg.index("<svg") :], head=head, body=body
+    )
 
 
 def _cell(x: Any) -> str:

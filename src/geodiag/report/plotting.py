@@ -261,7 +261,8 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure.savefig(svg if html else path, format="svg" if html else None, dpi=150)
         if html:
-            path.write_text(page(svg.getvalue(), runs), encoding="utf-8")
+            dark = sum(figure.get_facecolor()[:3]) < 1.5
+            path.write_text(page(svg.getvalue(), runs, dark), encoding="utf-8")
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the figure cannot be written", got=str(e)) from e
 
