@@ -15,8 +15,8 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em;{dark} }}
-svg {{ width: 100%; height: auto; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }}
+{dark}svg {{ width: 100%; height: auto; }}
 div {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 12px; white-space: nowrap; }}
 th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left; }}
@@ -30,7 +30,7 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.2em 0.8em; text-align: left;
 </html>
 """
 
-DARK = " background: #14171c; color: #e6e6e6;"
+DARK = "body { background: #14171c; color: #e6e6e6; }\n"
 
 
 def page(svg: str, runs: Mapping[str, Sequence[Record]], dark: bool = False) -> str:

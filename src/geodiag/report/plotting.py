@@ -261,7 +261,7 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure.savefig(svg if html else path, format="svg" if html else None, dpi=150)
         if html:
-            dark = sum(figure.get_facecolor()[:3]) < 1.5
+            dark = sum(_matplotlib("matplotlib.colors").to_rgb(figure.get_facecolor())) < 1.5
             path.write_text(page(svg.getvalue(), runs, dark), encoding="utf-8")
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the figure cannot be written", got=str(e)) from e
