@@ -159,13 +159,15 @@ def _along(oracle: Oracle, s: Blocks, lr: float | None, rtol: float, most: int) 
         found = search(lambda alpha: not rise(alpha) <= 0.0, 1.0, rtol, most)
         return CriticalLR(found, lr, found.note)
     if not slope < 0.0:
-        why = f"the step does not descend: ⟨∇L, s⟩ is {slope:.3g}, not below 0"
-        return CriticalLR(Crossing(0.0, math.inf, 0), lr, why)
-    found = from_step(rise, slope, rise(1.0), rtol, most)
-    eps = max(epsilon(s), oracle.precision)
-    if found.bracketed and found.middle * -slope < ROUNDINGS * eps * abs(here):
-        return CriticalLR(found, lr, "the losses along the step differ by rounding alone")
-    return CriticalLR(found, lr, found.note)
+        return CriticalLR(Crossing(0.0, math.inf, 0), lr, not_descending(slope))
+    taken = rise(1.0)
+    noise = ROUNDINGS * max(epsilon(s), oracle.precision) * abs(here)
+    return from_step(rise, slope, taken, taken - slope, noise, lr, rtol=rtol, most=most)
+
+
+def not_descending(slope: float) -> str:
+    """Why a step of this slope ⟨∇L, s⟩ has no critical learning rate."""
+    return f"the step does not descend: ⟨∇L, s⟩ is {slope:.3g}, not below 0"
 
 
 @dataclass(frozen=True)
@@ -197,24 +199,35 @@ class Crossing:
 
 
 def from_step(
-    rise: Callable[[float], float], slope: float, taken: float, rtol: float, most: int
-) -> Crossing:
-    """:func:`search` from what the step itself tells, in which one loss is spent.
+    rise: Callable[[float], float],
+    slope: float,
+    taken: float,
+    bend: float,
+    noise: float,
+    lr: float | None,
+    *,
+    rtol: float = 1 / 16,
+    most: int = 20,
+) -> CriticalLR:
+    """The search from what the step itself tells, in which one loss is spent.
 
     Args:
         rise: L(w + αs) − L(w).
         slope: ⟨∇L(w), s⟩, below 0.
         taken: ``rise(1.0)``.
-        rtol: as in :func:`critical_lr`.
+        bend: ``taken − slope``, or a better value where rounding takes that.
+        noise: what rounding may move a difference of losses by.
+        lr: as in :func:`critical_lr`, like the next one.
+        rtol: the bracket's largest 1 − below/above.
         most: the largest number of losses, that of the step among them.
     """
-    bend = taken - slope  # of L(w + αs) − L(w) ≈ α·slope + α²·bend, if that were all
+    # L(w + αs) − L(w) ≈ α·slope + α²·bend, if that were all.
     known = (0.0, 1.0) if not taken <= 0.0 else (1.0, math.inf)
     if math.isfinite(bend) and bend > 0.0:
         estimate, close = -slope / bend, True
     else:
         estimate, close = (0.5 if known[0] == 0.0 else 2.0), False
-    return search(
+    found = search(
         lambda alpha: not rise(alpha) <= 0.0,
         estimate,
         rtol,
@@ -223,6 +236,9 @@ def from_step(
         known=known,
         spent=1,
     )
+    if found.bracketed and found.middle * -slope < noise:
+        return CriticalLR(found, lr, "the losses along the step differ by rounding alone")
+    return CriticalLR(found, lr, found.note)
 
 
 def search(

@@ -29,6 +29,10 @@ from geodiag_jax.loss_key import LossKey
 from geodiag_jax.pytree import Tree
 from geodiag_jax.sharding import call_on_user_axes
 
+BLOCKED = (
+    "forward-mode differentiation is blocked (by a custom_vjp); "
+    "Hessian-vector products are reverse over reverse"
+)
 Arrays: TypeAlias = tuple[Array, ...]
 Compiled: TypeAlias = Callable[..., Any]
 
@@ -180,6 +184,7 @@ forward = _jit(_forward)
 reverse = _jit(_reverse)
 forward_many = _jit(_many(_forward))
 reverse_many = _jit(_many(_reverse))
+PRODUCTS = {"recompute": (forward, forward_many), "reverse": (reverse, reverse_many)}
 apply = jax.jit(_apply)
 apply_many = jax.jit(jax.vmap(_apply, in_axes=(None, 0)))
 

@@ -30,18 +30,13 @@ from geodiag_jax.flags import own_flags
 from geodiag_jax.optimizers.counts import Counts, read_counts
 from geodiag_jax.optimizers.description import description
 from geodiag_jax.optimizers.geometry import (
+    ACCUMULATES,
+    NOT_COMPARED,
+    STATE_BEFORE,
     check_hyperparams,
     read_geometry,
     with_advice,
 )
-
-ACCUMULATES = "the optimizer collects gradients (MultiSteps) and did not apply them at this step"
-STATE_BEFORE = (
-    "the norm is that of the optimizer's state before the step, which is not the one that the step "
-    "used: pass the state after it too, after(new_params, opt_state)"
-)
-
-NOT_COMPARED = "the step was not compared with the rule, since nothing was measured"
 
 
 class Monitor(geodiag.Monitor):
@@ -76,6 +71,8 @@ class Monitor(geodiag.Monitor):
         max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance of S.
         certificate: whether to compute an upper bound on S.
+        sharpness: False: ζ, D and curvature of the step alone, as in :class:`geodiag.Monitor`.
+        critical: whether records have the critical learning rate.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in
             :func:`geodiag.problem`.
@@ -118,6 +115,8 @@ class Monitor(geodiag.Monitor):
         max_hvps: int | None = None,
         rtol: float | None = None,
         certificate: bool = False,
+        sharpness: bool = True,
+        critical: bool = False,
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
@@ -127,8 +126,7 @@ class Monitor(geodiag.Monitor):
         self._certificate = certificate
         self._hyperparams = dict(hyperparams or {})
         self._given_lr, self._given_update = lr, update
-        # Of the optimizer, after and before the step that is measured.
-        self._states: tuple[Any, Any] = (None, None)
+        self._states: tuple[Any, Any] = (None, None)  # the optimizer's, after and before the step
         self._previous: tuple[int, Any] | None = None  # the step before, and the state after it
         self._points: tuple[Any, Any] | None = None  # both ends of an observed step
         self._kept: tuple[int, Any, Any] | None = None  # what ``before`` was called with
@@ -137,6 +135,7 @@ class Monitor(geodiag.Monitor):
         when = {"every": every, "budget": budget, "log": log, "mode": mode}
         how = {"estimator": estimator, "max_hvps": max_hvps, "rtol": rtol, "seed": seed}
         options: dict[str, Any] = when | how | {"certificate": certificate, "update": update}
+        options |= {"sharpness": sharpness, "critical": critical}
         super().__init__(self._deferred, self._norm_now, **options)
 
     @own_flags()
@@ -265,7 +264,7 @@ class Monitor(geodiag.Monitor):
         check_usable(params)
         self._deferred.open(params)
         try:
-            if self._source is None:
+            if self._source is None and self._noise is None:
                 self._geometry((opt_state, None), None)
             elif isinstance(self._source, Norm):
                 bound = self._source.bind(self._deferred.space)

@@ -36,10 +36,6 @@ S = TypeVar("S")
 
 ENGINES = ("auto", "linearize", "recompute", "reverse", "finite-difference")
 
-_PRODUCTS = {
-    "recompute": (derivatives.forward, derivatives.forward_many),
-    "reverse": (derivatives.reverse, derivatives.reverse_many),
-}
 # A program is compiled for up to so many kept linearizations: the compilation grows with them.
 UNROLLED = 8
 
@@ -69,6 +65,11 @@ class JaxOracle(Oracle):
             self._use_reverse()
         if engine == "finite-difference":
             self._note("Hessian-vector products are central differences of gradients")
+
+    def spare(self) -> None:
+        if self._auto or self._engine == "linearize":
+            self._engine = "reverse"  # for it there is nothing to keep, and no mode is blocked
+        self._auto = False
 
     def surroundings(self) -> AbstractContextManager[Any]:
         return own_flags()
@@ -269,11 +270,11 @@ class JaxOracle(Oracle):
         """(loss, product) of one batch."""
         if self._engine == "recompute":
             try:
-                return _PRODUCTS["recompute"][many](call, at, d)
+                return derivatives.PRODUCTS["recompute"][many](call, at, d)
             except derivatives.UNDERIVABLE as e:
                 self._fall_back(e)
         try:
-            return _PRODUCTS["reverse"][many](call, at, d)
+            return derivatives.PRODUCTS["reverse"][many](call, at, d)
         except derivatives.UNDERIVABLE as e:
             if (found := derivatives.reverse_error(e)) is None:
                 raise
@@ -332,10 +333,7 @@ class JaxOracle(Oracle):
     def _use_reverse(self) -> None:
         derivatives.forward_works(self._static)[:] = [False]
         self._engine = "reverse"
-        self._note(
-            "forward-mode differentiation is blocked (by a custom_vjp); "
-            "Hessian-vector products are reverse over reverse"
-        )
+        self._note(derivatives.BLOCKED)
 
     @cached_property
     def _scales(self) -> tuple[float, float]:

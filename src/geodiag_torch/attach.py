@@ -47,6 +47,8 @@ def attach(
     max_hvps: int | None = None,
     rtol: float | None = None,
     certificate: bool = False,
+    sharpness: bool = True,
+    critical: bool = False,
     seed: int = 0,
     **problem_arguments: Any,
 ) -> OptimizerMonitor:
@@ -79,6 +81,9 @@ def attach(
         max_hvps: the largest number of Hessian-vector products of one measurement.
         rtol: the relative tolerance of S.
         certificate: whether to compute an upper bound on S.
+        sharpness: False: ζ, D and curvature of the step alone, at a fraction of the cost, and for
+            any optimizer: where its norm is not known, there is no D.
+        critical: whether records have the critical learning rate.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``,
             ``process_group``, ``stop_gradient``: as in :func:`geodiag.problem`.
@@ -87,8 +92,8 @@ def attach(
         OptimizerMonitor: a :class:`geodiag.Monitor` with ``steps`` and ``detach()``.
 
     Raises:
-        ArgumentError: ``norm`` is left out, and the optimizer's is not known; or an argument
-            cannot be used.
+        ArgumentError: ``norm`` is left out, and the optimizer's is not known, though S is to be
+            measured; or an argument cannot be used.
         ParameterError: the optimizer holds no parameter of the model.
         DataError, LossError: the loss cannot be computed from the model and the data.
         GeodiagError: another subclass for other unusable arguments.
@@ -115,7 +120,7 @@ def attach(
         )
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     asked = None if is_of_optimizer(norm) else norm_source(norm)
-    following = Following(steps.inner, model, where, problem_arguments, asked)
+    following = Following(steps.inner, model, where, problem_arguments, asked, sharpness)
     if certificate and isinstance(asked, Norm):
         space = following.problem.at().space
         require_envelope(asked.bind(space), space)
@@ -136,6 +141,8 @@ def attach(
         max_hvps=max_hvps,
         rtol=rtol,
         certificate=certificate,
+        sharpness=sharpness,
+        critical=critical,
         seed=seed,
     )
     if steps.remark:
@@ -222,7 +229,7 @@ class OptimizerMonitor(Monitor):
         with pending.noting("the measurement"):
             self._selected = found = self._following.now()
             pending.note(found.note)
-            if self._following.geometry.of_the_step(found.chosen):
+            if self._noise or self._following.geometry.of_the_step(found.chosen):
                 self._copies = copied({n: p.detach() for n, p in found.chosen.items()})
                 pending.rest = copied(entries(found.others))
             else:
@@ -249,7 +256,8 @@ class OptimizerMonitor(Monitor):
         self, pending: Observation, found: Selection, besides: Sequence[str]
     ) -> None:
         """S at the point before the step, in the norm that the step used."""
-        chosen = self._following.moved(found.chosen)
+        of_the_step = self._following.geometry.of_the_step(found.chosen)
+        chosen = self._following.moved(found.chosen) if of_the_step else found.chosen
         idle = [name for name in found.chosen if name not in chosen]
         if idle:
             pending.note(f"not measured: parameters without a gradient so far: {listed(idle)}")
@@ -270,7 +278,8 @@ class OptimizerMonitor(Monitor):
         return self._following.geometry.describe()
 
     def _gradient_of(self, pending: Observation) -> Blocks | None:
-        if pending.result is None or pending.oracle is None or self._rule_given:
+        known = pending.result is not None or self._noise is not None
+        if not known or pending.oracle is None or self._rule_given:
             return None
         return pending.oracle.gradient()
 

@@ -113,6 +113,11 @@ class TorchOracle(FrozenOracle):
             self._fall_back(EngineError(NOT_FINITE))
         return able
 
+    def spare(self) -> None:
+        if self._engine == "graph":
+            self._engine = "recompute"
+        self._auto = False
+
     def point(self) -> Blocks:
         self._versions.check()
         dtype = self._objective.dtype

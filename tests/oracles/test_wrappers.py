@@ -74,6 +74,7 @@ ASKED = {
     "run": lambda o, d, ds: o.run(Product(), d),
     "scan": lambda o, d, ds: o.scan(lambda k: (k + 1, (d,)), 0, 2),
     "shapes": lambda o, d, ds: o.shapes,
+    "spare": lambda o, d, ds: o.spare(),
     "space": lambda o, d, ds: o.space,
     "surroundings": lambda o, d, ds: o.surroundings(),
     "use_differences": lambda o, d, ds: o.use_differences(),

@@ -51,6 +51,7 @@ def test_an_old_log_is_read(old, kind):
         assert record.extras == {}
         assert list(row) == list(record.to_dict())[: len(row)]
         assert record.status == ""
+        assert math.isnan(record.critical_lr)
         for name, text in row.items():
             value = getattr(record, name)
             if text is None or (text == "" and isinstance(value, float)):

@@ -36,6 +36,7 @@ FULL = Record(
     realized_edge=-0.5,
     occupation=0.125,
     timing=1e-7,
+    critical_lr=0.125,
     num_hvps=12,
     seconds=0.5,
     note='a "quoted", spaced ℓ∞ note',
@@ -68,7 +69,8 @@ def same(a: Record, b: Record) -> bool:
 # The promised fields, written down apart from the code.
 PROMISED = (
     "step, loss, lr, sharpness, bound, upper, dual_norm, directional_smoothness, curvature, "
-    "threshold, ratio, num_hvps, seconds, note, realized_edge, occupation, timing, status, run"
+    "threshold, ratio, num_hvps, seconds, note, realized_edge, occupation, timing, status, "
+    "run, critical_lr"
 )
 
 

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from geodiag.certificates.certificate import require_envelope
-from geodiag.core.validation import is_true, whole_step
+from geodiag.core.validation import is_true, require_flag, whole_step
 from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation, check_rule
+from geodiag.monitoring.realized import LossNoise, norm_of_step
 from geodiag.monitoring.run_header import rule_values, run_header
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
+from geodiag.monitoring.warn_once import WarnOnce
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import Problem
-from geodiag.problems import current_norm, norm_source, problem
+from geodiag.problems import NormLike, current_norm, norm_source, problem
 from geodiag.records import Record, new_run, quantities
 from geodiag.sharpness import named_estimator
 from geodiag.sinks import Log, Sink, as_sinks
@@ -49,7 +49,8 @@ class Monitor(DisplayedRun):
     Args:
         model: as in :func:`geodiag.sharpness`; a Problem is not closed with the monitor.
         norm: a registered name, a Norm, or a function without arguments that returns a Norm, called
-            at each measurement (preconditioners that change along the run).
+            at each measurement (preconditioners that change along the run). With
+            ``sharpness=False`` it may be None; then there is no D.
         lr: the learning rate of the plain update −lr·‖g‖*·lmo(g), or a function of the step.
         update: instead of ``lr``: an :class:`Update`, or a function of the step that returns one.
             With neither, threshold and ratio are NaN.
@@ -67,6 +68,10 @@ class Monitor(DisplayedRun):
             the residual; the relative error of S is of the order of its square, 4e-4, if the
             eigenvalue is isolated.
         certificate: whether to compute an upper bound on S.
+        sharpness: False: records have no S, but ζ, D and the curvature along the step where
+            rounding takes D: two or three forward passes, one gradient, and no
+            Hessian-vector product, or one. It needs neither a norm nor second derivatives.
+        critical: whether records have the critical learning rate, by three or four losses more.
         seed: of the random starts.
         **problem_arguments: those of :func:`geodiag.problem`.
 
@@ -92,7 +97,7 @@ class Monitor(DisplayedRun):
     def __init__(
         self,
         model: Any,
-        norm: Norm | str | Callable[[], Norm] = "l2",
+        norm: NormLike = "l2",
         *,
         lr: float | Callable[[int], float] | None = None,
         update: Update | Callable[[int], Update] | None = None,
@@ -104,6 +109,8 @@ class Monitor(DisplayedRun):
         max_hvps: int | None = None,
         rtol: float | None = None,
         certificate: bool = False,
+        sharpness: bool = True,
+        critical: bool = False,
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
@@ -111,15 +118,17 @@ class Monitor(DisplayedRun):
         check_rule(lr, update)
         named_estimator(estimator)  # raises here, not at the first measurement
         self._lr, self._update = lr, update
+        self._critical = require_flag(critical, "critical=")
+        self._noise = LossNoise.where(sharpness, certificate)
         self._tracker = SharpnessTracker(options, estimator, certificate)
         self._schedule = Schedule(every, budget)
-        self._norm = norm_source(norm)
+        self._norm = None if norm is None and not sharpness else norm_source(norm)
         self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
         self._closed, self._process = False, os.getpid()
         self._pending: Observation | None = None
-        self._warned: set[object] = set()
+        self._warn = WarnOnce()
         self._noted: set[str] = set()
         self._remarks: list[str] = []  # for the next record
         self.run, self._began, self._seed = new_run(), False, seed
@@ -163,6 +172,7 @@ class Monitor(DisplayedRun):
         self.abandon()
         began = self._schedule.begin(step)
         pending = Observation(step, self._problem, self._quantities, {"run": self.run})
+        pending.noise, pending.critical = self._noise, self._critical
         while self._remarks:
             pending.note(self._remarks.pop(0))
         self._measure_before(pending, params)
@@ -291,6 +301,12 @@ class Monitor(DisplayedRun):
             self._note_once(pending, () if rule is None else (rule.caveat,))
 
     def _measure(self, pending: Observation) -> None:
+        if self._noise is not None:
+            assert pending.oracle is not None
+            pending.norm, note = norm_of_step(self._norm, pending.oracle.space)
+            self._note_once(pending, (note,))
+            return
+        assert self._norm is not None
         result = pending.measure(current_norm(self._norm), self._tracker)
         self._note_once(pending, () if result is None else result.notes)
 
@@ -326,16 +342,6 @@ class Monitor(DisplayedRun):
                 self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {one_line(e)}")
         self._schedule.spend(began)
         return record
-
-    def _warn(self, about: object, text: str) -> None:
-        """One warning per cause; on stderr if warnings are errors."""
-        if about in self._warned:
-            return
-        self._warned.add(about)
-        try:
-            warnings.warn(f"geodiag.Monitor: {text}", RuntimeWarning, stacklevel=3)
-        except RuntimeWarning:
-            print(f"geodiag.Monitor: {text}", file=sys.stderr)
 
     def _try_to_close(self, opened: Sink | Problem, name: str) -> None:
         try:

@@ -15,9 +15,9 @@ from typing import Any
 from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import is_number, own_arithmetic
-from geodiag.directional import per_square
 from geodiag.errors import ArgumentError, StaleOracle, cut, one_line, printable, shown
 from geodiag.estimators.roundoff import PointErrors, coarsest
+from geodiag.monitoring.realized import LossNoise, Realized, critical, realized
 from geodiag.monitoring.rounding import point_errors, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
@@ -58,6 +58,8 @@ class Observation:
         errors: samples of the rounding errors at w, where the loss has fewer than 32 bits.
         process: the process that measured it.
         descent: −2⟨∇L, s⟩/‖s‖² along the step s.
+        noise: what is known of the rounding of losses, where S is not measured; else None.
+        critical: whether to search for the critical step.
     """
 
     step: int
@@ -78,6 +80,8 @@ class Observation:
     errors: PointErrors | None = None
     process: int = field(default_factory=os.getpid)
     descent: float = math.nan
+    noise: LossNoise | None = None
+    critical: bool = False
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -122,11 +126,15 @@ class Observation:
         assert self.here is not None
         whole = isinstance(params, Mapping) and set(params) == set(self.here)
         # The copy holds the measured tensors only; the others must come from ``params``.
-        self.oracle = CountingOracle(
-            self.problem.at(self.here if params is None or whole else params)
-        )
+        self.oracle = self._oracle(self.here if params is None or whole else params)
         with self.noting("the loss"):
             self.known["loss"] = float(self.oracle.loss())
+
+    def _oracle(self, params: Any) -> CountingOracle:
+        oracle = CountingOracle(self.problem.at(params))
+        if self.noise is not None:
+            oracle.spare()
+        return oracle
 
     def measure(self, asked: Norm, tracker: SharpnessTracker) -> SharpnessResult | None:
         """Measure S and ‖g‖*. Returns the result, or None if it failed."""
@@ -169,6 +177,11 @@ class Observation:
             self.note("no threshold: neither lr= nor update= was given")
             return
         self.known["lr"] = float(update.lr)
+        if self.noise is not None:
+            if self.norm is None:
+                return  # a threshold is on S in a norm
+            if update.normalized and self.oracle is not None:
+                self.known["dual_norm"] = float(self.norm.dual(self.oracle.gradient()))
         reason = self._no_threshold(update)
         if reason:
             self.note(f"no threshold: {reason}")
@@ -193,7 +206,7 @@ class Observation:
 
         There are none where the step moved others ``besides``: they are of the whole step.
         """
-        if self.here is None or self.oracle is None or self.norm is None:
+        if self.here is None or self.oracle is None or (self.norm is None and self.noise is None):
             return
         self.there = self.problem.point(params)
         if besides:
@@ -204,7 +217,7 @@ class Observation:
         except StaleOracle:
             # A buffer, the mode, or a tensor that is not measured has changed with the step.
             self.note("D is with buffers and unmeasured tensors as they were after the step")
-            self.oracle.inner = self.problem.at(self.here)
+            self.oracle.inner = self._oracle(self.here).inner
             self._along(self.there)
 
     def measure_quantities(self) -> None:
@@ -218,34 +231,62 @@ class Observation:
     def _along(self, there: Blocks) -> None:
         assert self.here is not None
         assert self.oracle is not None
+        if self.noise is not None:
+            losses = self._losses(there)
+            with own_arithmetic():
+                found = realized(self.oracle, self.norm, self.here, there, losses, self.noise)
+            self._take(found, there, losses)
+            return
         assert self.norm is not None
+        program = StepCurvature(self.norm)
         with own_arithmetic():
-            stepped = self.oracle.run(
-                StepCurvature(self.norm), self.here, there, self.oracle.gradient()
-            )
+            stepped = self.oracle.run(program, self.here, there, self.oracle.gradient())
             if not bool(all_finite(stepped.image)) and self.oracle.use_differences():
-                stepped = self.oracle.run(
-                    StepCurvature(self.norm), self.here, there, self.oracle.gradient()
-                )
-        length, slope, curvature = to_numpy(stepped.numbers).tolist()
+                stepped = self.oracle.run(program, self.here, there, self.oracle.gradient())
+        length = float(stepped.numbers[0])
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
-        before, after = float(self.oracle.loss()), float(self.oracle.loss_at(there))
-        self.new_loss = after
+        losses = self._losses(there)
         with own_arithmetic():
-            found = smoothness(self.oracle, self.here, there, (after, before), stepped, self.errors)
-        if not math.isnan(found.value):
-            self.known["directional_smoothness"] = found.value
-        self.known["realized_edge"] = found.edge
-        self.descent = per_square(-2.0 * slope, length)
+            found = smoothness(self.oracle, self.here, there, losses, stepped, self.errors)
+        self._take(found, there, losses)
+        if math.isfinite(found.curvature):
+            self._better_witness(found.curvature, stepped.unit)
+
+    def _losses(self, there: Blocks) -> tuple[float, float]:
+        """L(w⁺) and L(w)."""
+        assert self.oracle is not None
+        before, self.new_loss = float(self.oracle.loss()), float(self.oracle.loss_at(there))
+        return self.new_loss, before
+
+    def _take(self, found: Realized, there: Blocks, losses: tuple[float, float]) -> None:
+        """What was found along the step, and the critical step."""
         for text in found.notes:
             self.note(text)
-        if math.isfinite(curvature):
-            self.known["curvature"] = curvature
-            self._better_witness(curvature, stepped.unit)
-        else:
-            self.note("the product along the step is not finite")
+        self.descent = found.descent
+        numbers = {
+            "directional_smoothness": found.smoothness,
+            "realized_edge": found.edge,
+            "curvature": found.curvature,
+        }
+        self.known |= {name: x for name, x in numbers.items() if math.isfinite(x)}
+        if self.critical:
+            with self.noting("the critical step"), own_arithmetic():
+                self._critical(there, losses, found)
+
+    def _critical(self, there: Blocks, losses: tuple[float, float], found: Realized) -> None:
+        assert self.here is not None
+        assert self.oracle is not None
+        lr = self.known.get("lr", math.nan)
+        answer = critical(self.oracle, self.here, there, losses, found, lr)
+        if answer is None:
+            return
+        self.known["critical_lr"] = float(answer)
+        if answer.note:
+            self.note(f"no critical step: {answer.note}")
+        elif answer.lr is None:
+            self.note("the critical step is a multiple of the step: no learning rate is known")
 
     def _better_witness(self, curvature: float, unit: Blocks) -> None:
         """Make the step's direction the witness if its curvature exceeds S.

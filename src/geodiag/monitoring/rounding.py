@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from geodiag.blocks import Blocks, add, all_finite
 from geodiag.directional import is_too_short, per_square
@@ -12,22 +11,16 @@ from geodiag.estimators.roundoff import (
     NOISE,
     SINGLE,
     PointErrors,
+    coarsest,
     curvature_error,
     remainder,
 )
+from geodiag.monitoring.realized import NO_DESCENT, NOT_FINITE, ROUNDINGS, TOO_SHORT, Realized
 from geodiag.monitoring.step_curvature import AlongStep
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 
 AGREE = 0.5  # relative to D: a difference between D and the curvature up to which D is no noise
-
-
-class Smoothness(NamedTuple):
-    """D and the realized edge ζ along a step; NaN where it has none."""
-
-    value: float
-    edge: float
-    notes: tuple[str, ...]
 
 
 def point_errors(
@@ -54,8 +47,8 @@ def smoothness(
     losses: tuple[float, float],
     stepped: AlongStep,
     at_point: PointErrors | None,
-) -> Smoothness:
-    """D by the ``losses`` at w⁺ and w, or by gradients where these are lost to rounding.
+) -> Realized:
+    """D and ζ by the ``losses`` at w⁺ and w, or by gradients where these are lost to rounding.
 
     From 32 bits on, a D that agrees with the curvature is no noise, and nothing is spent on it.
     """
@@ -66,10 +59,10 @@ def smoothness(
     differ = not abs(value - curvature) <= AGREE * abs(value)
     if not math.isfinite(value):
         value = math.nan
-        notes.append("the loss or the gradient at one end of the step is not finite")
+        notes.append(NOT_FINITE)
     elif is_too_short(there, length):
         value = math.nan
-        notes.append("the step is too short for D: its square underflows")
+        notes.append(TOO_SHORT)
     elif half or differ:
         found = remainder(oracle, here, there, oracle.gradient(), losses, at_point)
         error = per_square(2 * found.error, length)
@@ -82,14 +75,26 @@ def smoothness(
             errors["D"] = error
     edge, factor = math.nan, length * (length / (-2.0 * slope)) if slope < 0.0 else math.nan
     if math.isnan(factor):
-        notes.append("no ζ: the step does not descend, ⟨∇L, s⟩ is not below 0")
+        notes.append(NO_DESCENT)
     else:
         edge = value * factor
         if "D" in errors:
             errors["ζ"] = errors["D"] * factor
-    if half and math.isfinite(curvature):
+    if not math.isfinite(curvature):
+        notes.append("the product along the step is not finite")
+    elif half:
         errors["curvature"] = curvature_error(oracle, stepped.unit, stepped.image)
-    return Smoothness(value, edge, (*notes, _note(half, errors)))
+    bend, noise = -edge * slope, ROUNDINGS * coarsest(oracle, there) * (abs(after) + abs(before))
+    return Realized(
+        value,
+        edge,
+        curvature,
+        per_square(-2.0 * slope, length),
+        slope,
+        after - before - slope if math.isnan(bend) else bend,
+        noise,
+        (*notes, _note(half, errors)),
+    )
 
 
 def _note(half: bool, errors: Mapping[str, float]) -> str:

@@ -107,6 +107,14 @@ class Oracle(ABC):
         """
         return False
 
+    def spare(self) -> None:
+        """Make nothing ready for Hessian-vector products, as one at most will be asked for.
+
+        An adapter then keeps no graph, so that loss and gradient cost what they cost in training,
+        and :meth:`hvp` raises an EngineError where it would fall back to differences of gradients.
+        """
+        return None
+
     def surroundings(self) -> AbstractContextManager[Any]:
         """A context that an estimate must run in: it turns off the user's autocast, for one."""
         return nullcontext()

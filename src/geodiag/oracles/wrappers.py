@@ -61,6 +61,9 @@ class DelegatingOracle(Oracle):
     def use_differences(self) -> bool:
         return self.inner.use_differences()
 
+    def spare(self) -> None:
+        self.inner.spare()
+
     def surroundings(self) -> AbstractContextManager[Any]:
         return self.inner.surroundings()
 

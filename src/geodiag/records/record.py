@@ -54,6 +54,9 @@ class Record:
             logs of older versions.
         run: the id of the run, of which the log has a header; "" in logs of older versions. Records
             are equal if what was measured is, of whichever run.
+        critical_lr: the learning rate at which the same step would leave the loss as it is, see
+            :func:`geodiag.critical_lr`; with ``critical=True``. Where the record has no learning
+            rate it is the multiple of the step.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
 
@@ -90,6 +93,7 @@ class Record:
     timing: float = _declared("timing", column=None)
     status: str = _declared("status of the search", default="", column=None)
     run: str = field(default="", compare=False, metadata={"label": "run", "column": None})
+    critical_lr: float = _declared("critical learning rate", column=None)
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:

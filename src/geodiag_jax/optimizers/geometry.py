@@ -16,6 +16,13 @@ from geodiag.optimizers.thresholds import Update
 from geodiag_jax.optimizers.readers import DEFAULTS, DIMENSIONS, slots_of
 from geodiag_jax.pytree import read
 
+ACCUMULATES = "the optimizer collects gradients (MultiSteps) and did not apply them at this step"
+STATE_BEFORE = (
+    "the norm is that of the optimizer's state before the step, which is not the one that the step "
+    "used: pass the state after it too, after(new_params, opt_state)"
+)
+NOT_COMPARED = "the step was not compared with the rule, since nothing was measured"
+
 
 def geometry(
     opt_state: Any,

@@ -26,7 +26,8 @@ class Following:
         model: the module.
         where: only these.
         arguments: the others of :class:`TorchProblem`.
-        source: see :class:`LiveGeometry`.
+        source: see :class:`LiveGeometry`, like the next one.
+        required: whether a norm must be known.
 
     Attributes:
         problem: of the parameters that are measured.
@@ -43,6 +44,7 @@ class Following:
         where: Where,
         arguments: dict[str, Any],
         source: NormSource | None,
+        required: bool = True,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._model, self._where, self._arguments = model, where, arguments
@@ -51,10 +53,11 @@ class Following:
         if set(chosen) != set(self.problem.space.names):
             self.problem = self._problem_of(chosen)
         self._key = _key(chosen)
-        self.geometry = LiveGeometry(optimizer, chosen, self.problem.space, source)
+        self.geometry = LiveGeometry(optimizer, chosen, self.problem.space, source, required)
         oracle = self.problem.at()
         oracle.loss_at(oracle.point())  # one forward pass, so that an unusable loss raises here
-        if isinstance(source, Norm) or (source is None and not self.geometry.of_the_step(chosen)):
+        known = source is None and required and not self.geometry.of_the_step(chosen)
+        if isinstance(source, Norm) or known:
             self.geometry.norm().bind(self.problem.space)
 
     def now(self) -> Selection:

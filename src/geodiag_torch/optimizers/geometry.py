@@ -33,9 +33,10 @@ class LiveGeometry:
         space: theirs.
         source: a norm to measure in instead of the optimizer's, or a function that returns one at
             each measurement.
+        required: whether a norm must be known.
 
     Raises:
-        ArgumentError: there is no ``source``, and the optimizer's norm is not known.
+        ArgumentError: a norm is required, and without a ``source`` none is known.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LiveGeometry:
         parameters: Mapping[str, torch.Tensor],
         space: Space,
         source: NormSource | None = None,
+        required: bool = True,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._source = source
@@ -52,7 +54,7 @@ class LiveGeometry:
         self._reader = reader_of(optimizer)
         self._space = space
         self.follow(parameters, space)
-        if source is None:
+        if source is None and required:
             self._read()
 
     def follow(self, parameters: Mapping[str, torch.Tensor], space: Space) -> None:

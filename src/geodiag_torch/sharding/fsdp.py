@@ -36,6 +36,7 @@ from geodiag_torch.state.staleness import Versions
 __all__ = ["NOTE", "ShardedOracle", "ShardedSpace", "like", "prepare", "ranks_of_mesh", "sharded"]
 
 END = object()
+SHARDED = "the parameters are sharded, and FSDP's backward pass cannot be differentiated again"
 NOTE = "Hessian-vector products are finite differences: the parameters are sharded"
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def prepare(model: nn.Module, engine: str) -> None:
     """
     if engine not in ("auto", "finite-difference"):
         raise EngineError(
-            "the parameters are sharded, and FSDP's backward pass cannot be differentiated again",
+            SHARDED,
             got=f"engine={engine!r}",
             do='pass engine="finite-difference", or "auto"',
         )
@@ -70,6 +71,7 @@ class ShardedOracle(FrozenOracle):
         self._point = own if params is None else self.space.place_blocks(params)
         self._versions = Versions(tensors, () if self._at_model else self._live.values())
         self._differences: Differences | None = None
+        self._spared = False  # whether differences were ruled out
         self._symmetric = False  # whether they are, as far as is known
         dtypes = tuple(p.dtype for p in self._live.values())
         self._passed = Passed(self._evaluation, dtypes)
@@ -84,12 +86,17 @@ class ShardedOracle(FrozenOracle):
     def precision(self) -> float:
         return max(super().precision, self._fsdp_precision)
 
+    def spare(self) -> None:
+        self._spared = True
+
     def point(self) -> Blocks:
         self._versions.check()
         return {name: x.clone() for name, x in self._point.items()}
 
     def hvp(self, d: Blocks) -> Blocks:
         check_like(d, self.space.shapes, "the direction")
+        if self._spared:
+            raise EngineError(SHARDED)
         product = self._by_differences().hvp(self.gradient_at, self.space.place_blocks(d))
         self._check_symmetric()
         return product

@@ -1,0 +1,171 @@
+"""ζ, D and the critical step of a record without S: from losses, one gradient, at most one product.
+
+A product is taken only where rounding takes the difference of the losses: the curvature along the
+step is then what is left of D and ζ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from geodiag.blocks import Blocks, add, axpy, divide, dot, largest, map_blocks, subtract
+from geodiag.core.spaces import Space
+from geodiag.core.validation import require_flag
+from geodiag.critical_lr import CriticalLR, from_step
+from geodiag.directional import is_too_short, per_square
+from geodiag.errors import ArgumentError, one_line
+from geodiag.estimators.roundoff import NOISE, coarsest
+from geodiag.norms.base import Norm
+from geodiag.oracles.base import Oracle
+from geodiag.problems import NormSource, current_norm
+
+# Of a difference of two losses, in roundings of one; and of the sample of an error.
+ROUNDINGS, SAMPLE = 32.0, 4.0
+MOST_LOSSES = 12  # of the search for the critical step; L(w⁺) is one of them
+NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
+TOO_SHORT = "the step is too short for D: its square underflows"
+NO_DESCENT = "no ζ: the step does not descend, ⟨∇L, s⟩ is not below 0"
+
+
+class Realized(NamedTuple):
+    """What is known along a step s = w⁺ − w; NaN where there is none."""
+
+    smoothness: float = math.nan  # D
+    edge: float = math.nan  # ζ
+    curvature: float = math.nan
+    descent: float = math.nan  # −2⟨∇L, s⟩/‖s‖²
+    slope: float = math.nan  # ⟨∇L, s⟩
+    bend: float = math.nan  # L(w⁺) − L(w) − ⟨∇L, s⟩
+    noise: float = math.nan  # its rounding error
+    notes: tuple[str, ...] = ()
+
+
+class LossNoise:
+    """The rounding error of a run's losses, by a sample whenever the loss has halved or doubled.
+
+    A loss of many terms, or one near zero that is a difference of larger numbers, is rounded more
+    coarsely than its size tells. A sample is one forward pass, at a point as near as rounding.
+    """
+
+    def __init__(self) -> None:
+        self._sampled_at, self._error = math.nan, 0.0
+
+    @classmethod
+    def where(cls, sharpness: bool, certificate: bool) -> LossNoise | None:
+        """One for a Monitor with ``sharpness=False``, else None.
+
+        Raises:
+            ArgumentError: the arguments cannot be used, or not together.
+        """
+        if require_flag(sharpness, "sharpness="):
+            return None
+        if certificate:
+            raise ArgumentError("certificate=True is of S, which sharpness=False leaves out")
+        return cls()
+
+    def difference(self, oracle: Oracle, s: Blocks, losses: tuple[float, float]) -> float:
+        """The error of the difference of two losses, as far as it is known."""
+        size = sum(map(abs, losses))
+        return ROUNDINGS * coarsest(oracle, s) * size + SAMPLE * self._error
+
+    def sample(self, oracle: Oracle, here: Blocks, loss: float) -> bool:
+        """Sample it, if that is due; whether it was."""
+        if 0.5 * self._sampled_at <= abs(loss) <= 2.0 * self._sampled_at:
+            return False
+        distance, rng = coarsest(oracle, here) ** (2 / 3), np.random.default_rng(0)
+        d = map_blocks(lambda w, z: distance * abs(w) * z, here, oracle.space.random(rng))
+        change = float(oracle.loss_at(add(here, d))) - loss - float(dot(oracle.gradient(), d))
+        self._sampled_at, self._error = abs(loss), abs(change) if math.isfinite(change) else 0.0
+        return True
+
+
+def norm_of_step(source: NormSource | None, space: Space) -> tuple[Norm | None, str]:
+    """The norm that D is in; or None, and a note on why there is none."""
+    why = "no norm was given"
+    if source is not None:
+        try:
+            return current_norm(source).bind(space), ""
+        except Exception as e:
+            why = one_line(e)
+    return None, f"no D, and no threshold: {why}"
+
+
+def realized(
+    oracle: Oracle,
+    norm: Norm | None,
+    here: Blocks,
+    there: Blocks,
+    losses: tuple[float, float],
+    rounding: LossNoise,
+) -> Realized:
+    """Along the step from ``here`` to ``there``, with the ``losses`` at w⁺ and w."""
+    s, (after, before) = subtract(there, here), losses
+    size, slope = float(largest(s)), float(dot(oracle.gradient(), s))
+    if not 0.0 < size < math.inf:
+        return Realized(notes=("the step was zero" if size == 0.0 else "the step is not finite",))
+    length = math.nan if norm is None else float(norm.value(s))
+    bend, curved = after - before - slope, math.nan
+    if not math.isfinite(bend):
+        return Realized(slope=slope, notes=(NOT_FINITE,))
+    notes, noise = [], rounding.difference(oracle, s, losses)
+    lost = noise > NOISE * abs(bend)
+    if lost:
+        curved, why = _curved(oracle, s, size)
+        notes.append(why)
+    elif rounding.sample(oracle, here, before):
+        noise = rounding.difference(oracle, s, losses)
+        lost = noise > NOISE * abs(bend)
+    descent = per_square(-2.0 * slope, length)
+    factor = -1.0 / slope if slope < 0.0 else math.nan
+    if lost and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
+        errors = {"D": per_square(2.0 * noise, length), "ζ": noise * factor}
+        stated = ", ".join(f"{name} ± {x:.2g}" for name, x in errors.items() if x == x)
+        notes.append(f"rounding of the losses: {stated}" if stated else "")
+        if abs(bend - 0.5 * curved) <= noise:
+            bend = 0.5 * curved
+            notes.append("D and ζ are from the curvature along the step instead")
+    if not slope < 0.0:
+        notes.append(NO_DESCENT)
+    smoothness = per_square(2.0 * bend, length)
+    if norm is not None and is_too_short(s, length):
+        smoothness = math.nan
+        notes.append(TOO_SHORT)
+    curvature = per_square(curved, length)
+    return Realized(smoothness, bend * factor, curvature, descent, slope, bend, noise, tuple(notes))
+
+
+def _curved(oracle: Oracle, s: Blocks, size: float) -> tuple[float, str]:
+    """⟨s, Hs⟩ by one product, or NaN and why."""
+    try:
+        d = divide(s, size)
+        found = float(dot(d, oracle.hvp(d))) * size * size
+    except Exception as e:
+        return math.nan, f"no curvature along the step: {one_line(e)}"
+    return found, "" if math.isfinite(found) else "the product along the step is not finite"
+
+
+def critical(
+    oracle: Oracle,
+    here: Blocks,
+    there: Blocks,
+    losses: tuple[float, float],
+    found: Realized,
+    lr: float,
+) -> CriticalLR | None:
+    """The critical step; None if the step does not descend. ``lr``: NaN where it is not known."""
+    after, before = losses
+    if not (math.isfinite(before) and found.slope < 0.0):
+        return None  # the notes of ``found`` say why
+    s = subtract(there, here)
+    return from_step(
+        lambda alpha: float(oracle.loss_at(axpy(alpha, s, here))) - before,
+        found.slope,
+        after - before,
+        found.bend,
+        found.noise,
+        lr if lr > 0.0 else None,
+        most=MOST_LOSSES,
+    )
