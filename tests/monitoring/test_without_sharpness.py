@@ -61,7 +61,7 @@ def test_the_critical_step_beside_s():
         assert record.critical_lr == pytest.approx(
             2 / record.directional_smoothness, rel=1 / 16
         )  # plain descent
-        same = {"critical_lr": math.nan, "seconds": 0.0}
+        same = {"critical_lr": math.nan, "seconds": 0.0, "run": ""}
         assert str(record.to_dict() | same) == str(other.to_dict() | same)
 
 

@@ -104,7 +104,7 @@ def test_what_is_written():
     assert json.loads(to_json(nothing))["sharpness"] is None
     assert json.loads(to_json(nothing))["schema"] == SCHEMA == 1
     assert json.loads(to_json(FULL))["upper"] == "Infinity"
-    assert to_csv(nothing) == "3,,,,,,,,,,,0,,,,,,,"
+    assert to_csv(nothing) == "3,,,,,,,,,,,0,,,,,,,,"
     assert f"{HEADER},extras".split(",") == [f.name for f in fields(Record)]
 
 
@@ -260,7 +260,7 @@ class TestHeaders:
         assert [r.extras for r in found] == [{}, {"noise": 0.1}]
 
     def test_a_row_of_another_width_is_refused(self):
-        with pytest.raises(ArgumentError, match="2 or 19 columns"):
+        with pytest.raises(ArgumentError, match="2 or 20 columns"):
             self.read("step,loss", "1,0.5,3")
 
     @pytest.mark.parametrize("row", ["3,,,,,,,,,,,0,,step", "step,los,,,,", "1,step", ""])
