@@ -43,6 +43,7 @@ THINGS = {
     "record": (lambda: monitor().records[3], "S / threshold"),
     "hostile record": (lambda: monitor().records[-1], "alert"),
     "monitor": (monitor, "13 records"),
+    "run": (lambda: geodiag.records.Run(monitor().records, EVIL, {"norm": EVIL}), "13 records"),
     "empty monitor": (lambda: geodiag.Monitor(H, lr=0.1), "0 records"),
 }
 

@@ -5,6 +5,7 @@ jsonl        JSON lines
 csv_format   CSV: rows under headers
 reading      read_records, and what a line that was cut short means
 header       what a log says of a run before its records
+display      the last records as a table, for a notebook
 runs         read_runs, to_pandas, to_polars
 """
 

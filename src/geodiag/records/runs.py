@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geodiag.errors import ArgumentError, import_optional, shown
+from geodiag.records.display import records_table
 from geodiag.records.header import Header
 from geodiag.records.reading import read_lines
 from geodiag.records.record import BUILT_IN, Record
@@ -35,6 +36,9 @@ class Run(list[Record]):
         super().__init__(records)
         self.id, self.header = id, dict(header or {})
         self.label = Header(id, self.header).label
+
+    def _repr_html_(self) -> str:
+        return records_table(f"Run {self.id}: {self.label}, {len(self)} records", self)
 
     def __repr__(self) -> str:
         return f"Run({self.id!r}, {shown(self.label)}, {len(self)} records)"

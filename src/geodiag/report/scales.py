@@ -99,7 +99,13 @@ def _symmetric(axes: Any, turn: float, low: float, high: float, share: float | N
     most = turn * (1 + 1e-9)
     inner = [x for x in step * np.arange(-3, 4) if bottom <= x <= top and abs(x) <= most]
     outer = [sign * x for sign, end in ((1, top), (-1, -bottom)) for x in _rounds_beyond(turn, end)]
-    _ticks(axes, _apart(axes, [*inner, *sorted(outer, key=abs, reverse=True)]))
+    outer.sort(key=lambda x: (share is not None and not _is_power(x), -abs(x)))
+    _ticks(axes, _apart(axes, [*inner, *outer]))
+
+
+def _is_power(x: float) -> bool:
+    """Whether it is a power of ten."""
+    return abs(math.log10(abs(x)) - round(math.log10(abs(x)))) < 1e-9
 
 
 def _rounds_beyond(turn: float, end: float) -> list[float]:
