@@ -26,7 +26,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 SUITES := $(BIN)/python -m tests.suites
 
-.PHONY: help demo test test-all test-slow test-machines test-seeds lint types format bench fuzz docs clean
+.PHONY: help demo test test-all test-slow test-machines test-seeds test-versions lint types format bench fuzz docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,7 @@ help:
 	@echo "make test-machines   the numeric tests under instruction sets and thread counts"
 	@echo "make test-seeds      the numeric tests with ten perturbations of their draws"
 	@echo "make docs       the documentation site in build/site: strict, tutorials executed (5 minutes)"
+	@echo "make test-versions   a release in clean environments, with the oldest and newest versions"
 	@echo "make fuzz       hostile input: 20,000 cases, and 200,000 files (half an hour)"
 	@echo "make lint | types | format | bench | clean"
 
@@ -56,6 +57,9 @@ test-machines: $(DEV)
 
 test-seeds: $(DEV)
 	$(SUITES) seeds $(ARGS)
+
+test-versions: $(DEV)
+	$(BIN)/python -m tests.release $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Releases: what is built, and with which versions it works."""
