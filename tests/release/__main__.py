@@ -13,6 +13,7 @@ Without ``-c``, pip may choose a build of PyTorch with several GB of CUDA packag
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -91,7 +92,11 @@ def tried(python: str, wheel: Path, extra: str, options: list[str]) -> tuple[str
 
 def said(*command: str) -> str:
     """What a command printed last."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path("/"))
+    # A Python path of the caller's would let modules in that an installation does not have.
+    env = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path("/"), env=env
+    )
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
