@@ -15,7 +15,8 @@ from geodiag.core.selection import Where
 from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitoring.observation import Observation, check_rule
+from geodiag.monitoring.observation import Observation
+from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.run_header import rule_values
 from geodiag.norms import Norm
 from geodiag.optimizers.families import plain_descent

@@ -1,4 +1,4 @@
-"""A monitor that is attached to an optimizer, and measures in the hooks of its steps."""
+"""A monitor that is attached to optimizers, and measures in the hooks of their steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import disable
 from torch.optim import Optimizer
 
 from geodiag.blocks import Blocks
@@ -21,16 +20,18 @@ from geodiag.monitoring.monitor import Monitor
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.unmeasured import copied, listed
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
 from geodiag_torch.optimizers.following import Following
+from geodiag_torch.optimizers.iteration import Iteration, untraced
 from geodiag_torch.optimizers.selection import Selection, as_they_were, entries
-from geodiag_torch.optimizers.wrappers import stepping
+from geodiag_torch.optimizers.wrappers import Stepping, limited, steppings
 
 
 def attach(
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     model: nn.Module,
     norm: NormLike = None,
     *,
@@ -61,7 +62,9 @@ def attach(
     Args:
         optimizer: any torch optimizer, with or without closures. Wrappers (of Accelerate or
             Lightning, Lookahead, SAM) are looked through: the step is the one that moves the
-            parameters, and the norm that of the optimizer inside.
+            parameters, and the norm that of the optimizer inside. Or all optimizers of the
+            model in a list: a step is then all that they do with one gradient. It begins before
+            the first of them and ends after the last, or where the next step begins.
         model: the module. At each record, those of its parameters are measured that the optimizer
             then holds and that require gradients.
         norm: None or "auto": the optimizer's own, see :mod:`geodiag.optimizers.families`. Else a
@@ -94,7 +97,7 @@ def attach(
     Raises:
         ArgumentError: ``norm`` is left out, and the optimizer's is not known, though S is to be
             measured; or an argument cannot be used.
-        ParameterError: the optimizer holds no parameter of the model.
+        ParameterError: an optimizer holds no parameter of the model, or two of them hold one.
         DataError, LossError: the loss cannot be computed from the model and the data.
         GeodiagError: another subclass for other unusable arguments.
 
@@ -113,24 +116,21 @@ def attach(
         >>> [(r.step, r.threshold) for r in monitor.records]
         [(0, 20.0), (5, 20.0)]
     """
-    steps = stepping(optimizer)
+    steps = steppings(optimizer)
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             "attach(optimizer, model) takes a torch module", got=type(model).__name__
         )
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     asked = None if is_of_optimizer(norm) else norm_source(norm)
-    following = Following(steps.inner, model, where, problem_arguments, asked, sharpness)
+    inner = [each.inner for each in steps]
+    following = Following(inner, model, where, problem_arguments, asked, sharpness)
     if certificate and isinstance(asked, Norm):
         space = following.problem.at().space
         require_envelope(asked.bind(space), space)
-    if steps.unknown and update is None:
-
-        def update(step: int) -> Update:
-            return replace(following.geometry.update(step), unknown=steps.unknown)
-
+    update = limited(steps, following.geometry.update) if update is None else update
     monitor = OptimizerMonitor(
-        steps.outer,
+        steps,
         following,
         update=update,
         every=every,
@@ -145,22 +145,23 @@ def attach(
         critical=critical,
         seed=seed,
     )
-    if steps.remark:
-        monitor.remark(steps.remark)
+    for each in steps:
+        if each.remark:
+            monitor.remark(each.remark)
     return monitor
 
 
 class OptimizerMonitor(Monitor):
-    """A Monitor that :func:`attach` has attached to an optimizer.
+    """A Monitor that :func:`attach` has attached to one optimizer, or to several.
 
     Attributes:
-        steps: the number of the optimizer's steps so far; the next record's ``step``. May be set
-            before training resumes from a checkpoint.
+        steps: the number of their steps so far; the next record's ``step``. May be set before
+            training resumes from a checkpoint.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        steps: Sequence[Stepping],
         following: Following,
         *,
         update: Update | Callable[[int], Update] | None = None,
@@ -170,16 +171,24 @@ class OptimizerMonitor(Monitor):
         rule = geometry.update if update is None else update
         super().__init__(following.problem, geometry.norm, update=rule, **options)
         self.steps = 0
+        self._parts = following.geometry.parts
         self._following, self._rule_given = following, update is not None
         self._gradient: Blocks | None = None  # of the measured loss, before the step
         self._selected: Selection | None = None
         self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
-        # Only the optimizer's hooks hold the monitor, so both are freed together.
-        self._hooks = (
-            optimizer.register_step_pre_hook(_untraced(self._before_step)),
-            optimizer.register_step_post_hook(_untraced(self._after_step)),
-        )
-        self._finalizer = weakref.finalize(optimizer, _close, weakref.ref(self))
+        optimizers = [each.outer for each in steps]
+        self._inner = {id(each.outer): weakref.ref(each.inner) for each in steps}
+        self._iteration = Iteration(optimizers)
+        # Only the optimizers' hooks hold the monitor, so that all are freed together.
+        self._hooks = [
+            hook
+            for each in optimizers
+            for hook in (
+                each.register_step_pre_hook(untraced(self._before_step)),
+                each.register_step_post_hook(untraced(self._after_step)),
+            )
+        ]
+        self._finalizers = [weakref.finalize(o, _close, weakref.ref(self)) for o in optimizers]
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer, and close: the pending record is written.
@@ -188,8 +197,11 @@ class OptimizerMonitor(Monitor):
         """
         for hook in self._hooks:
             hook.remove()
-        self._finalizer.detach()
+        for finalizer in self._finalizers:
+            finalizer.detach()
         try:
+            if self._iteration.open:
+                self._end()
             super().close()
         finally:
             self._following.problem.close()
@@ -278,7 +290,7 @@ class OptimizerMonitor(Monitor):
         return self._following.geometry.describe()
 
     def _gradient_of(self, pending: Observation) -> Blocks | None:
-        known = pending.result is not None or self._noise is not None
+        known = pending.result is not None or bool(pending.parts) or self._noise is not None
         if not known or pending.oracle is None or self._rule_given:
             return None
         return pending.oracle.gradient()
@@ -287,37 +299,52 @@ class OptimizerMonitor(Monitor):
         """The update rule in force at the step, unless the step contradicts it."""
         rule = super()._rule(pending)
         gradient, self._gradient = self._gradient, None
-        if rule is None or rule.unknown or gradient is None or pending.here is None:
+        known = rule is not None and (bool(pending.parts) or not rule.unknown)
+        if rule is None or not known or gradient is None or pending.here is None:
             return rule
-        there = self._problem.point()
-        said = self._following.geometry.compare(gradient, pending.here, there)
-        caveat = "; ".join(filter(None, (rule.caveat, said.caveat)))
-        return replace(rule, unknown=said.unknown, caveat=caveat, scale=said.scale)
+        there, geometry = self._problem.point(), self._following.geometry
+        found = geometry.compare(gradient, pending.here, there)
+        for part in pending.parts.values():
+            if part.update is not None and (said := found.get(part.joins, found.get(""))):
+                part.update = follow(part.update, said)
+        if pending.parts:
+            return rule
+        if left_out := self._iteration.left_out():
+            return replace(rule, unknown=f"{' and '.join(left_out)} took no part in the step")
+        (said,) = found.values()
+        return follow(rule, said)
 
     def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
         """Measure these parameters."""
         if self._following.follow(chosen):
             self._problem = pending.problem = self._following.problem
             self._tracker.move(self._following.problem.space.shapes)
+            self._part_trackers.clear()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.due(self.steps):
+        if self._iteration.ended_before(optimizer):
+            self._end()
+        if not self._iteration.open and self.due(self.steps):
             self.before(self.steps)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._iteration.took(optimizer)
+        inner = self._inner[id(optimizer)]()
+        if self._pending is not None and len(self._inner) > 1 and inner is not None:
+            with self._pending.noting("the step"):
+                self._following.geometry.took(inner)
+        if self._iteration.complete:
+            self._end()
+
+    def _end(self) -> None:
         try:
             self.after()
         finally:  # the step was taken, even if Ctrl-C comes now
             self.steps += 1
+            self._iteration.close()
 
 
 def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:
     found = monitor()
     if found is not None:
         found.close()
-
-
-def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, which torch.compile leaves alone: to trace a measurement takes minutes."""
-    found: Callable[..., None] = disable(hook)  # type: ignore[no-untyped-call]
-    return found

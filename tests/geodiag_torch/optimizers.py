@@ -96,7 +96,7 @@ def own_loss(model, batch):
 
 def geometry(optimizer, model, asked=None, where=None):
     problem = TorchProblem(model, loss_fn=own_loss, where=where)
-    live = LiveGeometry(optimizer, problem.live(), problem.space, asked)
+    live = LiveGeometry([optimizer], problem.live(), problem.space, asked)
     live.alive = optimizer  # it holds the optimizer weakly
     return live, problem.space
 

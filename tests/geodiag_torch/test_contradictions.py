@@ -130,9 +130,23 @@ def test_of_plain_descent_a_factor_is_one_of_its_rate(name, change):
         assert record.ratio == pytest.approx(record.sharpness / record.threshold)
 
 
+@pytest.mark.parametrize("name", [n for n in SCALED if n not in PLAIN])
+@pytest.mark.parametrize("change", FACTORS)
+def test_with_a_memory_a_lasting_factor_divides_the_threshold(name, change):
+    """Adam does not see a factor: its ratio stays. Of the others the threshold is divided by it."""
+    same, records = run(RULES[name]), run(RULES[name], **CHANGES[change][0])
+    assert "as if that factor lasted" in records[0].note
+    factor = {"accumulated": 4.0, "scaled": 0.25}.get(change)
+    for record, other in zip(records, same, strict=True):
+        assert record.ratio == pytest.approx(record.sharpness / record.threshold)
+        if factor is not None and name == "adam":
+            assert record.ratio == pytest.approx(other.ratio, rel=1e-3)
+        elif factor is not None:
+            assert record.threshold * factor == pytest.approx(other.threshold, rel=1e-3)
+
+
 @pytest.mark.parametrize(
-    ("name", "change"),
-    [(n, c) for n in SCALED for c in CHANGES if not (n in PLAIN and c in FACTORS)],
+    ("name", "change"), [(n, c) for n in SCALED for c in CHANGES if c not in FACTORS]
 )
 def test_the_gradient_was_changed_before_the_optimizer(name, change):
     options, said = CHANGES[change]

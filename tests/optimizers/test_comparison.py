@@ -14,6 +14,7 @@ from geodiag.core.spaces import Space
 from geodiag.optimizers import families
 from geodiag.optimizers.comparison import OTHER_GRADIENT, UNKNOWN_GRADIENT, Comparison
 from geodiag.optimizers.geometry import Geometry
+from geodiag.optimizers.normalized import MuonDescent
 from geodiag.optimizers.slots import Slot
 
 rng = np.random.default_rng(7)
@@ -138,16 +139,16 @@ BEFORE = {
 
 @pytest.mark.parametrize("factor", [0.1, 1024])
 def test_a_factor_of_the_gradient(factor):
-    """Of plain descent it is a factor of the learning rate; of others it is not."""
+    """It divides the threshold; with a memory of gradients, as long as it lasts."""
     scaled = of(lambda x: factor * x, G)
-    for rule in (adam, lambda g: rmsprop(g, momentum=0.9), lambda g: sgd(g, momentum=0.9)):
-        assert f"{factor} times the" in compared(*rule(scaled)).unknown
-    found = compared(*sgd(scaled))
-    assert found.scale == pytest.approx(factor)
-    assert found.unknown == ""
-    assert f"{factor} times the" in found.caveat
-    edge = geodiag.Update(0.1, scale=found.scale).threshold(None)
-    assert float(edge) == pytest.approx(2 / (0.1 * factor))
+    for rule in (adam, lambda g: rmsprop(g, momentum=0.9), lambda g: sgd(g, momentum=0.9), sgd):
+        found = compared(*rule(scaled))
+        assert found.scale == pytest.approx(factor)
+        assert found.unknown == ""
+        assert f"{factor} times the" in found.caveat
+        assert ("lasted" in found.caveat) == (rule is not sgd)
+    edge = geodiag.Update(0.1, momentum=0.9, scale=factor).threshold(None)
+    assert float(edge) == pytest.approx(38 / factor)
 
 
 @pytest.mark.parametrize("rule", [adam, lambda g: rmsprop(g, momentum=0.9), sgd])
@@ -198,7 +199,7 @@ def test_steepest_descent(norm, normalized):
 
 class TestMuon:
     def slots(self, **fields):
-        family = families.MuonDescent()
+        family = MuonDescent()
         return [Slot("a", family, LR, gradient=G["a"], matrix=(5, 4), **fields)]
 
     def polar(self):

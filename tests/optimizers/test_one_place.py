@@ -17,13 +17,13 @@ import torch
 import geodiag_jax
 import geodiag_jax.optimizers.readers as jax_readers
 import geodiag_torch.optimizers.readers as torch_readers
-from geodiag.optimizers import families
+from geodiag.optimizers import families, normalized
 from geodiag.optimizers.slots import Family
 from geodiag_jax.pytree import read
 from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step
 
 SRC = Path(__file__).parents[2] / "src"
-CORE = "geodiag/optimizers/families.py"
+CORE, NORMALIZED = "geodiag/optimizers/families.py", "geodiag/optimizers/normalized.py"
 TORCH = "geodiag_torch/optimizers/readers.py"
 JAX = "geodiag_jax/optimizers/readers.py"
 
@@ -32,8 +32,11 @@ TOUCHED = {
     "GradientDescent": {CORE, TORCH},
     "Adam": {CORE, TORCH, JAX},
     "RMSprop": {CORE, TORCH, JAX},
-    "SignDescent": {CORE, TORCH, JAX},
-    "MuonDescent": {CORE, TORCH, JAX},
+    "SignDescent": {NORMALIZED, TORCH, JAX},
+    "NAdam": {CORE, TORCH},
+    "AdEMAMix": {CORE, TORCH, JAX},
+    "QHM": {CORE, TORCH},
+    "MuonDescent": {NORMALIZED, TORCH, JAX},
     "SteepestDescent": {CORE, TORCH},
 }
 
@@ -61,7 +64,8 @@ def test_a_family_is_in_one_core_file_and_one_reader_file_per_framework():
 
 
 def test_every_family_is_listed():
-    found = [c for _, c in inspect.getmembers(families, inspect.isclass) if issubclass(c, Family)]
+    members = [c for room in (families, normalized) for c in vars(room).values()]
+    found = [c for c in members if inspect.isclass(c) and issubclass(c, Family)]
     concrete = {c.__name__ for c in found if c.__name__[0] != "_"} - {"Family", "Quadratic"}
     assert concrete == set(TOUCHED)
 

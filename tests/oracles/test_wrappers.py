@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from geodiag.blocks import dot, flatten
-from geodiag.estimators.blockwise import _Restriction
 from geodiag.norms import L2
 from geodiag.oracles import CountingOracle, DelegatingOracle, MatrixOracle, MatrixProblem, Oracle
 from geodiag.solvers import ravel
+from geodiag.solvers.restriction import Restriction
 from tests import truth
 
 SHAPES = {"a": (2,), "W": (2, 3), "b": (3,)}
@@ -29,8 +29,8 @@ WRAPPERS = {
     "delegating": DelegatingOracle,
     "counting": CountingOracle,
     "ravelled": lambda oracle: ravel.view(oracle, L2())[0],
-    "part": _Restriction(("a", "b")),
-    "counted part": lambda oracle: CountingOracle(_Restriction(("a", "b"))(oracle)),
+    "part": Restriction(("a", "b")),
+    "counted part": lambda oracle: CountingOracle(Restriction(("a", "b"))(oracle)),
 }
 
 
@@ -116,7 +116,7 @@ def test_everything_an_oracle_offers_is_forwarded(wrap, name):
 
 
 def of_part(names, inner=None):
-    return _Restriction(names)(inner or MatrixProblem(H, SHAPES).at(POINT))
+    return Restriction(names)(inner or MatrixProblem(H, SHAPES).at(POINT))
 
 
 def entries(names):

@@ -8,11 +8,10 @@ parts' maximisers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from geodiag.blocks import Blocks, map_blocks, namespace, scale, zeros_like
+from geodiag.blocks import Blocks, scale, zeros_like
 from geodiag.core.spaces import Space
-from geodiag.core.stacks import count_of
 from geodiag.errors import NormError
 from geodiag.estimators.ascent import Ascent, budget_from_here
 from geodiag.estimators.base import Measurement, Options, SharpnessEstimator
@@ -22,9 +21,9 @@ from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.norms.joint import Part, SumJoint
 from geodiag.norms.stacked import SlicedNorm
 from geodiag.oracles.base import Oracle
-from geodiag.oracles.wrappers import DelegatingOracle, SlicedOracle
+from geodiag.oracles.wrappers import SlicedOracle
 from geodiag.results import SharpnessResult, Status, WarmStart
-from geodiag.solvers import ravel
+from geodiag.solvers.restriction import Restriction
 
 QUADRATIC_SHARE, SHARE = 3, 6
 
@@ -80,7 +79,7 @@ class Blockwise(SharpnessEstimator):
         found = []
         notes: dict[str, None] = {}  # in order, each once
         for part in norm.parts:
-            inner = _Restriction(part.names)(m.oracle)
+            inner = Restriction(part.names)(m.oracle)
             own = replace(options, max_hvps=share, progress=False)  # reported below, to scale
             result = choose(part.norm, inner.space).estimate(inner, part.norm, options=own)
             full = zeros_like(m.gradient) | scale(result.direction, part.radius)
@@ -116,40 +115,3 @@ def _least_share(part: Part) -> int:
 
 def _severity(status: Status) -> int:
     return [Status.ENUMERATED, Status.CONVERGED, Status.PRECISION, Status.BUDGET].index(status)
-
-
-@dataclass(frozen=True)
-class _Restriction:
-    """Wraps an oracle so that only these tensors are measured; the others are held fixed."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, oracle: Oracle) -> Oracle:
-        return _PartOracle(oracle, self)
-
-
-class _PartOracle(DelegatingOracle):
-    """The oracle of some tensors: directions are zero in all others."""
-
-    def __init__(self, inner: Oracle, view: _Restriction) -> None:
-        super().__init__(inner, inner.space.select(view.names))
-        self.view, self._zeros = view, zeros_like(inner.gradient())
-
-    def inward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
-        if not stacked:
-            return self._zeros | blocks
-        count, xp = count_of(blocks), namespace(blocks)
-        zeros = map_blocks(lambda x: xp.broadcast_to(x[None], (count, *x.shape)), self._zeros)
-        return zeros | blocks
-
-    def outward(self, blocks: Blocks, stacked: bool = False) -> Blocks:
-        return {name: blocks[name] for name in self.names}
-
-    def hvps(self, ds: Blocks) -> Blocks:
-        # A compiler leaves out the products' other tensors; elsewhere they would take memory.
-        compiled = self.grow is not None
-        batched = compiled or self.inner.space.size <= ravel.LIMIT
-        return super().hvps(ds) if batched else Oracle.hvps(self, ds)
-
-    def inward_point(self, params: Blocks) -> Blocks:
-        return self.inner.point() | params

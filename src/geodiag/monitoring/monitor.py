@@ -7,7 +7,6 @@ taken. A failure is written into the record and never reaches the training loop.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,11 +18,14 @@ from geodiag.core.validation import is_true, require_flag, whole_step
 from geodiag.errors import ArgumentError, one_line, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.display import DisplayedRun
-from geodiag.monitoring.observation import Observation, check_rule
+from geodiag.monitoring.observation import Observation
+from geodiag.monitoring.parts import Part, PartTrackers
 from geodiag.monitoring.realized import LossNoise, norm_of_step
+from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.run_header import rule_values, run_header
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
+from geodiag.monitoring.states import loaded
 from geodiag.monitoring.warn_once import WarnOnce
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
@@ -121,6 +123,8 @@ class Monitor(DisplayedRun):
         self._critical = require_flag(critical, "critical=")
         self._noise = LossNoise.where(sharpness, certificate)
         self._tracker = SharpnessTracker(options, estimator, certificate)
+        self._part_trackers = PartTrackers(options, estimator, certificate)
+        self._parts: Callable[[], Mapping[str, Part]] = dict  # of several geometries, by name
         self._schedule = Schedule(every, budget)
         self._norm = None if norm is None and not sharpness else norm_source(norm)
         self._quantities = [each for each in quantities().values() if each.measure is not None]
@@ -240,9 +244,8 @@ class Monitor(DisplayedRun):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         tracker, schedule = self._tracker.state_dict(), self._schedule.state_dict()
-        noted = sorted(self._noted)
-        state = {"version": 1, "tracker": tracker, "schedule": schedule, "noted": noted}
-        return state | {"run": self.run}
+        state: dict[str, Any] = {"version": 1, "tracker": tracker, "schedule": schedule}
+        return state | {"noted": sorted(self._noted), "run": self.run} | self._part_trackers.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned, in this process or an earlier one.
@@ -250,20 +253,10 @@ class Monitor(DisplayedRun):
         Raises:
             ArgumentError: ``state`` is something else.
         """
-        try:
-            if not isinstance(state, dict):
-                raise TypeError(f"it is of type {type(state).__name__}")
-            if not isinstance(state["version"], int) or state["version"] != 1:
-                raise ValueError(f"version {shown(state['version'])}")
-            tracker, schedule = copy.copy(self._tracker), copy.copy(self._schedule)
-            tracker.load_state_dict(state["tracker"])
-            schedule.load_state_dict(state["schedule"])
-            noted = {str(note) for note in list(state.get("noted", ()))}
-            run = str(state.get("run", self.run))
-        except (LookupError, TypeError, ValueError) as e:
-            what, do = "this is not the state of a Monitor", "pass what state_dict() returned"
-            raise ArgumentError(what, got=one_line(e), do=do) from e
-        self._tracker, self._schedule, self._noted, self.run = tracker, schedule, noted, run
+        found = loaded(state, self._tracker, self._part_trackers, self._schedule)
+        self._tracker, self._part_trackers, self._schedule = found
+        self._noted = {str(note) for note in state.get("noted", ())}
+        self.run = str(state.get("run", self.run))
 
     def _optimizer(self) -> Mapping[str, Any]:
         """The optimizer with its hyper-parameters, as far as they are known; for the header."""
@@ -305,6 +298,9 @@ class Monitor(DisplayedRun):
             assert pending.oracle is not None
             pending.norm, note = norm_of_step(self._norm, pending.oracle.space)
             self._note_once(pending, (note,))
+            return
+        if parts := self._parts():
+            self._note_once(pending, pending.measure_parts(parts, self._part_trackers))
             return
         assert self._norm is not None
         result = pending.measure(current_norm(self._norm), self._tracker)

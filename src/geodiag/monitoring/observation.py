@@ -14,14 +14,16 @@ from typing import Any
 
 from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
-from geodiag.core.validation import is_number, own_arithmetic
-from geodiag.errors import ArgumentError, StaleOracle, cut, one_line, printable, shown
+from geodiag.core.validation import own_arithmetic
+from geodiag.errors import StaleOracle, cut, one_line, printable
 from geodiag.estimators.roundoff import PointErrors, coarsest
+from geodiag.monitoring.parts import ONCE, Part, PartTrackers, compare_parts, measure_parts
 from geodiag.monitoring.realized import LossNoise, Realized, critical, realized
 from geodiag.monitoring.rounding import point_errors, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.monitoring.unmeasured import changed, copied, listed
+from geodiag.norms import L2
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Problem
@@ -60,6 +62,7 @@ class Observation:
         descent: −2⟨∇L, s⟩/‖s‖² along the step s.
         noise: what is known of the rounding of losses, where S is not measured; else None.
         critical: whether to search for the critical step.
+        parts: by name, where the step has several geometries.
     """
 
     step: int
@@ -82,6 +85,7 @@ class Observation:
     descent: float = math.nan
     noise: LossNoise | None = None
     critical: bool = False
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in self.quantities:
@@ -136,6 +140,15 @@ class Observation:
             oracle.spare()
         return oracle
 
+    def measure_parts(self, parts: Mapping[str, Part], trackers: PartTrackers) -> list[str]:
+        """Measure S of each part; D is in ℓ2 then. Returns what is to be noted once."""
+        assert self.oracle is not None
+        self.parts, self.norm = parts, L2().bind(self.oracle.space)
+        reasons, notes = measure_parts(self.oracle, parts, self.extras, trackers)
+        for reason in reasons:
+            self.note(reason)
+        return [ONCE, *notes]
+
     def measure(self, asked: Norm, tracker: SharpnessTracker) -> SharpnessResult | None:
         """Measure S and ‖g‖*. Returns the result, or None if it failed."""
         assert self.oracle is not None
@@ -182,6 +195,9 @@ class Observation:
                 return  # a threshold is on S in a norm
             if update.normalized and self.oracle is not None:
                 self.known["dual_norm"] = float(self.norm.dual(self.oracle.gradient()))
+        reasons, notes = compare_parts(self.parts, self.extras)
+        for text in (*reasons, *notes):
+            self.note(text)
         reason = self._no_threshold(update)
         if reason:
             self.note(f"no threshold: {reason}")
@@ -324,23 +340,3 @@ class Observation:
         if (update.momentum or update.weight_decay or update.filter) and not plain:
             return "with momentum or weight decay one is established in quadratic norms only"
         return ""
-
-
-def check_rule(lr: Any, update: Any) -> None:
-    """Check ``lr=`` and ``update=`` of a Monitor, short of calling them.
-
-    Raises:
-        ArgumentError: both are given, or one of them cannot be used.
-    """
-    if lr is not None and update is not None:
-        raise ArgumentError("lr= and update= both state the update rule", do="pass one of them")
-    if lr is not None and not callable(lr):
-        if not is_number(lr):
-            raise ArgumentError("lr= must be a number or a function of the step", got=shown(lr))
-        Update(lr).threshold(None)
-    if isinstance(update, Update):
-        update.threshold(None)
-    elif update is not None and not callable(update):
-        raise ArgumentError(
-            "update= must be an Update or a function of the step", got=shown(update)
-        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from geodiag.blocks import Array, Blocks, array_namespace, epsilon, largest, namespace, to_numpy
 from geodiag.core.spaces import Space
 from geodiag.optimizers.slots import Family, Slot
+from geodiag.optimizers.thresholds import Update
 
 TOLERANCE = 0.05  # relative error allowed between a step and what the update rule predicts
 EXACT = 0.01  # relative error that is left where an explanation holds
@@ -44,7 +46,15 @@ class Comparison(NamedTuple):
     unknown: str = ""  # why the threshold does not apply
     caveat: str = ""  # what could not be compared
     rate: bool = True  # whether the learning rate may be as stated
-    scale: float = 1.0  # of plain descent, whose gradient was scaled or clipped as a whole
+    scale: float = 1.0  # of the gradient, where it was scaled or clipped as a whole
+
+
+def follow(rule: Update, said: Comparison) -> Update:
+    """The rule, as far as the step does not contradict it."""
+    lr = rule.lr if said.rate else math.nan
+    caveat = "; ".join(filter(None, (rule.caveat, said.caveat)))
+    unknown = rule.unknown or said.unknown
+    return replace(rule, lr=lr, unknown=unknown, caveat=caveat, scale=said.scale)
 
 
 def compare(
@@ -96,15 +106,12 @@ def compare(
     found = _explanation(received, gradient, here, ROUNDING * rounding)
     if found is None:
         return Comparison("", OTHER_GRADIENT)
-    if found.factor > 0.0 and all(map(_is_plain, slots)):
+    if found.factor > 0.0:
         caveat = f"the threshold is of {found.of(MEASURED)}, which the optimizer received"
+        lasting = any(s.momentum or s.second_moment is not None for s in slots)
+        caveat += ", as if that factor lasted" if lasting else ""
         return Comparison("", caveat, scale=found.factor)
     return Comparison(found.text and f"the optimizer received {found.of(MEASURED)}")
-
-
-def _is_plain(slot: Slot) -> bool:
-    """Whether a scaled gradient is the same as a scaled learning rate."""
-    return not (slot.momentum or slot.weight_decay) and slot.second_moment is None
 
 
 def _compare_step(

@@ -3,38 +3,41 @@
 family            step                       norm                    threshold on S
 GradientDescent   w − η m                    ℓ2                      momentum, Nesterov, decay
 Adam              w − η P⁻¹ m                √⟨d, Pd⟩                EMA momentum, decoupled decay
+NAdam, AdEMAMix   w − η P⁻¹ Σ cₖmₖ           √⟨d, Pd⟩                their filter, decoupled decay
+QHM               w − η((1 − ν)g + νm)       ℓ2                      its filter, decay
 RMSprop           w − η P⁻¹ m                √⟨d, Pd⟩                momentum
 MuonDescent       w − η r UVᵀ of m           spectral, radii r       normalized, without momentum
 SignDescent       w − η sign(m)              ℓ∞                      normalized, without momentum
 SteepestDescent   w − η ‖g‖* lmo(g)          its own                 plain, or normalized
 
 A parameter's own learning rate belongs to the norm: relative to the first one it divides P, or is a
-radius. To add a family: a class here, and a reader that fills its slots in each adapter.
+radius. To add a family: a class here, and a reader that fills its slots in each adapter. The
+normalized ones are in :mod:`geodiag.optimizers.normalized`; :mod:`geodiag.optimizers.joint` joins
+rules that differ from parameter to parameter.
 """
 
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 from geodiag.blocks import Array, Blocks, array_namespace, namespace
-from geodiag.core.slices import Slices
 from geodiag.core.spaces import Space
-from geodiag.errors import ArgumentError, NormError
-from geodiag.norms import L2, Linf, MaxOver, Muon, Norm, Preconditioned, Spectral, Stacked
-from geodiag.norms.muon import muon_radius
-from geodiag.optimizers.filters import heavy_ball
-from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
+from geodiag.errors import NormError
+from geodiag.norms import L2, Linf, MaxOver, Norm, Preconditioned, Stacked
+from geodiag.optimizers.filters import Filter, ema, heavy_ball, identity, parallel
 from geodiag.optimizers.non_euclidean import steepest_step
-from geodiag.optimizers.rates import RadiiByName, with_rates
-from geodiag.optimizers.slots import Family, NoThreshold, Slot, relative_rates, shared
+from geodiag.optimizers.rates import with_rates
+from geodiag.optimizers.slots import Differ, Family, NoThreshold, Slot, relative_rates, shared
 from geodiag.optimizers.thresholds import Update
 
 # Parameters may differ in weight decay where that moves the threshold by no more than this.
 IMMATERIAL = 0.01
+
+# A part of a step: its weight, an average of gradients (None: the last one), and that as a filter.
+Term = tuple[float, "Array | None", Filter]
 
 
 class Quadratic(Family):
@@ -45,6 +48,10 @@ class Quadratic(Family):
     def diagonal(self, slot: Slot) -> Array | float:
         """P of one parameter, without its learning rate."""
         return 1.0
+
+    def terms(self, slot: Slot) -> Sequence[Term]:
+        """The step times P, where it is a sum of several averages; empty where it is m alone."""
+        return ()
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         rates = relative_rates(slots)
@@ -63,11 +70,16 @@ class Quadratic(Family):
         return Preconditioned((metric, inverse_metric))
 
     def update(self, slots: Sequence[Slot]) -> Update:
-        momentum = shared(slots, "momentum")
-        dampening = shared(slots, "dampening") if momentum else 0.0
         if self.stateful and any(s.weight_decay and not s.decoupled for s in slots):
             # P divides the decay's part of the gradient too, so it shifts no eigenvalue.
             raise NoThreshold("none is established for coupled weight decay with a preconditioner")
+        if any(terms := [self.terms(s) for s in slots]):
+            filters = {parallel(*((c, f) for c, _, f in each)) for each in terms}
+            if len(filters) > 1:
+                raise Differ("the groups differ in their averages")
+            return _with_decay(Update(slots[0].lr, filter=filters.pop()), slots)
+        momentum = shared(slots, "momentum")
+        dampening = shared(slots, "dampening") if momentum else 0.0
         nesterov = bool(momentum and shared(slots, "nesterov"))
         ema = self.ema and momentum > 0
         update = Update(slots[0].lr, momentum=momentum, ema=ema, nesterov=nesterov)
@@ -79,7 +91,7 @@ class Quadratic(Family):
         if slot.gradient is not None:
             return slot.gradient
         if self.ema:
-            return _averaged(slot)
+            return averaged(slot)
         if not slot.momentum or slot.first_moment is None or slot.earlier_moment is None:
             return None
         added = slot.first_moment - slot.momentum * slot.earlier_moment
@@ -87,21 +99,43 @@ class Quadratic(Family):
 
     def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
         p = self.diagonal(slot)
+        if terms := self.terms(slot):
+            parts = [(c, gradient if m is None else m) for c, m, _ in terms if c]
+            if any(x is None for _, x in parts):
+                return None
+            return reduce(operator.add, [c * at_least_float32(x) for c, x in parts]) / p
         if not slot.momentum:
-            return None if gradient is None else _at_least_float32(gradient) / p
+            return None if gradient is None else at_least_float32(gradient) / p
         if slot.first_moment is None:
             return None
-        m = _at_least_float32(slot.first_moment)
+        m = at_least_float32(slot.first_moment)
         if slot.nesterov:
             return None if gradient is None else gradient / p + slot.momentum * m
         return m
 
     def needs_gradient(self, slot: Slot) -> bool:
+        if terms := self.terms(slot):
+            return any(c and m is None for c, m, _ in terms)
         return not slot.momentum or slot.nesterov or slot.first_moment is None
 
 
 class GradientDescent(Quadratic):
     """P = 1. The buffer m is the sum of βm + g."""
+
+    label = "sgd"
+
+
+class QHM(GradientDescent):
+    """P = 1, along (1 − ν)g + νm with the average m ← βm + (1 − β)g (arXiv 1810.06801)."""
+
+    label = "qhm"
+
+    def terms(self, slot: Slot) -> Sequence[Term]:
+        nu = slot.more["nu"]
+        return (1 - nu, None, identity()), (nu, slot.first_moment, ema(slot.momentum))
+
+    def received(self, slot: Slot) -> Array | None:
+        return averaged(slot) if slot.gradient is None else slot.gradient
 
 
 class _Preconditioned(Quadratic):
@@ -116,9 +150,9 @@ class _Preconditioned(Quadratic):
                 got="an optimizer state from before its first step",
                 do="measure after that step; leave parameters without gradients out with where=",
             )
-        v = _at_least_float32(slot.second_moment)
+        v = at_least_float32(slot.second_moment)
         if slot.mean_gradient is not None:
-            v = v - _at_least_float32(slot.mean_gradient) ** 2
+            v = v - at_least_float32(slot.mean_gradient) ** 2
         if slot.second_decay is not None:
             v = v / (1 - slot.second_decay**slot.steps)
         if slot.eps_in_root:
@@ -133,15 +167,22 @@ class Adam(_Preconditioned):
     """
 
     ema = True
+    label = "adam"
 
     def diagonal(self, slot: Slot) -> Array:
-        return super().diagonal(slot) * (1 - slot.momentum**slot.steps)
+        return super().diagonal(slot) * self.correction(slot)
+
+    def correction(self, slot: Slot) -> float:
+        """1 − β₁ᵗ, by which a bias correction divides the average m."""
+        return float(1 - slot.momentum**slot.steps)
 
     def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        if self.terms(slot):
+            return super().direction(slot, gradient)
         if slot.first_moment is None:
             return None
         p, beta, t = self.diagonal(slot), slot.momentum, slot.steps
-        m = _at_least_float32(slot.first_moment)
+        m = at_least_float32(slot.first_moment)
         if slot.nesterov:
             if gradient is None:
                 return None
@@ -149,97 +190,52 @@ class Adam(_Preconditioned):
         return m / p
 
     def needs_gradient(self, slot: Slot) -> bool:
+        if self.terms(slot):
+            return super().needs_gradient(slot)
         return slot.nesterov or slot.first_moment is None
 
     def other_rules(
         self, slots: Sequence[Slot], gradients: Blocks | None
     ) -> list[tuple[str, Blocks]]:
-        if gradients is None:
+        if gradients is None or any(map(self.terms, slots)):
             return []
         others = [replace(s, nesterov=not s.nesterov) for s in slots]
         found = {s.name: self.direction(s, gradients[s.name]) for s in others}
         return [(f"nesterov={others[0].nesterov}", found)]
 
 
+class NAdam(Adam):
+    """torch's: along g and m with the weights of μₜ = β₁(1 − 0.96^{tψ}/2), ψ the momentum decay.
+
+    Late in training μ is β₁, and the filter that of :func:`geodiag.filters.nadam`.
+    """
+
+    label = "nadam"
+
+    def terms(self, slot: Slot) -> Sequence[Term]:
+        beta, decay, product = slot.momentum, slot.more["momentum_decay"], slot.more["mu_product"]
+        now, then = (beta * (1 - 0.96 ** (t * decay) / 2) for t in (slot.steps, slot.steps + 1))
+        of_gradient, of_average = (1 - now) / (1 - product), then / (1 - product * then)
+        bias = self.correction(slot)
+        average = bias * of_average, slot.first_moment, ema(beta)
+        return (bias * of_gradient, None, identity()), average
+
+
+class AdEMAMix(Adam):
+    """Along m₁/(1 − β₁ᵗ) + αm₂, with a slow average m₂ of decay β₃ (arXiv 2409.03137)."""
+
+    label = "ademamix"
+
+    def terms(self, slot: Slot) -> Sequence[Term]:
+        slow, beta, weight = (slot.more[name] for name in ("slow_moment", "beta3", "alpha"))
+        weight = weight * self.correction(slot)
+        return (1.0, slot.first_moment, ema(slot.momentum)), (weight, slow, ema(beta))
+
+
 class RMSprop(_Preconditioned):
     """P = √v + ε or √(v + ε); v − ḡ² in place of v where it is centered. m is of P⁻¹g."""
 
-
-class _Normalized(Family):
-    """w⁺ = w − η lmo(m): its length does not depend on the gradient's."""
-
-    scale_free = True
-
-    def update(self, slots: Sequence[Slot]) -> Update:
-        decay = max(s.weight_decay for s in slots)
-        beta = shared(slots, "momentum")
-        return Update(slots[0].lr, normalized=True, momentum=beta, weight_decay=decay)
-
-
-class SignDescent(_Normalized):
-    """w⁺ = w − η sign(m): SignSGD, Signum, Lion."""
-
-    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
-        return with_rates(Linf(), relative_rates(slots), space)
-
-    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
-        m = slot.first_moment if slot.momentum else gradient
-        return None if m is None else array_namespace(m).sign(m)
-
-    def needs_gradient(self, slot: Slot) -> bool:
-        return not slot.momentum or slot.first_moment is None
-
-
-class MuonDescent(_Normalized):
-    """w⁺ = w − η r UVᵀ, with r of :func:`geodiag.norms.muon.muon_radius`."""
-
-    def check(self, slots: Sequence[Slot], space: Space) -> None:
-        for s in slots:
-            if s.matrix is None:
-                got = f"shape {space.shapes[s.name]}"
-                raise ArgumentError(f"Muon's update of {s.name!r} is not known", got=got)
-
-    def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
-        rates = relative_rates(slots)
-        radii = {s.name: muon_radius(*s.matrix, s.rms) * rates[s.name] for s in slots if s.matrix}
-        axes = {f"^{re.escape(s.name)}$": s.view for s in slots if s.view is not None}
-        if axes:  # the slices of a stack have the radius of the stack
-            slices = Stacked(L2(), axes).slices(space)
-            radii = {each: r for name, r in radii.items() for each in slices.names_of(name)}
-            return Stacked(Spectral(RadiiByName(tuple(radii.items()))), axes)
-        matrices = {n: v.shape(space.shapes[n]) for n, v in space.matrix_view.items()}
-        for adjust, rule in Muon.rules.items():  # a norm with a name, where it is one
-            if radii == {name: rule(name, shape) for name, shape in matrices.items()}:
-                return Muon(adjust)
-        return Spectral(RadiiByName(tuple(radii.items())))
-
-    def directions(
-        self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
-    ) -> list[Blocks]:
-        if gradients is None or any(s.momentum for s in slots):
-            return []
-        norm = self.norm([replace(s, lr=1.0) for s in slots], space)
-        slices = norm.slices(space) if isinstance(norm, Stacked) else Slices.of(space, {})
-        views, parts = slices.slices_of(space).matrix_view, slices.split(gradients)
-        for s in slots:
-            radius = muon_radius(*s.matrix, s.rms) if s.matrix else 1.0
-            for each in slices.names_of(s.name):
-                m = newton_schulz(views[each].to_matrix(parts[each]), s.polynomials) * radius
-                parts[each] = views[each].from_matrix(m, tuple(parts[each].shape))
-        return [slices.join(parts), norm.bind(space).lmo(gradients)]
-
-    def received(self, slot: Slot) -> Array | None:
-        return _averaged(slot) if slot.gradient is None else slot.gradient
-
-    def update(self, slots: Sequence[Slot]) -> Update:
-        low, high = singular_values(slots[0].polynomials)
-        if max(1 - low, high - 1) < IMMATERIAL:
-            return super().update(slots)
-        caveat = (
-            f"Newton–Schulz leaves singular values of {low:.2f} to {high:.2f} in the step, so that "
-            "the edge of stability is at a ratio of about 1.15, not 1"
-        )
-        return replace(super().update(slots), caveat=caveat)
+    label = "rmsprop"
 
 
 @dataclass(frozen=True)
@@ -249,6 +245,16 @@ class SteepestDescent(Family):
     own: Norm
     normalized: bool
     whole: bool  # all parameters of the optimizer are measured
+
+    label = "descent"
+
+    @property
+    def kind(self) -> Hashable:
+        return self
+
+    @property
+    def joins(self) -> str:  # type: ignore[override]
+        return "max" if self.normalized else "l2"
 
     @property
     def scale_free(self) -> bool:  # type: ignore[override]
@@ -293,12 +299,12 @@ def plain_descent(norm: Norm, lr: float, space: Space) -> list[Slot]:
     return [Slot(name, family, lr) for name in space.names]
 
 
-def _averaged(slot: Slot) -> Array | None:
+def averaged(slot: Slot) -> Array | None:
     """g from m ← βm + (1 − β)g, where m is known before and after it."""
     m, beta, earlier = slot.first_moment, slot.momentum, slot.earlier_moment
     if m is None or (earlier is None and beta and slot.steps != 1):
         return None
-    m = _at_least_float32(m)
+    m = at_least_float32(m)
     return (m if earlier is None else m - beta * earlier) / (1 - beta)
 
 
@@ -319,11 +325,11 @@ def _with_decay(update: Update, slots: Sequence[Slot]) -> Update:
     low, high = (replace(u, decoupled=decoupled and u.weight_decay > 0) for u in (low, high))
     edge, highest = float(high.threshold(None)), float(low.threshold(None))
     if highest - edge > IMMATERIAL * abs(edge):
-        raise NoThreshold("the groups differ in weight decay")
+        raise Differ("the groups differ in weight decay")
     return high
 
 
-def _at_least_float32(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
     """``x``, in float32 where it has fewer bits."""
     xp = array_namespace(x)
     return xp.astype(x, xp.result_type(x.dtype, xp.float32), copy=False)

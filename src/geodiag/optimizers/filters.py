@@ -158,6 +158,18 @@ def check_filter(given: Any) -> Filter:
     return _plain(b), _plain(a)
 
 
+def crosses_at_end(given: Filter, decay: float = 0.0) -> bool:
+    """Whether modes of any k can leave the unit circle at −1 alone, as with one momentum.
+
+    Then several such rules on one quadratic, each on parameters of its own, do so too.
+
+    >>> crosses_at_end(heavy_ball(0.9)), crosses_at_end(cascade(0.4, 0.7))
+    (True, False)
+    """
+    odd, _, _ = _odd_part(given, decay)
+    return not _inside(_roots(_from_second_kind(odd)))
+
+
 def crossing(given: Filter, decay: float = 0.0) -> float:
     """The smallest k = ηλ at which the update is at its limit.
 
@@ -170,6 +182,14 @@ def crossing(given: Filter, decay: float = 0.0) -> float:
     """
     if decay >= 2.0:
         return 0.0
+    odd, top, below = _odd_part(given, decay)
+    cosines = [-1.0, *_inside(_roots(_from_second_kind(odd)))]
+    found = [_ratio(top, below, math.acos(c)) for c in cosines]
+    return min((k for k in found if k is not None and k >= 0.0), default=math.inf)
+
+
+def _odd_part(given: Filter, decay: float) -> tuple[list[float], Any, Any]:
+    """cₙ of a sum that vanishes where k is real, and what k is a ratio of."""
     b, a = (np.asarray(part) for part in given)
     size = max(len(b), len(a))
     b, a = (np.pad(part, (0, size - len(part))) for part in (b, a))
@@ -179,9 +199,7 @@ def crossing(given: Filter, decay: float = 0.0) -> float:
     top, below = np.convolve((-1.0, 1.0 - decay), a), np.convolve((0.0, 1.0), b)
     product = np.convolve(top, below[::-1])
     odd = [product[size + n] - product[size - n] for n in range(1, size + 1)]
-    cosines = [-1.0, *_inside(_roots(_from_second_kind(odd)))]
-    found = [_ratio(top, below, math.acos(c)) for c in cosines]
-    return min((k for k in found if k is not None and k >= 0.0), default=math.inf)
+    return odd, top, below
 
 
 def _from_second_kind(odd: list[float]) -> Any:

@@ -11,7 +11,8 @@ from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import Norm
-from geodiag.optimizers.comparison import Comparison, compare
+from geodiag.optimizers.comparison import Comparison
+from geodiag.optimizers.joint import compare_all, joined, parts_of
 from geodiag.optimizers.slots import NoThreshold, Slot
 from geodiag.optimizers.thresholds import Update
 
@@ -22,9 +23,8 @@ NO_SINGLE_NORM = ("schedulefree", "sophia")
 class Geometry:
     """The geometry in which all measured parameters together are updated.
 
-    ArgumentError if they have update rules of several families, or the norm can be seen not to be
-    known. ``of`` is the optimizer's name in notes; ``compared`` is a cache of norms compared, by
-    their keys.
+    ArgumentError if no norm joins their update rules, or it can be seen not to be known. ``of`` is
+    the optimizer's name in notes; ``compared`` is a cache of norms compared, by their keys.
     """
 
     def __init__(
@@ -34,20 +34,21 @@ class Geometry:
         of: str = "the optimizer",
         compared: dict[Hashable, bool] | None = None,
     ) -> None:
-        self._slots, self._space, self._of = slots, space, of
+        self.slots, self._space, self._of = slots, space, of
         self._compared = {} if compared is None else compared
-        self.family = slots[0].family
-        for s in slots:
-            if type(s.family) is not type(self.family):
-                raise two_geometries(
-                    f"{slots[0].name!r} by {type(self.family).__name__}, "
-                    f"{s.name!r} by {type(s.family).__name__}"
-                )
+        family = joined(slots)
+        if family is None:
+            first, other = (part[0] for part in parts_of(slots))
+            raise two_geometries(
+                f"{first.name!r} by {type(first.family).__name__}, "
+                f"{other.name!r} by {type(other.family).__name__}"
+            )
+        self.family = family
         self.family.check(slots, space)
 
     def norm(self) -> Norm:
         """The norm in which the optimizer descends."""
-        return self.family.norm(self._slots, self._space)
+        return self.family.norm(self.slots, self._space)
 
     def update(self, measured: Norm | None = None) -> Update:
         """The update rule, for S in the norm ``measured`` (default: the optimizer's).
@@ -58,20 +59,20 @@ class Geometry:
             self._require_known_rates()
             if measured is not None and not self._is_own(measured):
                 raise NoThreshold(f"{measured!r} is not the geometry of {self._of}")
-            if any(s.maximize for s in self._slots):
+            if any(s.maximize for s in self.slots):
                 raise NoThreshold("maximize=True ascends")
-            return self.family.update(self._slots)
+            return self.family.update(self.slots)
         except NoThreshold as e:
-            return Update(self._slots[0].lr, unknown=str(e))
+            return Update(self.slots[0].lr, unknown=str(e))
 
     def compare(
         self, here: Blocks, there: Blocks, gradient: Blocks | None = None, unit: float = 0.0
     ) -> Comparison:
-        """:func:`geodiag.optimizers.comparison.compare` of a step with these slots."""
-        return compare(self.family, self._slots, self._space, here, there, gradient, unit)
+        """:func:`geodiag.optimizers.joint.compare_all` of a step with these slots."""
+        return compare_all(self.slots, self._space, here, there, gradient, unit)
 
     def _require_known_rates(self) -> None:
-        for i, s in enumerate(self._slots):
+        for i, s in enumerate(self.slots):
             if s.unknown:
                 raise NoThreshold(s.unknown)
             if not 0.0 < s.lr < math.inf:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from geodiag.blocks import Array, Blocks
@@ -21,6 +21,10 @@ from geodiag.optimizers.thresholds import Update
 
 class NoThreshold(Exception):
     """Why no threshold applies."""
+
+
+class Differ(NoThreshold):
+    """What the groups differ in, so that no one rule is that of all."""
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Slot:
     view: MatrixView | None = None  # its axes, others stack matrices; None: as the space says
     rms: float | None = None  # see geodiag.norms.muon.muon_radius
     polynomials: Sequence[tuple[float, float, float]] = MUON_POLYNOMIALS  # that orthogonalise w
+    more: Mapping[str, Any] = field(default_factory=dict)  # what one family alone asks for
     unknown: str = ""  # what is missing to know the update rule, for the record's note
 
 
@@ -61,6 +66,16 @@ class Family(ABC):
 
     # Whether the norm depends on the optimizer's state, and so changes from step to step.
     stateful = False
+    # In fields of a record: an identifier.
+    label = "optimizer"
+    # How its norm joins others' where they share a model: "l2" where the step follows the
+    # gradient's length, "max" where it does not.
+    joins = "l2"
+
+    @property
+    def kind(self) -> Hashable:
+        """What is equal where the rules are, but for the slots."""
+        return type(self)
 
     def check(self, slots: Sequence[Slot], space: Space) -> None:
         """Raise a GeodiagError where the norm can be seen not to be known."""
@@ -118,5 +133,5 @@ def shared(slots: Sequence[Slot], field: str) -> Any:
     """The value of a field that all slots must share, or NoThreshold."""
     values = {getattr(s, field) for s in slots}
     if len(values) > 1:
-        raise NoThreshold(f"the groups differ in {field}")
+        raise Differ(f"the groups differ in {field}")
     return values.pop()

@@ -20,7 +20,16 @@ from typing import Any
 from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, require_flag
 from geodiag.errors import ArgumentError, shown
-from geodiag.optimizers.filters import Filter, check_filter, crossing, identity
+from geodiag.optimizers.filters import (
+    Filter,
+    check_filter,
+    crossing,
+    ema,
+    heavy_ball,
+    identity,
+    nadam,
+    nesterov,
+)
 
 
 class Threshold(float):
@@ -170,8 +179,8 @@ class Update:
             and ratio are then NaN, and the record's note gives this reason. The other attributes
             are arguments of :func:`geodiag.threshold`.
         caveat: what the threshold rests on and could not be checked, for the record's note.
-        scale: what plain descent's gradient was multiplied by, as by clipping: the threshold is
-            that of so many times the learning rate.
+        scale: what the gradient was multiplied by before the optimizer, as by clipping: the
+            threshold is divided by it.
 
     Examples:
         >>> geodiag.Update(lr=0.1, momentum=0.9).lr
@@ -197,8 +206,18 @@ class Update:
             ArgumentError: a value out of its range.
         """
         settings = {name: x for name, x in vars(self).items() if name not in _OF_THE_RECORD}
-        settings["lr"] = require_lr(self.lr) * self.scale
-        return threshold(**settings, dual_norm=dual_norm if self.normalized else None)
+        found = threshold(**settings, dual_norm=dual_norm if self.normalized else None)
+        if self.scale == 1.0 or self.normalized:
+            return found
+        return Threshold(_finite(found / self.scale, self.lr), found.applies_to, found.provenance)
+
+    @property
+    def linear(self) -> Filter:
+        """The gradients' filter."""
+        if self.filter is not None or not self.momentum:
+            return self.filter or identity()
+        of_sum, of_average = (nesterov, nadam) if self.nesterov else (heavy_ball, ema)
+        return (of_average if self.ema else of_sum)(self.momentum)
 
 
 def require_lr(lr: Any, do: str | None = None) -> float:

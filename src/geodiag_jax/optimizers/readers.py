@@ -22,8 +22,9 @@ from geodiag.blocks import Array
 from geodiag.core.batch_forms import DEEPEST
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ArgumentError
-from geodiag.optimizers.families import Adam, MuonDescent, RMSprop, SignDescent
+from geodiag.optimizers.families import Adam, AdEMAMix, RMSprop
 from geodiag.optimizers.geometry import unknown_geometry
+from geodiag.optimizers.normalized import MuonDescent, SignDescent
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_jax.pytree import is_array, name_of
 
@@ -39,6 +40,8 @@ DEFAULTS: Mapping[str, float | None] = {
     "beta": 0.95,
     "consistent_rms": None,
     "weight_decay": 0.0,
+    "b3": 0.9999,
+    "alpha": 5.0,
 }
 
 
@@ -53,7 +56,7 @@ def _known(*names: str) -> tuple[type, ...]:
     return tuple(getattr(optax, name) for name in names if hasattr(optax, name))
 
 
-TREES = ("mu", "nu", "nu_max")  # fields of a state with one array per parameter
+TREES = ("mu", "nu", "nu_max", "m1", "m2")  # fields of a state with one array per parameter
 
 # States that hold others, where they hold them, and states that change no direction.
 WRAPPERS = _known(
@@ -112,6 +115,25 @@ def read_adam(e: Entry) -> Slot:
         second_decay=None if corrected else e.options["b2"],
         eps=e.options["eps"],
         eps_in_root=e.options["eps_root"],
+    )
+
+
+def read_ademamix(e: Entry) -> Slot:
+    """contrib.ademamix, with numbers for b3 and alpha."""
+    return e.slot(
+        AdEMAMix(),
+        momentum=e.options["b1"],
+        first_moment=e.arrays["m1"],
+        earlier_moment=e.before.get("m1"),
+        second_moment=e.arrays["nu"] if e.steps else None,
+        second_decay=e.options["b2"],
+        eps=e.options["eps"],
+        eps_in_root=e.options["eps_root"],
+        more={
+            "slow_moment": e.arrays["m2"],
+            "beta3": e.options["b3"],
+            "alpha": e.options["alpha"],
+        },
     )
 
 
@@ -191,6 +213,8 @@ READERS: dict[type, Reader] = {
     optax.ScaleByLionState: read_lion,
     optax.contrib.MuonState: read_muon,
 }
+if hasattr(optax.contrib, "ScaleByAdemamixState"):
+    READERS[optax.contrib.ScaleByAdemamixState] = read_ademamix
 
 
 def slots_of(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from geodiag.errors import ArgumentError, DistributedError, one_line
-from geodiag.monitoring.observation import check_rule
+from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.schedule import Schedule
 from geodiag.problems import is_of_optimizer, norm_source
 from geodiag.records import Record

@@ -1,28 +1,28 @@
-"""The problem of the parameters that an optimizer moves at the time of a record."""
+"""The problem of the parameters that the optimizers move at the time of a record."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from geodiag.core.selection import Where
-from geodiag.errors import ArgumentError
 from geodiag.norms import Norm
 from geodiag.problems import NormSource
-from geodiag_torch.optimizers.geometry import LiveGeometry
+from geodiag_torch.optimizers.geometry import LiveGeometry, alive
 from geodiag_torch.optimizers.selection import Named, Selection, selection
 from geodiag_torch.problem import TorchProblem
 from geodiag_torch.state.names import unwrap
 
 
 class Following:
-    """The problem and the geometry of those of a model's parameters that an optimizer moves.
+    """The problem and the geometry of those of a model's parameters that its optimizers move.
 
     Args:
-        optimizer: held weakly.
+        optimizers: held weakly.
         model: the module.
         where: only these.
         arguments: the others of :class:`TorchProblem`.
@@ -31,7 +31,7 @@ class Following:
 
     Attributes:
         problem: of the parameters that are measured.
-        geometry: of the optimizer on them.
+        geometry: of the optimizers on them.
 
     Raises:
         GeodiagError: nothing can be measured so.
@@ -39,44 +39,43 @@ class Following:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         model: nn.Module,
         where: Where,
         arguments: dict[str, Any],
         source: NormSource | None,
         required: bool = True,
     ) -> None:
-        self._optimizer = weakref.ref(optimizer)
+        self._optimizers = [weakref.ref(each) for each in optimizers]
         self._model, self._where, self._arguments = model, where, arguments
         self.problem = TorchProblem(model, where=where, **arguments)
         chosen = self.now().chosen
         if set(chosen) != set(self.problem.space.names):
             self.problem = self._problem_of(chosen)
         self._key = _key(chosen)
-        self.geometry = LiveGeometry(optimizer, chosen, self.problem.space, source, required)
+        self.geometry = LiveGeometry(optimizers, chosen, self.problem.space, source, required)
         oracle = self.problem.at()
         oracle.loss_at(oracle.point())  # one forward pass, so that an unusable loss raises here
         known = source is None and required and not self.geometry.of_the_step(chosen)
         if isinstance(source, Norm) or known:
-            self.geometry.norm().bind(self.problem.space)
+            self.geometry.check()
 
     def now(self) -> Selection:
-        """What the optimizer holds now.
+        """What the optimizers hold now.
 
         Raises:
             ParameterError: nothing that is to be measured.
         """
-        optimizer = self._optimizer()
-        if optimizer is None:
-            raise ArgumentError("the optimizer is gone", do="attach to the new one")
-        return selection(optimizer, unwrap(self._model), self._where)
+        return selection(alive(self._optimizers), unwrap(self._model), self._where)
 
     def moved(self, chosen: Named) -> Named:
-        """Those for which the optimizer has a state, after its step; all where it has none."""
-        optimizer = self._optimizer()
-        states = {} if optimizer is None else optimizer.state
-        known = {name: p for name, p in chosen.items() if states.get(p)}
-        return known or chosen
+        """Those for which their optimizer has a state, after its step; all where it has none."""
+        idle: set[int] = set()
+        for optimizer in alive(self._optimizers):
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            if any(optimizer.state.get(p) for p in own):
+                idle |= {id(p) for p in own if not optimizer.state.get(p)}
+        return {name: p for name, p in chosen.items() if id(p) not in idle} or chosen
 
     def follow(self, chosen: Named) -> bool:
         """Measure these from now on; whether the problem is another one."""

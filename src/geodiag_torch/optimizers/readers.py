@@ -18,14 +18,16 @@ from torch.optim import Optimizer
 from geodiag.errors import NormError
 from geodiag.norms.muon import MUON_RMS
 from geodiag.optimizers.families import (
+    QHM,
     Adam,
+    AdEMAMix,
     GradientDescent,
-    MuonDescent,
+    NAdam,
     RMSprop,
-    SignDescent,
     SteepestDescent,
 )
 from geodiag.optimizers.geometry import two_geometries, unknown_geometry
+from geodiag.optimizers.normalized import MuonDescent, SignDescent
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 from geodiag_torch.sharding.detection import as_sharded
@@ -42,6 +44,7 @@ class Entry:
     options: dict[str, Any]  # see options_of
     state: Mapping[str, Any]
     whole: bool  # whether every parameter of the optimizer is measured
+    reader: Reader | None = None
 
     def slot(self, family: Family, **fields: Any) -> Slot:
         """A slot with the options that torch's optimizers share."""
@@ -99,6 +102,55 @@ def read_adam(e: Entry) -> Slot:
     )
 
 
+def read_nadam(e: Entry) -> Slot:
+    """torch.optim.NAdam."""
+    return e.slot(
+        NAdam(),
+        decoupled=bool(e.group["decoupled_weight_decay"]),
+        steps=int(e.state.get("step", 0)),
+        first_moment=e.array("exp_avg"),
+        second_moment=e.array("exp_avg_sq"),
+        second_decay=float(e.group["betas"][1]),
+        eps=float(e.group["eps"]),
+        more={
+            "momentum_decay": float(e.group["momentum_decay"]),
+            "mu_product": float(e.state.get("mu_product", 0.0)),
+        },
+    )
+
+
+def read_ademamix(e: Entry) -> Slot:
+    """AdEMAMix in user code, recognised by the authors' names; without their warmups."""
+    names = ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
+    if (e.state and not {*names} <= {*e.state}) or len(e.group["betas"]) != 3:
+        raise unknown_geometry("AdEMAMix")
+    _, second, slow = e.group["betas"]
+    warm = any(e.group.get(name) for name in ("alpha_warmup", "beta3_warmup"))
+    return e.slot(
+        AdEMAMix(),
+        decoupled=True,
+        steps=int(e.state.get("step", e.group.get("step", 0))),
+        first_moment=e.array(names[0]),
+        second_moment=e.array(names[2]),
+        second_decay=float(second),
+        eps=float(e.group["eps"]),
+        more={
+            "slow_moment": e.array(names[1]),
+            "beta3": float(slow),
+            "alpha": float(e.group["alpha"]),
+        },
+        unknown="its warmups of α and β₃ are not read" if warm else "",
+    )
+
+
+def read_qhm(e: Entry) -> Slot:
+    """QHM in user code, recognised by the authors' names."""
+    if "nu" not in e.group:
+        raise unknown_geometry("QHM")
+    m = e.array("momentum_buffer")
+    return e.slot(QHM(), first_moment=m, more={"nu": float(e.group["nu"])})
+
+
 def read_rmsprop(e: Entry) -> Slot:
     """torch.optim.RMSprop."""
     return e.slot(
@@ -150,6 +202,7 @@ READERS: dict[type[Optimizer], Reader] = {
     torch.optim.SGD: read_sgd,
     torch.optim.AdamW: read_adam,
     torch.optim.Adam: read_adam,
+    torch.optim.NAdam: read_nadam,
     torch.optim.RMSprop: read_rmsprop,
 }
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
@@ -158,6 +211,8 @@ if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
 # By class name, for implementations in user code.
 NAMED_READERS: dict[str, Reader] = {
     **dict.fromkeys(("SignSGD", "Signum", "Lion"), read_sign),
+    "AdEMAMix": read_ademamix,
+    "QHM": read_qhm,
     **dict.fromkeys(("Muon", "MuonWithAuxAdam"), read_copied_muon),
     **dict.fromkeys(("SingleDeviceMuon", "SingleDeviceMuonWithAuxAdam"), read_copied_muon),
 }

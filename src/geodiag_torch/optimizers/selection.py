@@ -1,8 +1,8 @@
-"""Which of a model's parameters an optimizer moves, and what else it moves."""
+"""Which of a model's parameters its optimizers move, and what else they move."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,11 +20,11 @@ Named = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Selection:
-    """What an optimizer holds now.
+    """What the optimizers hold now.
 
     Attributes:
-        chosen: the trainable parameters of the model that it holds, and that are to be measured.
-        others: the other tensors that it may move, in the model or not.
+        chosen: the trainable parameters of the model that they hold, and that are to be measured.
+        others: the other tensors that they may move, in the model or not.
         note: what is left out though nobody asked for that; "" if nothing is.
     """
 
@@ -33,11 +33,11 @@ class Selection:
     note: str
 
 
-def selection(optimizer: Optimizer, model: nn.Module, where: Where) -> Selection:
-    """The parameters to measure: trainable, held by the optimizer, and chosen by ``where``.
+def selection(optimizers: Sequence[Optimizer], model: nn.Module, where: Where) -> Selection:
+    """The parameters to measure: trainable, held by an optimizer, and chosen by ``where``.
 
     Raises:
-        ParameterError: there are none.
+        ParameterError: there are none, or two optimizers hold one.
     """
     sharding = sharding_of(model)
     if sharding is not None:
@@ -45,7 +45,7 @@ def selection(optimizer: Optimizer, model: nn.Module, where: Where) -> Selection
     own = named_parameters(model)
     trainable = {name: own[raw] for name, raw in public_names(model).items()}
     wanted = select(trainable, where)
-    held = _held(optimizer)
+    held = _held(optimizers, {id(p): name for name, p in own.items()})
     chosen = {name: p for name, p in wanted.items() if id(p) in held}
     if not chosen:
         raise ParameterError(
@@ -71,8 +71,27 @@ def selection(optimizer: Optimizer, model: nn.Module, where: Where) -> Selection
     return Selection(chosen, others, "not measured: " + "; ".join(notes) if notes else "")
 
 
-def _held(optimizer: Optimizer) -> dict[int, tuple[str, Tensor]]:
-    """By their ids, the tensors of an optimizer, each with its name or its place there."""
+def _held(optimizers: Sequence[Optimizer], own: Mapping[int, str]) -> dict[int, tuple[str, Tensor]]:
+    """By their ids, the tensors of the optimizers, each with its name or its place there."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for optimizer in optimizers:
+        places = _places(optimizer)
+        if len(optimizers) > 1 and not any(i in own for i in places):
+            raise ParameterError(
+                f"{type(optimizer).__name__} holds no parameter of the model",
+                do="leave it out of the list, or pass a module that has its parameters",
+            )
+        if twice := sorted(own.get(i, found[i][0]) for i in places if i in found):
+            raise ParameterError(
+                "two of the optimizers hold the same parameter, so that neither rule is its own",
+                got=listed(twice),
+                do="give each parameter to one of them",
+            )
+        found |= places
+    return found
+
+
+def _places(optimizer: Optimizer) -> dict[int, tuple[str, Tensor]]:
     found: dict[int, tuple[str, Tensor]] = {}
     for i, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or ()

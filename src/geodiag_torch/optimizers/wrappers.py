@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
 from geodiag.errors import ArgumentError
+from geodiag.optimizers.thresholds import Update
 
 # Where wrappers keep the optimizer inside of them.
 KEPT_AS = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
@@ -28,6 +31,29 @@ class Stepping(NamedTuple):
     inner: Optimizer
     remark: str = ""
     unknown: str = ""
+
+
+def steppings(given: Any) -> list[Stepping]:
+    """:func:`stepping` of one optimizer, or of each in a list.
+
+    Raises:
+        ArgumentError: the list is empty, or holds one twice; or as there.
+    """
+    found = [stepping(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+    if not found or len({id(each.inner) for each in found}) < len(found):
+        raise ArgumentError(
+            "attach([optimizers], model) takes each optimizer once",
+            got=", ".join(type(each.inner).__name__ for each in found) or "an empty list",
+        )
+    return found
+
+
+def limited(
+    steps: Sequence[Stepping], rule: Callable[[int], Update]
+) -> Callable[[int], Update] | None:
+    """The rule without a threshold, where wrappers leave none; None where it may have one."""
+    unknown = "; ".join(each.unknown for each in steps if each.unknown)
+    return (lambda step: replace(rule(step), unknown=unknown)) if unknown else None
 
 
 def stepping(optimizer: Any) -> Stepping:

@@ -1,0 +1,29 @@
+"""The update rule that a Monitor is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from geodiag.core.validation import is_number
+from geodiag.errors import ArgumentError, shown
+from geodiag.optimizers.thresholds import Update
+
+
+def check_rule(lr: Any, update: Any) -> None:
+    """Check ``lr=`` and ``update=`` of a Monitor, short of calling them.
+
+    Raises:
+        ArgumentError: both are given, or one of them cannot be used.
+    """
+    if lr is not None and update is not None:
+        raise ArgumentError("lr= and update= both state the update rule", do="pass one of them")
+    if lr is not None and not callable(lr):
+        if not is_number(lr):
+            raise ArgumentError("lr= must be a number or a function of the step", got=shown(lr))
+        Update(lr).threshold(None)
+    if isinstance(update, Update):
+        update.threshold(None)
+    elif update is not None and not callable(update):
+        raise ArgumentError(
+            "update= must be an Update or a function of the step", got=shown(update)
+        )
