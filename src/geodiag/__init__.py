@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from geodiag import blocks, envelopes, errors, estimators, norms
 from geodiag.core import spaces
+from geodiag.cost import Cost, estimate_cost
 from geodiag.critical_lr import CriticalLR, critical_lr
 from geodiag.directional import DirectionalSmoothness, directional_smoothness
 from geodiag.errors import GeodiagError
@@ -91,6 +92,7 @@ def available_estimators() -> list[str]:
 
 __all__ = [
     "Bound",
+    "Cost",
     "CriticalLR",
     "DirectionalSmoothness",
     "GeodiagError",
@@ -113,6 +115,7 @@ __all__ = [
     "directional_smoothness",
     "envelopes",
     "errors",
+    "estimate_cost",
     "estimators",
     "filters",
     "hookimpl",

@@ -30,6 +30,8 @@ from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolved_oracle
 from geodiag.sharpness import sharpness
 
+DOUBT = 1.5  # of the error of the slope, to that of samples
+
 
 class RealizedEdge(float):
     """A realized edge ζ: a float with its parts.
@@ -152,7 +154,7 @@ def realized_edge(
         errors = PointErrors(oracle, gradient, taken, losses=True)
         found = remainder(oracle, here, there, gradient, losses, errors)
         value = found.value / -slope
-        doubt = errors.along(taken) - errors.lost(losses[1]) ** 1.5 * slope
+        doubt = DOUBT * errors.along(taken) - errors.lost(losses[1]) ** 1.5 * slope
         rounding = (found.error + abs(value) * doubt) / (-slope - doubt)
         rounding = rounding if doubt < -slope else math.inf
         return RealizedEdge(value, rounding=rounding, **parts)

@@ -25,7 +25,7 @@ FLOORS = {
         "certificates plugins testing",
         "problems",
         "sharpness directional critical_lr",
-        "realized_edge",
+        "realized_edge cost",
         "records",
         "sinks",
         "monitoring",

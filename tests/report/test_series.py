@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import geodiag
-from geodiag.records import Record
-from geodiag.report.series import COLUMNS, thinned
+from geodiag.records import BUILT_IN, Record
+from geodiag.report.series import COLUMNS, Run, thinned
 
 N = 100_000
 
@@ -55,6 +56,26 @@ def test_what_is_kept(kind):
     assert thinned(steps, line).tolist() == reference(steps, line)
     both = set(reference(steps, line)) | set(reference(steps, other))
     assert thinned(steps, line, other).tolist() == sorted(both)
+
+
+@pytest.mark.parametrize(
+    ("note", "drawn"),
+    [
+        ("", 7.79),
+        ("rounding: D ± 16, ζ ± 0.1", 0.006),
+        ("the step; rounding below 32 bits: loss ± 2e-05, D ± 1.2e+01, ζ ± 3", 0.006),
+        ("rounding: D ± inf", 0.006),
+        ("rounding: D ± 0.38", 7.79),
+        ("no D ± at all", 7.79),
+    ],
+)
+def test_where_d_drowns_the_curvature_is_drawn(note, drawn):
+    """And nothing else changes, as where there is no curvature."""
+    quantity = BUILT_IN["directional_smoothness"]
+    record = Record(0, directional_smoothness=7.79, curvature=0.006, note=note)
+    other = replace(record, curvature=math.nan)
+    assert Run([record, other]).values(quantity).tolist() == [drawn, 7.79]
+    assert Run([record]).values(BUILT_IN["curvature"]).tolist() == [0.006]
 
 
 def test_a_short_run_is_drawn_whole():

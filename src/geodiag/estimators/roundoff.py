@@ -202,11 +202,13 @@ def remainder(
     errors = errors or PointErrors(oracle, gradient, s, losses=True)
     # Below 32 bits the points between may be rounded to one end.
     seen = oracle.precision > SINGLE and 0.0 not in (quarter, middle)
+    lost = errors.lost(before)
     slope = (CORRELATED if seen else 1.0) * errors.along(s)
+    slope += abs(float(dot(gradient, s))) if lost > NOISE else 0.0
     size = coarsest(oracle, s) * (abs(before) + abs(after))
     error = abs(by_losses - integral) + slope + LOSSES * errors.loss() + size
     rule = max(abs(end / 2 - integral), abs(third - integral))
-    other = RULE * (rule + abs(integral) * errors.lost(before) ** 1.5) + slope
+    other = RULE * (rule + abs(integral) * lost**1.5) + slope
     if error > NOISE * abs(by_losses) and other < error:
         return Remainder(integral, other, True)
     return Remainder(by_losses, error if math.isfinite(error) else math.inf, False)

@@ -8,6 +8,7 @@ visualization-oriented time series data aggregation", VLDB 2014).
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 LARGEST = 1e100  # the largest number that is drawn
+STATED, NOISE = re.compile(r"\bD ± (inf|[\d.]+(?:e[+-]?\d+)?)"), 0.5
 COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
 
 
@@ -39,6 +41,8 @@ class Run(list[Record]):
         """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
         if quantity.name not in self._values:
             found = [getattr(r, quantity.name, math.nan) for r in self]
+            if quantity.name == "directional_smoothness":
+                found = [resolved(r) for r in self]
             if set(map(type, found)) != {float}:
                 known = (x if isinstance(x, (int, float)) else math.nan for x in found)
                 found = [x if abs(x) <= LARGEST else math.nan for x in known]
@@ -47,6 +51,17 @@ class Run(list[Record]):
             values[np.abs(values) < 1 / LARGEST] = 0.0
             self._values[quantity.name] = values
         return self._values[quantity.name]
+
+
+def resolved(record: Record) -> Any:
+    """D; where the note says that rounding may take half of it, the curvature along the step.
+
+    The curvature is exact there, and steps that are lost to rounding are short: it is D's limit.
+    """
+    D, stated = record.directional_smoothness, STATED.search(record.note)
+    if stated is None or not math.isfinite(record.curvature):
+        return D
+    return record.curvature if float(stated[1]) > NOISE * abs(D) else D
 
 
 def thinned(steps: Floats, *lines: Floats) -> Indices:
