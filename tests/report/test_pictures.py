@@ -94,6 +94,15 @@ def test_axes_are_readable():
         assert all(a.y1 <= b.y0 + 1 for a, b in itertools.pairwise(inside))
 
 
+def test_the_critical_rate_is_drawn_where_it_is_known():
+    known = [Record(i, lr=0.1, critical_lr=0.2 * 10**i) for i in range(3)]
+    *_, rates = geodiag.plot(known).axes
+    assert rates.get_ylabel() == "learning rate"
+    assert drawn(rates) == [[0.1] * 3, [0.2, 2.0, 20.0]]
+    assert all(-1e-9 <= y <= 1 + 1e-9 for y in all_points(rates))
+    assert len(geodiag.plot(RUN).axes) == 3
+
+
 def test_standard_errors_are_bands():
     class Plugin:
         @geodiag.hookimpl

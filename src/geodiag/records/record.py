@@ -16,6 +16,7 @@ from geodiag.plugins import Registry, registry
 BOUNDS = ("EXACT", "LOWER", "")
 CURVATURES = Panel("curvature in the measured norm", height=2.0, scale="wide")
 EDGE = Panel("S / threshold, ζ", scale="zero", line=1.0)
+RATES = Panel("learning rate", scale="log")  # drawn where a critical one is known
 PER_NORM2 = "loss/norm²"
 
 
@@ -68,7 +69,7 @@ class Record:
 
     step: int = field(metadata={"label": "step"})
     loss: float = _declared("loss", panel=Panel(scale="log"), mark="thin")
-    lr: float = _declared("learning rate", column=None)
+    lr: float = _declared("learning rate", panel=RATES, mark="thin", column=None)
     sharpness: float = _declared(
         "sharpness S", unit=PER_NORM2, panel=CURVATURES, column="S", bound="bound"
     )
@@ -93,7 +94,9 @@ class Record:
     timing: float = _declared("timing", column=None)
     status: str = _declared("status of the search", default="", column=None)
     run: str = field(default="", compare=False, metadata={"label": "run", "column": None})
-    critical_lr: float = _declared("critical learning rate", column=None)
+    critical_lr: float = _declared(
+        "critical learning rate", panel=RATES, mark="dots", column="critical lr"
+    )
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import as_number, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import BUILT_IN, Record, quantities, read_runs
+from geodiag.records import BUILT_IN, RATES, Record, quantities, read_runs
 from geodiag.records import Run as LoggedRun
 from geodiag.records.header import Header
 from geodiag.records.header import labels as labels_of
@@ -249,7 +249,8 @@ def _panels(runs: Runs) -> Panels:
         if each.panel is not None and (each.name in BUILT_IN or known(each, runs).size):
             panel = replace(each.panel, label=printable(cut(each.panel.label or each.title)))
             found.setdefault(panel, []).append(each)
-    return found
+    rates = found.pop(RATES)
+    return found | ({RATES: rates} if known(BUILT_IN["critical_lr"], runs).size else {})
 
 
 def _save(figure: Figure, runs: Runs, path: Path) -> None:

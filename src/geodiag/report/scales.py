@@ -37,8 +37,8 @@ def fit(axes: Any, lines: Floats, dots: Floats, scale: str, edge: float | None =
         return
     low, high = float(known.min()), float(known.max())
     if scale == "log":
-        if lines.size and float(lines.min()) > 0:
-            logarithmic(axes, float(lines.min()), float(lines.max()))
+        if low > 0:
+            logarithmic(axes, low, high)
         return
     if not usual.size:
         usual = known
