@@ -17,19 +17,30 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from geodiag.errors import ParameterError
+from geodiag_jax.loss_contents import ANEW, Contents, told_apart
 from geodiag_jax.pytree import is_array, leaves_of
 
 
 class LossKey:
-    """A loss callable, compared by its identity, that of the arrays and the numbers it reads."""
+    """A loss callable, compared by its identity, that of the arrays and the numbers it reads.
+
+    One that was defined anew is known again where its contents can be compared, see
+    :mod:`geodiag_jax.loss_contents`.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
+        self._contents = contents = Contents(call)
         # Each access to a bound method makes a new object.
         identity = (call.__self__, call.__func__) if isinstance(call, types.MethodType) else (call,)
-        self._parts = (*identity, *captured(call))
-        self._numbers = tuple(numbers(call))
+        parts, values = (contents.parts, contents.values) if contents.whole else (identity, ())
+        self._parts = (*parts, *captured(call))
+        self._numbers = (*numbers(call), *values)
         self._hash = hash((tuple(map(id, self._parts)), self._numbers))
+
+    def note(self) -> str:
+        """A note where a loss that differs in its arrays or objects alone was seen; once."""
+        return ANEW if told_apart(self._contents, self) else ""
 
     def now(self) -> LossKey:
         """The key with what the loss would read now; the same one where that is the same."""

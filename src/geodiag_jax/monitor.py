@@ -31,7 +31,6 @@ from geodiag_jax.flags import own_flags
 from geodiag_jax.optimizers.counts import Counts, read_counts
 from geodiag_jax.optimizers.description import description
 from geodiag_jax.optimizers.geometry import (
-    ACCUMULATES,
     NOT_COMPARED,
     STATE_BEFORE,
     check_hyperparams,
@@ -287,7 +286,8 @@ class Monitor(geodiag.Monitor):
                 got="no opt_state",
                 do="pass observe(step, params, new_params, opt_state), or say norm=",
             )
-        return read_geometry(after, self._deferred.space, lr, self._hyperparams, before)
+        measured = None if self._source is None else self._measured
+        return read_geometry(after, self._deferred.space, lr, self._hyperparams, before, measured)
 
     def _norm_now(self) -> Norm:
         if self._source is None:
@@ -309,8 +309,8 @@ class Monitor(geodiag.Monitor):
             for lr in self._rates(pending.step, counts)
         ]
         found = next((u for u in updates if u is not None and not u.unknown), updates[0])
-        if found is not None and counts.accumulates:
-            return replace(found, unknown=ACCUMULATES)
+        if found is not None and counts.apart:
+            return replace(found, unknown=counts.apart)
         return found
 
     def _rates(self, step: int, counts: Counts) -> list[Any]:

@@ -83,6 +83,7 @@ class JaxProblem(Problem):
         self._parameters = read(params, where)
         self._loss = LossKey(loss)
         self._batches = PreparedBatches(data, weight, reduction)
+        self._batches.notes += (note,) if (note := self._loss.note()) else ()
         # Whether a list [x, y] is one batch is asked of the loss, once there are parameters.
         self._unsure = (data, weight, reduction) if is_unsure(data) else None
         self._placed: tuple[Any, PreparedBatches] | None = None

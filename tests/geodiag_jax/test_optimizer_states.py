@@ -9,10 +9,19 @@ import optax.contrib
 import pytest
 
 from geodiag import errors
-from geodiag_jax import geometry
+from geodiag_jax import Monitor, geometry
 from geodiag_jax.optimizers.geometry import read_geometry
 from geodiag_jax.pytree import read
-from tests.geodiag_jax.optimizers import ADAPTIVE, LR, PARAMS, train
+from tests.geodiag_jax.optimizers import (
+    ADAPTIVE,
+    LR,
+    PARAMS,
+    Step,
+    gradient_of,
+    loss,
+    named,
+    train,
+)
 
 
 class TestMismatch:
@@ -58,6 +67,88 @@ class TestMismatch:
         before, after = train(transform, 1), train(transform, 2)
         found = read_geometry(before.state, read(PARAMS, None).space, 1.0)
         assert found.compare(after.here, after.there).unknown
+
+
+class TestScaled:
+    """What scales or holds the states of others."""
+
+    def steps(self, transform, count, **arguments):
+        params, state = PARAMS, transform.init(PARAMS)
+        for _ in range(count):
+            before, here, gradient = state, params, gradient_of(params)
+            updates, state = transform.update(gradient, state, params, **arguments)
+            params = optax.apply_updates(params, updates)
+            yield Step(before, state, named(here), named(params), named(gradient))
+
+    @pytest.mark.parametrize(
+        "transform", [optax.adam(LR), optax.inject_hyperparams(optax.adam)(LR)]
+    )
+    def test_a_plateau_halves_the_rate_of_what_precedes_it(self, transform):
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+        space = read(PARAMS, None).space
+        chain = optax.chain(transform, plateau)
+        for k, step in enumerate(self.steps(chain, 3, value=jnp.ones(()))):
+            found = read_geometry(step.state, space, LR, before=step.before)
+            assert found.compare(step.here, step.there, step.gradient).unknown == ""
+            assert found.update().lr == pytest.approx(LR / 2**k)
+        before_it = optax.chain(plateau, transform)  # Adam does not see a factor of its gradient
+        *_, last = self.steps(before_it, 3, value=jnp.ones(()))
+        assert read_geometry(last.state, space, LR, before=last.before).update().lr == LR
+
+    @pytest.mark.parametrize(
+        "transform",
+        [
+            optax.conditionally_transform(optax.adam(LR), lambda step: step >= 0),
+            optax.chain(optax.add_noise(0.0, 0.0, jax.random.key(0)), optax.adam(LR)),
+        ],
+    )
+    def test_states_around_adams(self, transform):
+        step = train(transform, 3)
+        found = read_geometry(step.state, read(PARAMS, None).space, LR, before=step.before)
+        assert found.compare(step.here, step.there, step.gradient).unknown == ""
+
+    def test_an_object_that_holds_the_state(self):
+        class TrainState:
+            opt_state = train(optax.adam(LR)).state
+
+        assert geometry(TrainState(), PARAMS, lr=LR)[1].lr == LR
+
+
+class TestPlain:
+    """A state without statistics is that of descent in the norm that is asked for, or not."""
+
+    def records(self, transform, norm="l2", lr=None, steps=3, **arguments):
+        monitor = Monitor(loss, norm, lr=lr, every=1, engine="recompute")
+        params, state = PARAMS, transform.init(PARAMS)
+        for step in range(steps):
+            updates, state = transform.update(gradient_of(params), state, params, **arguments)
+            new = optax.apply_updates(params, updates)
+            monitor.observe(step, params, new, state)
+            params = new
+        return monitor.records
+
+    def test_rates_in_the_state(self):
+        small = 1e-4
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+        chain = optax.chain(optax.inject_hyperparams(optax.sgd)(small), plateau)
+        records = self.records(chain, value=jnp.ones(()))
+        assert [r.threshold for r in records] == pytest.approx([2 / small, 4 / small, 8 / small])
+        (record,) = self.records(optax.sgd(small), lr=small, steps=1)
+        assert record.threshold == pytest.approx(2 / small)
+
+    def test_lookahead_goes_back(self):
+        small, params = 1e-4, optax.LookaheadParams.init_synced(PARAMS)
+        transform = optax.lookahead(optax.sgd(small), 2, 0.5)
+        monitor = Monitor(loss, "l2", lr=small, every=1, engine="recompute")
+        state = transform.init(params)
+        for step in range(3):
+            updates, state = transform.update(gradient_of(params.fast), state, params)
+            new = optax.apply_updates(params, updates)
+            monitor.observe(step, params.fast, new.fast, state)
+            params = new
+        first, second, third = monitor.records
+        assert [first.threshold, third.threshold] == pytest.approx([2 / small, 2 / small])
+        assert "went back to its slow parameters" in second.note
 
 
 class TestQuestions:

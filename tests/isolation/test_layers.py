@@ -51,6 +51,7 @@ FLOORS = {
     "geodiag_jax": [
         "sharding flags",
         "pytree",
+        "loss_contents",
         "loss_key batches",
         "derivatives",
         "precision programs inspection",

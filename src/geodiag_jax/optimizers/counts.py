@@ -1,4 +1,4 @@
-"""The count at which an optax optimizer asks its schedule, which need not be the loop's."""
+"""What an optax state counts: which need not be the loop's steps, nor steps of the same kind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import optax
 
+ACCUMULATES = "the optimizer collects gradients (MultiSteps) and did not apply them at this step"
+SYNCHRONISED = "the optimizer went back to its slow parameters at this step (lookahead)"
+
 
 class Counts(NamedTuple):
     """What a state counts."""
 
     asked: int | None  # what the schedule was asked with at the step; None: the state has no count
-    accumulates: bool  # MultiSteps has collected gradients, and applied none
+    apart: str = ""  # why the step is not one of the rule; "" if it may be
 
 
 def read_counts(opt_state: Any, after: bool) -> Counts:
@@ -24,16 +27,19 @@ def read_counts(opt_state: Any, after: bool) -> Counts:
         >>> state = sgd.init(params)
         >>> for _ in range(3):
         ...     _, state = sgd.update(params, state, params)
-        >>> read_counts(state, after=True)
-        Counts(asked=1, accumulates=True)
+        >>> counts = read_counts(state, after=True)
+        >>> counts.asked, counts.apart == ACCUMULATES
+        (1, True)
     """
     scheduled = _all(opt_state, "count", "ScaleByScheduleState")
     applied = _all(opt_state, "gradient_step", "MultiStepsState")
     accumulates = after and any(_all(opt_state, "mini_step", "MultiStepsState"))
+    synchronised = after and 0 in _all(opt_state, "steps_since_sync", "LookaheadState")
+    apart = ACCUMULATES if accumulates else SYNCHRONISED if synchronised else ""
     counted = scheduled or applied
     if len(counted) != 1:
-        return Counts(None, accumulates)
-    return Counts(counted.pop() - (after and not accumulates), accumulates)
+        return Counts(None, apart)
+    return Counts(counted.pop() - (after and not accumulates), apart)
 
 
 def _all(opt_state: Any, field: str, of: str) -> set[int]:

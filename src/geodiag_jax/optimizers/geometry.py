@@ -11,12 +11,12 @@ from geodiag.core.validation import as_number, is_number
 from geodiag.errors import ArgumentError, shown
 from geodiag.norms import Norm
 from geodiag.optimizers.comparison import UNKNOWN_GRADIENT
+from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
-from geodiag_jax.optimizers.readers import DEFAULTS, DIMENSIONS, slots_of
+from geodiag_jax.optimizers.readers import DEFAULTS, DIMENSIONS, plain_rate, slots_of
 from geodiag_jax.pytree import read
 
-ACCUMULATES = "the optimizer collects gradients (MultiSteps) and did not apply them at this step"
 STATE_BEFORE = (
     "the norm is that of the optimizer's state before the step, which is not the one that the step "
     "used: pass the state after it too, after(new_params, opt_state)"
@@ -76,12 +76,18 @@ def read_geometry(
     lr: float | None = None,
     hyperparams: Mapping[str, Any] | None = None,
     before: Any = None,
+    measured: Norm | None = None,
 ) -> Geometry:
     """The geometry of the parameters of a space; other arguments as for :func:`geometry`.
 
     ``before``: the state before the step, if known; the two show the gradient of the step.
+    ``measured``: the norm that is measured, if it is not the optimizer's own: a state without
+    statistics is then taken for that of plain descent in it, which the step confirms or not.
     """
     given = dict(hyperparams or {}) | ({} if lr is None else {"learning_rate": lr})
+    rate = None if measured is None else plain_rate(opt_state, given)
+    if measured is not None and rate is not None and rate == rate:
+        return Geometry(plain_descent(measured, rate, space), space)
     return Geometry(slots_of(opt_state, space, given, before), space)
 
 

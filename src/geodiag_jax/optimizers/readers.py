@@ -67,11 +67,17 @@ WRAPPERS = _known(
     "InjectStatefulHyperparamsState",
     "ApplyIfFiniteState",
     "MultiStepsState",
+    "ConditionallyTransformState",
+    "ConditionallyMaskState",
+    "LookaheadState",
 )
-INNER = ("inner_state", "inner_states", "inner_opt_state")
-IDLE = _known(
-    "EmptyState", "ScaleByScheduleState", "MonitorState", "SnapshotState", "ZeroNansState"
+INNER = ("inner_state", "inner_states", "inner_opt_state", "fast_state")
+IDLE = (
+    *_known("EmptyState", "ScaleByScheduleState", "MonitorState", "SnapshotState"),
+    *_known("ZeroNansState", "AddNoiseState"),
 )
+PLATEAU = optax.contrib.ReduceLROnPlateauState
+SCALE = "plateau_scale"  # by which it has multiplied the learning rate of what precedes it
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Entry:
     kind: type  # of the state
     arrays: Mapping[str, Array]
     steps: int
-    options: Mapping[str, Any]  # by the names of DEFAULTS, and learning_rate
+    options: Mapping[str, Any]  # by the names of DEFAULTS, learning_rate, and own_rate: unscaled
     trace: Array | None  # what optax.trace keeps for it
     state: Any  # all of it
     before: Mapping[str, Array] = field(default_factory=dict)  # ``arrays`` one step earlier
@@ -140,7 +146,7 @@ def read_ademamix(e: Entry) -> Slot:
 def read_rmsprop(e: Entry) -> Slot:
     """rmsprop, also centered."""
     momentum, inside = e.options["momentum"], bool(e.options["eps_in_sqrt"])
-    missing, lr = e.trace is not None and momentum is None, e.options["learning_rate"]
+    missing, lr = e.trace is not None and momentum is None, e.options["own_rate"]
     return e.slot(
         RMSprop(),
         "momentum is not in the optimizer's state: pass it in hyperparams=" if missing else "",
@@ -243,6 +249,19 @@ def slots_of(
     return slots
 
 
+def plain_rate(opt_state: Any, given: Mapping[str, Any]) -> float | None:
+    """The learning rate of a state that holds no statistics, so that its rule cannot be read.
+
+    NaN where it is not known, or the parameters have several; None for other states.
+    """
+    nodes = list(_walk(opt_state, {}))
+    if not nodes or not all(isinstance(node, IDLE) for node, _ in nodes):
+        return None
+    found = [_options(injected, given, muon=False)["own_rate"] for _, injected in nodes]
+    rates = {rate for rate in found if rate is not None}
+    return rates.pop() * nodes[0][1].get(SCALE, 1.0) if len(rates) == 1 else math.nan
+
+
 def _entries(opt_state: Any, given: Mapping[str, Any]) -> dict[str, Entry]:
     """The entries of all parameters in a state, by name."""
     nodes = list(_walk(opt_state, {}))
@@ -274,10 +293,10 @@ def _entries(opt_state: Any, given: Mapping[str, Any]) -> dict[str, Entry]:
 def _walk(
     node: Any, injected: Mapping[str, Any], depth: int = 0
 ) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """The states that hold arrays, each with the injected hyperparameters that hold there."""
+    """The states of single transformations, each with the injected hyperparameters there."""
     if depth > DEEPEST:
         raise _unknown("states in states without an end")
-    if isinstance(node, (*READERS, optax.TraceState)):
+    if isinstance(node, (*READERS, optax.TraceState, *IDLE)):
         yield node, injected
     elif isinstance(node, WRAPPERS):
         # Muon's own Adam is nesterov where Muon is, which is the default.
@@ -287,9 +306,14 @@ def _walk(
             if hasattr(node, inner):
                 yield from _walk(getattr(node, inner), injected, depth + 1)
     elif type(node) in (tuple, list) or isinstance(node, Mapping):
-        for child in node.values() if isinstance(node, Mapping) else node:
-            yield from _walk(child, injected, depth + 1)
-    elif not isinstance(node, IDLE):
+        children = list(node.values() if isinstance(node, Mapping) else node)
+        for i, child in enumerate(children):
+            scales = [x.scale for x in children[i + 1 :] if isinstance(x, PLATEAU)]
+            scale = math.prod(map(float, scales), start=injected.get(SCALE, 1.0))
+            yield from _walk(child, {**injected, SCALE: scale}, depth + 1)
+    elif hasattr(node, "opt_state") and not isinstance(node, tuple):
+        yield from _walk(node.opt_state, injected, depth + 1)  # flax's Optimizer and TrainState
+    elif not isinstance(node, PLATEAU):
         raise _unknown(type(node).__name__)
 
 
@@ -308,4 +332,6 @@ def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) 
         value = known.get(name, default)
         value = value if muon else known.get(f"adam_{name}", value)
         found[name] = None if value is None else float(np.asarray(value))
+    own = found["own_rate"] = found["learning_rate"]
+    found["learning_rate"] = None if own is None else own * injected.get(SCALE, 1.0)
     return found
