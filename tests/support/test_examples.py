@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tests.support.torch_cases  # noqa: F401  # hides a torchvision that does not load
+from geodiag.records import read_records
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 11, "n_positions": 64,
@@ -31,5 +32,26 @@ def test_gpt2(monkeypatch, capsys):
 def test_examples_say_what_they_are_in_few_lines(path):
     text = path.read_text("utf-8")
     assert ast.get_docstring(ast.parse(text))
-    code = [line for line in text.splitlines()[1:] if line.strip()]
-    assert len(code) <= 15
+    assert len(text.splitlines()) <= 80
+
+
+TRAININGS = ("nanogpt", "resnet", "flax_mlp", "equinox_mlp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_is_measured(name, monkeypatch, capsys, tmp_path):
+    for package in ("flax", "equinox"):
+        if name.startswith(package):
+            pytest.importorskip(package)
+    log = tmp_path / "run.jsonl"
+    monkeypatch.setattr("sys.argv", [name, "--steps", "21", "--log", str(log)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    records = read_records(log)
+    assert [r.step for r in records] == [0, 20]
+    printed = capsys.readouterr().out
+    for r in records:
+        assert f"step {r.step}: loss {r.loss:.4g}" in printed
+        assert r.sharpness > 0
+        assert r.ratio == pytest.approx(r.sharpness / r.threshold, rel=1e-6)
+    assert records[1].loss < records[0].loss
