@@ -141,7 +141,7 @@ def _compare_step(
         for name, direction in family.other_rules(slots, g):
             if step.error(direction) < error / 10:
                 return Comparison(f"the step is that of {name}")
-    if error <= TOLERANCE:
+    if error <= max(TOLERANCE, family.rounding(slots, g, space)):
         return Comparison()
     if known or not any(family.needs_gradient(s) for s in slots):
         return Comparison(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from geodiag.blocks import Array, Blocks, array_namespace
+from geodiag.blocks import Array, Blocks, array_namespace, norm2, subtract
 from geodiag.core.slices import Slices
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError
@@ -75,21 +75,39 @@ class MuonDescent(_Normalized):
     def directions(
         self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
     ) -> list[Blocks]:
-        moments = {
-            s.name: _moment(s, None if gradients is None else gradients[s.name]) for s in slots
-        }
-        m = {name: x for name, x in moments.items() if x is not None}
-        if len(m) < len(slots):
+        m = _moments(slots, gradients)
+        if not m:
             return []
+        norm = self.norm([replace(s, lr=1.0) for s in slots], space)
+        return [self._orthogonalised(slots, m, space), norm.bind(space).lmo(m)]
+
+    def rounding(self, slots: Sequence[Slot], gradients: Blocks | None, space: Space) -> float:
+        """Twice what the precision of the iteration makes of its result.
+
+        The iteration magnifies what rounding adds to small singular values.
+        """
+        m = _moments(slots, gradients)
+        if not m or not any("precision" in s.more for s in slots):
+            return 0.0
+        exact = self._orthogonalised(slots, m, space)
+        rounded = self._orthogonalised(slots, m, space, rounded=True)
+        return 2.0 * float(norm2(subtract(rounded, exact))) / float(norm2(exact))
+
+    def _orthogonalised(
+        self, slots: Sequence[Slot], m: Blocks, space: Space, rounded: bool = False
+    ) -> Blocks:
         norm = self.norm([replace(s, lr=1.0) for s in slots], space)
         slices = norm.slices(space) if isinstance(norm, Stacked) else Slices.of(space, {})
         views, parts = slices.slices_of(space).matrix_view, slices.split(m)
         for s in slots:
             radius = muon_radius(*s.matrix, s.rms) if s.matrix else 1.0
             for each in slices.names_of(s.name):
-                polar = newton_schulz(views[each].to_matrix(parts[each]), s.polynomials) * radius
+                x = views[each].to_matrix(parts[each])
+                xp, precision = array_namespace(x), s.more.get("precision")
+                own = xp.astype(x, precision) if rounded and precision is not None else x
+                polar = xp.astype(newton_schulz(own, s.polynomials), x.dtype) * radius
                 parts[each] = views[each].from_matrix(polar, tuple(parts[each].shape))
-        return [slices.join(parts), norm.bind(space).lmo(m)]
+        return slices.join(parts)
 
     def needs_gradient(self, slot: Slot) -> bool:
         return not slot.momentum or slot.nesterov or slot.first_moment is None
@@ -106,6 +124,13 @@ class MuonDescent(_Normalized):
             "the edge of stability is at a ratio of about 1.15, not 1"
         )
         return replace(super().update(slots), caveat=caveat)
+
+
+def _moments(slots: Sequence[Slot], gradients: Blocks | None) -> Blocks:
+    """What is orthogonalised; empty where it is not known of all."""
+    found = {s.name: _moment(s, None if gradients is None else gradients[s.name]) for s in slots}
+    known = {name: x for name, x in found.items() if x is not None}
+    return known if len(known) == len(slots) else {}
 
 
 def _moment(slot: Slot, gradient: Array | None) -> Array | None:

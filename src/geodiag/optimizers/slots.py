@@ -111,6 +111,10 @@ class Family(ABC):
                 return []
         return [found]
 
+    def rounding(self, slots: Sequence[Slot], gradients: Blocks | None, space: Space) -> float:
+        """The relative error that rounding inside of the optimizer may make in the step."""
+        return 0.0
+
     def needs_gradient(self, slot: Slot) -> bool:
         """Whether :meth:`direction` depends on the gradient, besides the slot."""
         return True

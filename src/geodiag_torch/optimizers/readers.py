@@ -179,8 +179,18 @@ def read_torch_muon(e: Entry) -> Slot:
     if adjust not in MUON_RMS:
         raise NormError(f"Muon's adjust_lr_fn {adjust!r} is not known")
     polynomials = [e.group["ns_coefficients"]] * int(e.group["ns_steps"])
-    matrix, rms = e.matrix(0), MUON_RMS[adjust]
-    return e.slot(MuonDescent(), matrix=matrix, rms=rms, decoupled=True, polynomials=polynomials)
+    beta = float(e.group["momentum"])
+    return e.slot(
+        MuonDescent(),
+        nesterov=bool(e.group["nesterov"]),
+        dampening=beta,  # m is an average
+        first_moment=e.array("momentum_buffer"),
+        matrix=e.matrix(0),
+        rms=MUON_RMS[adjust],
+        decoupled=True,
+        polynomials=polynomials,
+        more={"precision": torch.bfloat16},
+    )
 
 
 def read_copied_muon(e: Entry) -> Slot:
