@@ -6,6 +6,7 @@
     peers    λ_max against other libraries, cold and after a training step
     warm     S tracked along a training run
     overhead what a monitor costs a training run
+    without_s what a record with sharpness=False costs; losses of the critical step
     gpt2     joint spectral S of a model of GPT-2 small's size
     growth   how the cost grows with parameters, layers and data
 
@@ -27,6 +28,7 @@ PARTS = {
     "peers": "peers",
     "warm": "warm",
     "overhead": "overhead",
+    "without_s": "without_s",
     "gpt2": "gpt2",
     "growth": "growth",
 }

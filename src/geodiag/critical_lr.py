@@ -221,24 +221,49 @@ def from_step(
         rtol: the bracket's largest 1 − below/above.
         most: the largest number of losses, that of the step among them.
     """
-    # L(w + αs) − L(w) ≈ α·slope + α²·bend, if that were all.
-    known = (0.0, 1.0) if not taken <= 0.0 else (1.0, math.inf)
-    if math.isfinite(bend) and bend > 0.0:
-        estimate, close = -slope / bend, True
-    else:
-        estimate, close = (0.5 if known[0] == 0.0 else 2.0), False
-    found = search(
-        lambda alpha: not rise(alpha) <= 0.0,
-        estimate,
-        rtol,
-        most,
-        close=close,
-        known=known,
-        spent=1,
-    )
+    found = _by_values(rise, slope, bend, not taken <= 0.0, rtol, most)
     if found.bracketed and found.middle * -slope < noise:
         return CriticalLR(found, lr, "the losses along the step differ by rounding alone")
     return CriticalLR(found, lr, found.note)
+
+
+def _by_values(
+    rise: Callable[[float], float], slope: float, bend: float, up: bool, rtol: float, most: int
+) -> Crossing:
+    """Bracket the root of h(α) = rise(α)/α by secants, which are exact on a quadratic.
+
+    ``up``: whether the loss rises at α = 1.
+    """
+    lo, hi = (0.0, 1.0) if up else (1.0, math.inf)
+    narrow, spent = 1.0 - 0.99 * rtol, 1
+    # The two best points of h so far; (0, slope) and, if it is any good, (1, slope + bend).
+    points = [(0.0, slope), (1.0, slope + bend)]
+    while spent < most and not (lo > 0.0 and hi < math.inf and 1.0 - lo / hi <= rtol):
+        root = _secant(*points)
+        wide = hi > 4.0 * lo
+        if lo > 0.0 and lo >= root * narrow:
+            alpha = lo / narrow
+        elif hi < math.inf and hi * narrow <= root:
+            alpha = hi * narrow
+        else:
+            alpha = root * (0.5 + 0.5 * narrow)
+        if not lo < alpha < hi or not math.isfinite(alpha):
+            alpha = 2.0 * lo if hi == math.inf else 0.5 * hi if wide else 0.5 * (lo + hi)
+        spent += 1
+        value = rise(alpha)
+        before = hi - lo
+        lo, hi = (alpha, hi) if value <= 0.0 else (lo, alpha)
+        if math.isfinite(value):
+            points = [min(points, key=lambda each: abs(each[1])), (alpha, value / alpha)]
+        elif spent < most and lo > 0.0 and hi - lo > 0.5 * before:
+            points = [(lo, -1.0), (hi, 1.0)]  # only its sign is known: bisect
+    return Crossing(lo, hi, spent)
+
+
+def _secant(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Where the line through two points of h crosses zero; NaN if it rises nowhere."""
+    rise = (b[1] - a[1]) / (b[0] - a[0]) if b[0] != a[0] else math.nan
+    return b[0] - b[1] / rise if rise > 0.0 else math.nan
 
 
 def search(

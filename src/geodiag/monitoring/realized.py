@@ -23,7 +23,7 @@ from geodiag.oracles.base import Oracle
 from geodiag.problems import NormSource, current_norm
 
 # Of a difference of two losses, in roundings of one; and of the sample of an error.
-ROUNDINGS, SAMPLE = 32.0, 4.0
+ROUNDINGS, SAMPLE = 4.0, 4.0
 MOST_LOSSES = 12  # of the search for the critical step; L(w⁺) is one of them
 NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
 TOO_SHORT = "the step is too short for D: its square underflows"
