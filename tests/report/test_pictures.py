@@ -103,6 +103,20 @@ def test_the_critical_rate_is_drawn_where_it_is_known():
     assert len(geodiag.plot(RUN).axes) == 3
 
 
+def test_why_nothing_is_known_stays_within_its_panel():
+    long = "no threshold: " + "the rule of these parameters has none that is established " * 5
+    for style in ("paper", "slides", None):
+        figure = geodiag.plot([Record(i, loss=1.0, note=long) for i in (0, 1)], style=style)
+        figure.draw_without_rendering()
+        for axes in figure.axes[1:]:
+            (said,) = axes.texts
+            inside, box = axes.get_window_extent(), said.get_window_extent()
+            assert inside.x0 <= box.x0
+            assert box.x1 <= inside.x1
+            assert inside.y0 <= box.y0
+            assert box.y1 <= inside.y1
+
+
 def test_standard_errors_are_bands():
     class Plugin:
         @geodiag.hookimpl

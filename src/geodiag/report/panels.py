@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from geodiag.report.styles import LINES, MARKERS, Style
 BAND = 0.22  # the opacity of a band
 MANY = 60  # points in a run beyond which a line needs no markers
 LONGEST = 200  # characters of a note
+COLUMN = 75  # of a line of it
 LINE = 90  # characters of a label, of which a legend has one to a line
 ALONE = "sharpness"  # the quantity whose panel is drawn where there is one set of axes
 
@@ -101,8 +103,10 @@ def draw(
         axes.legend(handles=keys, ncols=max(1, min(4, 110 // (longest + 6))), **place, **tight)
     if not any(known(each, runs).size for each in drawn):
         why = next((r.note for run in runs.values() for r in run if r.note), "no value")
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "wrap": True}
-        axes.text(0.5, 0.45, f"not known: {text(why)}", fontsize="small", alpha=0.7, **middle)
+        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "alpha": 0.7}
+        said = textwrap.fill(f"not known: {text(why)}", COLUMN)
+        axes.text(0.5, 0.45, said, fontsize="small", linespacing=1.1, **middle)
+        axes.set_yticks([])
     now = _matplotlib("matplotlib").rcParams
     axes.grid(color=now["grid.color"], linewidth=now["grid.linewidth"])
     axes.set_axisbelow(True)

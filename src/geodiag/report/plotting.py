@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 LARGEST_STEP = 2**53  # beyond it, not every whole number is a float
+LOW = 0.7  # the height of a panel in which nothing is known
 LARGEST_SIZE = 100.0  # of a figure, in inches
 
 Log: TypeAlias = "str | os.PathLike[str] | Iterable[Record]"
@@ -126,7 +127,10 @@ def plot(
 
 def _new(runs: Runs, panels: Panels, look: Style, inches: tuple[float, float] | None) -> Figure:
     """A figure of all panels, with the legend of runs below."""
-    heights = [panel.height for panel in panels]
+    heights = [
+        panel.height if any(known(each, runs).size for each in drawn) else min(panel.height, LOW)
+        for panel, drawn in panels.items()
+    ]
     columns, extra = legend_shape(runs, look)
     figure = new_figure(*(inches or (look.width, look.height * sum(heights) + extra)))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
