@@ -73,7 +73,7 @@ def test_measuring_leaves_the_next_measurement_as_it_was():
 
 
 def test_records_of_a_run():
-    """All but the seconds and the id; and of a run that is taken up again from a state through JSON."""
+    """All but the seconds and the id; of a run taken up again from a state through JSON too."""
     whole = training()
     assert repr(training()) == repr(whole)
     assert repr(training(resumed=True)) == repr(whole)
