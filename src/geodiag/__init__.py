@@ -22,6 +22,7 @@ from geodiag.sharpness import sharpness
 
 if TYPE_CHECKING:
     from geodiag import records, sinks, testing
+    from geodiag.checkpoints import along
     from geodiag.monitoring.monitor import Monitor
     from geodiag.records import Record, read_records, read_runs, to_pandas, to_polars
     from geodiag.report.plotting import plot
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Monitor": "geodiag.monitoring.monitor",
     "Record": "geodiag.records",
+    "along": "geodiag.checkpoints",
     "plot": "geodiag.report.plotting",
     "read_records": "geodiag.records",
     "read_runs": "geodiag.records",
@@ -108,6 +110,7 @@ __all__ = [
     "Status",
     "Threshold",
     "Update",
+    "along",
     "available_estimators",
     "available_norms",
     "blocks",

@@ -3,8 +3,10 @@
 geodiag norms      the registered norms, with the plugin that owns each
 geodiag demo       train on real data and show the edge of stability (needs the demo extras)
 geodiag reproduce  run the paper's experiments on small data (needs the demo extras)
+geodiag measure    measure checkpoints: a table, a log and a figure
 geodiag plot       draw the logs of one or more runs (needs the plot extra)
 geodiag watch      follow the log of a run in the terminal (needs the watch extra)
+geodiag completion print a script that completes commands and options in a shell
 
 Exit status: 0; 2 for wrong usage and for any :class:`geodiag.errors.GeodiagError`, whose text goes
 to stderr; 130 when interrupted; 141 when the reader of its output stopped.
@@ -18,10 +20,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import geodiag
+from geodiag.checkpoints import measure
 from geodiag.errors import GeodiagError, printable
 from geodiag.experiments import demo
 from geodiag.experiments.reproduction import runner
@@ -29,6 +33,20 @@ from geodiag.experiments.reproduction.cells import METHODS, MODELS
 from geodiag.experiments.reproduction.frameworks import PACKAGES
 from geodiag.plugins import registry
 from geodiag.report import plotting, watch
+
+COMPLETION = """{start}_geodiag() {{
+  local here="${{COMP_WORDS[COMP_CWORD]}}" words='{names}'
+  if [ "$COMP_CWORD" -gt 1 ]; then case "${{COMP_WORDS[1]}}" in
+{cases}
+    *) words='' ;;
+  esac; fi
+  if [ "$COMP_CWORD" -gt 1 ] && [ "${{here#-}}" = "$here" ]; then
+    COMPREPLY=($(compgen -f -- "$here"))
+  else
+    COMPREPLY=($(compgen -W "$words" -- "$here"))
+  fi
+}}
+complete -o filenames -F _geodiag geodiag"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(show, "geodiag-demo", "where the figure and the records go")
     show.set_defaults(run=demo.run)
     _add_reproduce(commands)
+    _add_measure(commands)
 
     draw = commands.add_parser("plot", help="draw the logs of one or more runs")
     draw.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a .jsonl or .csv log")
@@ -104,7 +123,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     follow.add_argument("--once", action="store_true", help="show what is there, and stop")
     follow.set_defaults(run=watch.run)
+
+    complete = commands.add_parser(
+        "completion",
+        help="print a script for shell completion",
+        description="Print a script that completes commands and options: "
+        'eval "$(geodiag completion bash)" in ~/.bashrc, or the same with zsh in ~/.zshrc.',
+    )
+    complete.add_argument("shell", choices=("bash", "zsh"))
+    complete.set_defaults(run=partial(_completion, commands))
     return parser
+
+
+def _add_measure(commands: Any) -> None:
+    parser = commands.add_parser(
+        "measure",
+        help="measure checkpoints: a table, a log and a figure",
+        description="Measure the sharpness at each checkpoint, in each norm.",
+        epilog="FACTORY is called without arguments and returns (model, loss, data): of torch a "
+        "module and criterion(model(x), y), of JAX the parameters and loss(params, *batch); or a "
+        "dict of the arguments of geodiag.problem. No code in a checkpoint is run. With --log, "
+        "what the log has already is not measured again. "
+        "Example: geodiag measure train:probe ckpt-*.pt --norm l2 --norm spectral "
+        "--log run.jsonl -o run.svg",
+    )
+    parser.add_argument("factory", metavar="FACTORY", help="package.module:function")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="torch: .pt, .pth, .bin, .ckpt, .safetensors, or a Hugging Face directory; JAX: "
+        ".msgpack, .safetensors, or a directory of orbax",
+    )
+    parser.add_argument(
+        "--norm",
+        action="append",
+        dest="norms",
+        metavar="NAME",
+        help="a registered norm; may be repeated (default: l2)",
+    )
+    parser.add_argument("--where", metavar="REGEX", help="measure only parameters of such names")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="a .jsonl or .csv log, appended to"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="a figure")
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="print JSON lines, not a table"
+    )
+    parser.add_argument("--certificate", action="store_true", help="also upper bounds on S")
+    parser.add_argument(
+        "--max-hvps", type=int, metavar="N", help="Hessian-vector products of one measurement"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random starts")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(run=measure.run)
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -167,6 +239,17 @@ def _plot(logs: list[Path], out: Path | None, **look: Any) -> int:
     out = out or logs[0].with_suffix(".png")
     plotting.plot(logs, out, **look)
     print(f"figure: {printable(str(out))}")
+    return 0
+
+
+def _completion(commands: Any, shell: str) -> int:
+    """Print what a shell evaluates: commands after ``geodiag``, then options or files."""
+    cases = []
+    for name, parser in commands.choices.items():
+        options = [o for action in parser._actions for o in action.option_strings if len(o) > 2]
+        cases.append(f"    {name}) words='{' '.join(options)}' ;;")
+    start = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    print(COMPLETION.format(start=start, names=" ".join(commands.choices), cases="\n".join(cases)))
     return 0
 
 

@@ -97,6 +97,10 @@ class ArgumentError(GeodiagError, ValueError):
     """An argument has a value that cannot be used (``lr <= 0``, a zero step, an unknown option)."""
 
 
+class CheckpointError(GeodiagError, ValueError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
 class UnknownModel(GeodiagError, TypeError):
     """No registered plugin recognises the model."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from geodiag import hookimpl
 from geodiag.blocks import is_array as is_any_array
 from geodiag.core.validation import check_stop_gradient
 from geodiag.errors import ArgumentError, ParameterError
+from geodiag_jax import checkpoints
 from geodiag_jax.problem import JaxProblem
 from geodiag_jax.pytree import is_array, is_float, is_ref, leaves_of
 
@@ -42,6 +44,12 @@ def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> JaxProblem | No
             do="leave it out; take stop_gradient out of the loss to differentiate that part",
         )
     return JaxProblem(model, **own)
+
+
+@hookimpl
+def geodiag_checkpoint(problem: Any, path: Path) -> Any:
+    """A checkpoint as a pytree like the parameters of a JAX problem."""
+    return checkpoints.read(problem, path) if isinstance(problem, JaxProblem) else None
 
 
 def _may_be_loss(model: Any) -> bool:

@@ -127,6 +127,10 @@ class JaxProblem(Problem):
         )
         return {n: paths[i][1] for n, i in places.items() if n not in self.space.shapes}
 
+    def template(self) -> Any:
+        """The problem's own parameters."""
+        return self._parameters.tree.build(self._parameters.point, self._parameters.fixed)
+
     def describe(self) -> dict[str, Any]:
         """The name of the loss, how many numbers are measured, and the data."""
         call = self._loss.call

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ import pluggy
 
 from geodiag.errors import (
     ArgumentError,
+    CheckpointError,
     GeodiagError,
     PluginError,
     PluginWarning,
@@ -209,12 +211,30 @@ class Registry:
 
     def problem(self, model: Any, arguments: Mapping[str, Any]) -> Any:
         """The Problem of the first plugin that recognises the model, or None."""
+        return self._first("geodiag_problem", {"model": model, "arguments": arguments})
+
+    def checkpoint(self, problem: Any, path: Path) -> Any:
+        """The point in a checkpoint, by the first plugin whose problem this is.
+
+        Raises:
+            CheckpointError: no plugin reads checkpoints of such problems.
+        """
+        found = self._first("geodiag_checkpoint", {"problem": problem, "path": path})
+        if found is None:
+            raise CheckpointError(
+                "no adapter reads checkpoints of this problem",
+                got=type(problem).__name__,
+                do="pass the points themselves",
+            )
+        return found
+
+    def _first(self, hook: str, given: Mapping[str, Any]) -> Any:
+        """The first answer of a plugin's hook that is not None."""
         with self._lock:
             self._load()
-        given = {"model": model, "arguments": arguments}
-        for impl in reversed(self._manager.hook.geodiag_problem.get_hookimpls()):
+        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             name = impl.plugin_name
-            with Blaming(f"the plugin {name!r} failed in geodiag_problem", name, (GeodiagError,)):
+            with Blaming(f"the plugin {name!r} failed in {hook}", name, (GeodiagError,)):
                 found = impl.function(*(given[name] for name in impl.argnames))
             if found is not None:
                 return found

@@ -7,6 +7,7 @@ entry-point group ``geodiag`` or passed to :func:`geodiag.register`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -29,6 +30,15 @@ def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> Problem | None:
     An implementation may leave out ``arguments``: all keyword arguments of
     :func:`geodiag.problem` by name, at their defaults where they are not given. A recognised model
     with unusable arguments must raise a GeodiagError, not return None.
+    """
+
+
+@hookspec(firstresult=True)
+def geodiag_checkpoint(problem: Problem, path: Path) -> Any:
+    """The point that a file or a directory holds, for ``problem.at``; None for others' problems.
+
+    A recognised problem with an unusable file must raise a GeodiagError, not return None. Nothing
+    in a file may be executed.
     """
 
 

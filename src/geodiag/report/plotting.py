@@ -101,7 +101,7 @@ def plot(
         'loss'
     """
     runs = _labelled(_runs(records), labels)
-    target = None if path is None else _target(path)
+    target = None if path is None else check_target(path)
     panels = _panels(runs)
     _matplotlib("matplotlib.figure")
     look, settings = chosen(style, font)
@@ -235,7 +235,12 @@ def _labels(paths: list[Path]) -> dict[str, Path]:
     return {str(p) if stems.count(p.stem) > 1 else p.stem: p for p in paths}
 
 
-def _target(given: Any) -> Path:
+def check_target(given: Any) -> Path:
+    """The path of a figure, where it can be one.
+
+    Raises:
+        ArgumentError: another suffix.
+    """
     if not isinstance(given, (str, os.PathLike)):
         raise ArgumentError("path= must be the path of a figure", got=shown(given))
     path = Path(given)
