@@ -76,7 +76,7 @@ def test_twenty_lines_make_records_and_a_picture(ran, framework):
     (code,) = [c for _, c in examples(README) if f'geodiag.plot("{framework}.jsonl' in c]
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     _, folder = ran(code)
-    rows = [json.loads(x) for x in (folder / f"{framework}.jsonl").read_text().splitlines()]
+    rows = [json.loads(x) for x in (folder / f"{framework}.jsonl").read_text().splitlines()[1:]]
     assert [row["step"] for row in rows] == list(range(0, 100, 10))
     assert all(row["sharpness"] > 0 and row["ratio"] > 0 for row in rows)
     assert all(row["threshold"] == pytest.approx(10.0) for row in rows)

@@ -95,7 +95,7 @@ def along(
         >>> data, mse = (torch.eye(2), torch.zeros(2, 1)), torch.nn.functional.mse_loss
         >>> records = geodiag.along(model, states, ["l2", "linf"], criterion=mse, data=data)
         >>> [(r.step, r.norm, round(r.sharpness, 4)) for r in records]
-        [(1, 'l2', 3.0), (1, 'linf', 10.0), (2, 'l2', 3.0), (2, 'linf', 10.0)]
+        [(1, 'l2', 3.0), (1, 'linf', 8.0), (2, 'l2', 3.0), (2, 'linf', 8.0)]
     """
     found = checkpoints_of(checkpoints)
     asked = [norms] if isinstance(norms, (str, Norm)) else list(norms)

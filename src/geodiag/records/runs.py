@@ -65,7 +65,7 @@ def read_runs(path: str | Path) -> list[Run]:
         ...     with geodiag.Monitor(np.eye(2), lr=lr, log="runs.jsonl") as monitor:
         ...         _ = monitor.observe(0, w, new)
         >>> runs = geodiag.read_runs("runs.jsonl")
-        >>> [(run.header["optimizer"]["lr"], run[0].ratio) for run in runs]
+        >>> [(run.header["optimizer"]["lr"], round(run[0].ratio, 6)) for run in runs]
         [(0.5, 0.25), (0.25, 0.125)]
     """
     return by_run(read_lines(path))
