@@ -30,7 +30,7 @@ from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolved_oracle
 from geodiag.sharpness import sharpness
 
-DOUBT = 1.5  # of the error of the slope, to that of samples
+DOUBT = 2.0  # of the error of the slope, to that of samples
 
 
 class RealizedEdge(float):

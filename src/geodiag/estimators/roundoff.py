@@ -123,7 +123,7 @@ class PointErrors:
         here, rng = oracle.point(), np.random.default_rng(0)
         distance = coarsest(oracle, here) ** (2 / 3)
         sizes = map_blocks(abs, here) if reach is None else map_blocks(_sizes, here, reach)
-        self._gradients, self._losses = [], []
+        self._gradients, self._losses, self._half = [], [], oracle.precision > SINGLE
         for _ in range(SAMPLES):
             d = map_blocks(lambda x, z: distance * x * z, sizes, oracle.space.random(rng))
             above, below = add(here, d), subtract(here, d)
@@ -142,9 +142,12 @@ class PointErrors:
         return _spread(self._losses)
 
     def lost(self, loss: float) -> float:
-        """The share of a loss that its error may be; as large a share of the gradient is lost."""
+        """The share of a loss that its error may be; as large a share of the gradient is lost.
+
+        0 from 32 bits on, where a loss may be 0 by itself: below them one of 0 has underflowed.
+        """
         error = self.loss()
-        return error / (abs(loss) + error) if 0.0 < error < math.inf else float(error > 0.0)
+        return error / (abs(loss) + error) if loss and self._half else float(self._half)
 
     def of(self, number: Callable[[Blocks], float]) -> float:
         """The error of a number, given what an error of the gradient adds to it."""
@@ -203,6 +206,8 @@ def remainder(
     # Below 32 bits the points between may be rounded to one end.
     seen = oracle.precision > SINGLE and 0.0 not in (quarter, middle)
     lost = errors.lost(before)
+    if lost == 1.0:
+        return Remainder(by_losses, math.inf, False)
     slope = (CORRELATED if seen else 1.0) * errors.along(s)
     slope += abs(float(dot(gradient, s))) if lost > NOISE else 0.0
     size = coarsest(oracle, s) * (abs(before) + abs(after))
