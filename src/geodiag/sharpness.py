@@ -14,7 +14,7 @@ from geodiag.core.selection import Where
 from geodiag.core.validation import own_arithmetic, require_flag
 from geodiag.errors import ArgumentError, NonFiniteError, shown
 from geodiag.estimators import Options, SharpnessEstimator, as_start, choose
-from geodiag.estimators.roundoff import ONE_PRODUCT, resolved
+from geodiag.estimators.roundoff import ONE_PRODUCT, SETTLED, resolved
 from geodiag.estimators.starts import last_search
 from geodiag.norms.base import Norm, require_norm
 from geodiag.oracles import CountingOracle, Oracle
@@ -23,9 +23,6 @@ from geodiag.problems import as_norm, resolved_oracle
 from geodiag.results import Bound, SharpnessResult, Status, relative
 
 RTOL = 1e-4  # by default, the relative round-off above which a value gets a note
-# How far half a step may move a difference that stands for a second derivative: far above what
-# rounding makes, and below the 0.29 of a slope that grows as the root of the distance.
-SETTLED = 0.15
 
 
 def sharpness(

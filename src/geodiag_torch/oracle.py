@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, all_finite, check_like
-from geodiag.errors import EngineError, first_line
+from geodiag.errors import DataError, EngineError, first_line
 from geodiag.oracles import NOT_FINITE, asymmetry
 from geodiag_torch.derivatives.autograd import derivative, second_derivative, second_derivatives
 from geodiag_torch.derivatives.crosscheck import Passed, agree, weighted_sum
@@ -49,6 +49,10 @@ from geodiag_torch.state.staleness import Versions
 
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
 UNCHECKABLE = "custom autograd functions are not cross-checked below 32 bits"
+UNSTEADY = (
+    "the loss changes from pass to pass (a generator or a counter of its own): products are of one "
+    "pass, and differences between passes mean nothing"
+)
 NOTES = (HELD, DECLARED, UNCHECKABLE)
 # On a CPU one vectorised pass for a stack pays from so many directions on, and up to so many
 # parameters: 0.18–0.5 of the time for networks of 700 parameters, 0.7–0.9 for 2,500 to 5,000.
@@ -305,8 +309,12 @@ class TorchOracle(FrozenOracle):
         """Once: the loss is the same with leaves, and has no detached part, where asked for."""
         objective, how = self._objective, self._objective.stop_gradient
         if not objective.loss.lent:
-            self._evaluation.check_lent(here[0] if self._at_model else None)
-            objective.loss.lent = True
+            found = self._evaluation.check_lent(here[0] if self._at_model else None)
+            objective.loss.steady, objective.loss.lent = found, True
+        if not objective.loss.steady and UNSTEADY not in self._notes:
+            if self._engine == "finite-difference":
+                raise DataError(UNSTEADY, do="let it use torch's generator, and count nothing")
+            self._notes.append(UNSTEADY)
         if how != "constant" and not self._passed.everywhere("attached"):
             refuse_detached(self._fallback, here, self.precision, how)
             self._passed.here("attached", True)

@@ -17,7 +17,7 @@ from geodiag.core.batches import Batches
 from geodiag.core.selection import Where, select
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.core.validation import check_engine, check_stop_gradient
-from geodiag.errors import ArgumentError, DataError, EngineError, ParameterError
+from geodiag.errors import ArgumentError, DataError, EngineError, GeodiagError, ParameterError
 from geodiag.oracles import Oracle, Problem
 from geodiag_torch.derivatives.batches import counting_weight, token_weight
 from geodiag_torch.derivatives.evaluation import Evaluation
@@ -104,7 +104,11 @@ class TorchProblem(Problem):
         weigh: Callable[[Any], float | None] | None = weight
         if weight is None and means and loss_fn is None:
             weigh = token_weight(inner) if criterion is None else counting_weight(criterion, alone)
-        batches = (Batches if alone else RankBatches)(data, weigh, reduction)
+        try:
+            batches = (Batches if alone else RankBatches)(data, weigh, reduction)
+        except GeodiagError as e:
+            ranks.announce(e)  # the others wait in their first pass
+            raise
         if getattr(criterion, "reduction", None) == "sum" != reduction and not batches.single:
             raise ArgumentError(
                 'the criterion adds over a batch, and reduction="mean" would average over batches',

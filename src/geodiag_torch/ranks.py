@@ -25,9 +25,11 @@ from geodiag.errors import ArgumentError, DistributedError, EngineError, first_l
 SAME = "call geodiag on every rank of the group, with the same arguments but for data="
 TEXT = 400  # bytes of an error's text that the other ranks see
 SMALL = 2**16  # tensors of up to so many entries are reduced in one message
+GOLDEN = (math.sqrt(5) - 1) / 2
 TOLERANCE = 1e-6  # of the sum of absolute values: how far checksums may differ
 SUCCESS, ENGINE, ERROR = 0, 1, 2
-OPERATIONS = ("an error report", "a pass over the data", "a product", "a decision")
+ADDING = 'a pass over the data, with reduction="sum"'
+OPERATIONS = ("an error report", "a pass over the data", "a product", "a decision", ADDING)
 
 
 class Sums(NamedTuple):
@@ -277,13 +279,25 @@ def no_answer(e: BaseException) -> DistributedError:
 
 
 def _checksum(tensors: Blocks) -> tuple[float, float]:
-    """A number that changes with the tensors, and the scale of its rounding error."""
+    """A number that changes with the tensors, and the scale of its rounding error.
+
+    Of rows and columns, it changes too if some of them change places.
+    """
     total, size = 0.0, 0.0
     with torch.no_grad():
         for k, x in enumerate(tensors.values()):
-            total += (1 + k % 7) * float(x.sum(dtype=torch.float64))
-            size += (1 + k % 7) * float(x.abs().sum(dtype=torch.float64))
+            if x.numel():
+                table = x.reshape(len(x), -1) if x.dim() else x.reshape(1, 1)
+                sums = (table.sum(axis, dtype=torch.float64) for axis in (0, 1))
+                total += (1 + k % 7) * sum(float(s @ _weights(s)) for s in sums)
+                size += (1 + k % 7) * float(x.abs().sum(dtype=torch.float64))
     return total, size
+
+
+def _weights(x: Tensor) -> Tensor:
+    """A weight in [0, 1) for each place, so that a sum changes if entries change places."""
+    places = torch.arange(len(x), dtype=x.dtype, device=x.device)
+    return (places * GOLDEN).frac()
 
 
 def _check_same(values: list[float], tolerance: float) -> None:

@@ -77,6 +77,25 @@ def bad_batch(rank: int) -> None:
         assert rank == 0 or f"rank 0 met an error. Got: {kind.__name__}" in str(caught.value)
 
 
+def told_before_a_pass(rank: int) -> None:
+    """No batches, another reduction, and rows of a parameter in another order, on one rank."""
+    shared = {"criterion": criterion("mean"), "process_group": group.WORLD}
+    with pytest.raises(errors.DistributedError if rank else errors.DataError) as caught:
+        geodiag.sharpness(network(), data=shard(rank) if rank else [], **shared)
+    assert rank == 0 or "rank 0 met an error. Got: DataError" in str(caught.value)
+    reduction = "mean" if rank else "sum"
+    with pytest.raises(errors.DistributedError, match='reduction="sum"'):
+        geodiag.sharpness(network(), data=shard(rank), reduction=reduction, **shared)
+    for axis in (0, 1):
+        model = network()
+        if rank:
+            with torch.no_grad():
+                weight = next(p for p in model.parameters() if p.dim() == 2)
+                weight.copy_(weight.flip(axis))
+        with pytest.raises(errors.DistributedError, match="not the same on all ranks"):
+            geodiag.sharpness(model, data=shard(rank), **shared)
+
+
 class Empty:
     def __iter__(self) -> Any:
         return iter(())

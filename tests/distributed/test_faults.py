@@ -16,6 +16,10 @@ def test_a_bad_batch_on_one_rank(ranks: Any) -> None:
     ranks(checks.bad_batch)
 
 
+def test_what_differs_before_a_pass(ranks: Any) -> None:
+    ranks(checks.told_before_a_pass)
+
+
 def test_no_double_backward_on_one_rank(ranks: Any) -> None:
     ranks(checks.same_fall_back)
 

@@ -110,3 +110,38 @@ def test_a_run_is_recorded_where_products_are_not_finite():
         assert record.sharpness == pytest.approx(6.0, rel=1e-6)
         assert record.curvature == pytest.approx(record.directional_smoothness, rel=1e-6)
     assert "finite differences" in monitor.records[0].note
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_difference_across_a_kink_is_no_exact_value(norm):
+    kink = torch.nn.Module()
+    kink.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def loss(m, _):
+        return 2 * (m.w**2).sum() + m.w.abs().sum()
+
+    result = geodiag.sharpness(kink, norm, loss_fn=loss, engine="finite-difference")
+    assert result.bound is geodiag.Bound.LOWER
+    assert result.status is geodiag.Status.PRECISION
+    assert "another step moves the value" in result.notes[-1]
+
+
+@pytest.mark.parametrize("engine", ["graph", "finite-difference"])
+@pytest.mark.parametrize("kind", ["counter", "generator"])
+def test_a_loss_that_changes_from_pass_to_pass_is_said(engine, kind):
+    model, calls, generator = Model(), [], torch.Generator().manual_seed(0)
+    plain = loss_of(lambda w, v: 0 * w)
+
+    def loss(m, batch):
+        calls.append(1)
+        factor = len(calls) if kind == "counter" else torch.rand((), generator=generator) + 1
+        return plain(m, batch) * factor
+
+    def measured():
+        return geodiag.sharpness(model, loss_fn=loss, engine=engine)
+
+    if engine == "finite-difference":
+        with pytest.raises(errors.DataError, match="changes from pass to pass"):
+            measured()
+    else:
+        assert "changes from pass to pass" in measured().notes[0]

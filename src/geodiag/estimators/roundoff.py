@@ -32,7 +32,7 @@ from geodiag.blocks import (
     subtract,
 )
 from geodiag.oracles.base import Oracle
-from geodiag.results import SharpnessResult, Status, relative
+from geodiag.results import Bound, SharpnessResult, Status, relative
 
 SINGLE = float(np.finfo(np.float32).eps)
 SAMPLES = 2
@@ -44,6 +44,9 @@ NOISE = 0.5  # relative: a larger error leaves little of a remainder
 LOSSES, RULE, CORRELATED = 1.5, 4.0, 0.3
 # Of a curvature: an independent product shows one error of its kind, and the terms their size.
 INDEPENDENT, TERMS = 6.0, 8.0
+# How far half a step may move a difference that stands for a second derivative: far above what
+# rounding makes, and below the 0.29 of a slope that grows as the root of the distance.
+SETTLED = 0.15
 ONE_PRODUCT = 3.0  # of a sharpness, where one machine epsilon is the least
 
 
@@ -71,6 +74,8 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     fine = share <= rtol
     notes = result.notes if fine and not half else (*result.notes, _note(half, error, share))
     coarse = result.status is Status.CONVERGED and not fine
+    if share > SETTLED and not half:  # no second derivative: the value is no maximum of anything
+        coarse, result = True, replace(result, bound=Bound.LOWER)
     return replace(
         result,
         num_hvps=result.num_hvps + 1,

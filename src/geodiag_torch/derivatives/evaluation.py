@@ -20,7 +20,7 @@ from geodiag_torch.derivatives.graph_inspection import check_reached, graph_of
 from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.derivatives.stop_gradient import Attached, Constants
-from geodiag_torch.ranks import Sums
+from geodiag_torch.ranks import ADDING, Sums
 from geodiag_torch.state.interrupts import uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
 
@@ -125,8 +125,9 @@ class Evaluation:
         One batch's graph exists at a time, unless ``part`` keeps it. ``checked``: what must be
         equal on all ranks, if not ``leaves``.
         """
+        adds = self.objective.batches.reduction == "sum"
         sums = self.objective.ranks.sum(
-            "a pass over the data",
+            ADDING if adds else "a pass over the data",
             leaves if checked is None else checked,
             lambda: self.inside(leaves, lambda: self._sum(part), context=context),
         )
@@ -135,12 +136,12 @@ class Evaluation:
             return sums.loss, sums.blocks
         return sums.loss / divisor, {name: x / divisor for name, x in sums.blocks.items()}
 
-    def check_lent(self, loss: Tensor | None = None) -> None:
-        """Check that the loss is the same with the module's own parameters as with leaves.
+    def check_lent(self, loss: Tensor | None = None) -> bool:
+        """Whether the loss stays as it is from pass to pass, with leaves as without them.
 
         A loss that tells them apart (by their identity, their type, or attributes) can leave out a
         part of itself. Costs one forward pass where ``loss``, at the module's parameters with
-        leaves, is known. Nothing is said of a loss that changes by itself.
+        leaves, is known. A loss that changes by itself is not compared.
 
         Raises:
             ParameterError: it is another.
@@ -151,8 +152,10 @@ class Evaluation:
 
         leaves = self.objective.leaves(None)
         loss, own, eps = at(leaves) if loss is None else loss, at({}), self.precision or 0.0
-        if same_loss(loss, own, eps) or not same_loss(loss, at(leaves), eps):
-            return
+        if same_loss(loss, own, eps):
+            return True
+        if not same_loss(loss, at(leaves), eps):
+            return False
         raise ParameterError(
             "the loss is another once tensors are put in the place of its parameters",
             got=f"{float(own):.8g} with the parameters, {float(loss):.8g} with equal tensors",

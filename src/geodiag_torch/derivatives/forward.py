@@ -48,6 +48,7 @@ class LossModule(nn.Module):
         self.loss_fn, self.criterion = loss_fn, criterion
         self._tensors: ModuleTensors | None = None
         self.lent = False  # whether the loss is known to be the same with leaves
+        self.steady = True  # and from pass to pass, as far as was seen
 
     def tensors(self) -> ModuleTensors:
         """Where the modules keep their tensors now."""
