@@ -84,6 +84,12 @@ def plot(folder: Path) -> None:
         assert (folder / f"run.{suffix}").stat().st_size > 1000
 
 
+def page(folder: Path) -> None:
+    """An interactive page."""
+    geodiag.plot(RECORDS, folder / "run.html")
+    assert "plotly-graph-div" in (folder / "run.html").read_text("utf-8")
+
+
 def watching(folder: Path) -> None:
     """The live table, once."""
     log(folder / "run.jsonl")
@@ -126,6 +132,7 @@ CHECKS = {
     "torch": torch,
     "jax": jax,
     "plot": plot,
+    "html": page,
     "watch": watching,
     "progress": progress,
     "sinks": sinks,

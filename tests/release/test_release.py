@@ -116,7 +116,7 @@ def test_the_changelog_has_a_place_for_what_is_not_released():
     assert headings[0].startswith("[Unreleased]")
 
 
-NEEDS = {"plot": "matplotlib", "watch": "rich", "progress": "tqdm", "demo": "sklearn",
+NEEDS = {"plot": "matplotlib", "watch": "rich", "progress": "tqdm", "demo": "sklearn", "html": "plotly",
          "sinks": "tensorboard wandb mlflow", "jax": "jax optax"}  # fmt: skip
 LIGHT = ("", "watch", "progress")
 EACH = [

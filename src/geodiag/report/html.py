@@ -1,4 +1,4 @@
-"""The HTML report: a figure and a table of runs in one file, without scripts or a network."""
+"""The HTML report: a figure and a table of runs in one file, without a network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DARK = "body { background: #14171c; color: #e6e6e6; }\n"
 
 
 def page(svg: str, runs: Mapping[str, Sequence[Record]], dark: bool = False) -> str:
-    """One HTML file with an SVG figure and the last record of each run; it fetches nothing."""
+    """One HTML file with a figure (SVG or HTML) and each run's last record; it fetches nothing."""
     last = {printable(label) or "run": run[-1].to_dict() for label, run in runs.items()}
     names = dict.fromkeys(name for row in last.values() for name in row)  # in their order
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("run", *names))
@@ -46,7 +46,11 @@ def page(svg: str, runs: Mapping[str, Sequence[Record]], dark: bool = False) -> 
     )
     title = html.escape(printable(", ".join(label for label in runs if label)) or "geodiag")
     return PAGE.format(
-        dark=DARK if dark else "", title=title, svg=svg[svg.index("<svg") :], head=head, body=body
+        dark=DARK if dark else "",
+        title=title,
+        svg=svg[max(0, svg.find("<svg")) :] if svg.startswith("<?xml") else svg,
+        head=head,
+        body=body,
     )
 
 

@@ -22,6 +22,7 @@ from geodiag.records import Run as LoggedRun
 from geodiag.records.header import Header
 from geodiag.records.header import labels as labels_of
 from geodiag.records.runs import by_run
+from geodiag.report import interactive
 from geodiag.report.html import page
 from geodiag.report.panels import (
     Panels,
@@ -76,7 +77,9 @@ def plot(
             as so many, with labels from its headers. Numbers beyond 1e100 are left out. Of more
             than 8,000 records, the least and the greatest value in each column of pixels are drawn.
         path: where to save the figure: ``.png``, ``.svg``, ``.pdf``, or ``.html``, which is one
-            file that needs no network and holds a table of the last records too. Text stays text.
+            file that needs no network and holds a table of the last records too; with plotly
+            installed it can be zoomed, runs hidden, and notes read under the pointer. Text stays
+            text.
         ax: axes of your own figure to draw into: one, for the curvatures; a list, one for each
             panel in order; or a dict from quantities to axes, such as ``{"ratio": ax}``, for the
             panels of these.
@@ -121,7 +124,8 @@ def plot(
             if title:
                 grid[0].set_title(text(title), loc="left")
         if target is not None:
-            _save(figure, runs, target)
+            made = partial(interactive.figure, runs, panels, look, title)
+            _save(figure, runs, target, made)
     return figure
 
 
@@ -262,7 +266,7 @@ def _panels(runs: Runs) -> Panels:
     return found | ({RATES: rates} if known(BUILT_IN["critical_lr"], runs).size else {})
 
 
-def _save(figure: Figure, runs: Runs, path: Path) -> None:
+def _save(figure: Figure, runs: Runs, path: Path, interactive: Any) -> None:
     html = path.suffix.lower() == ".html"
     svg = io.StringIO()
     try:
@@ -272,7 +276,8 @@ def _save(figure: Figure, runs: Runs, path: Path) -> None:
             figure.savefig(svg if html else path, format="svg" if html else None, dpi=150)
         if html:
             dark = sum(_matplotlib("matplotlib.colors").to_rgb(figure.get_facecolor())) < 1.5
-            path.write_text(page(svg.getvalue(), runs, dark), encoding="utf-8")
+            drawn = interactive(dark) or svg.getvalue()
+            path.write_text(page(drawn, runs, dark), encoding="utf-8")
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError("the figure cannot be written", got=str(e)) from e
 
