@@ -17,7 +17,7 @@ CORE = {"geodiag", "numpy", "array_api_compat", "pluggy"}
 EXTRAS = {
     "estimators": {"tqdm"},
     "experiments": {"matplotlib", "rich", "sklearn"},
-    "report": {"matplotlib", "rich"},
+    "report": {"matplotlib", "plotly", "rich"},
     "sinks": {"mlflow", "tensorboard", "wandb"},
 }
 TORCH = {"torch", "geodiag_torch", "lightning", "transformers", "torchvision"}

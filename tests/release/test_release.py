@@ -116,8 +116,8 @@ def test_the_changelog_has_a_place_for_what_is_not_released():
     assert headings[0].startswith("[Unreleased]")
 
 
-NEEDS = {"plot": "matplotlib", "watch": "rich", "progress": "tqdm", "demo": "sklearn", "html": "plotly",
-         "sinks": "tensorboard wandb mlflow", "jax": "jax optax"}  # fmt: skip
+NEEDS = {"plot": "matplotlib", "watch": "rich", "progress": "tqdm", "demo": "sklearn",
+         "html": "plotly", "sinks": "tensorboard wandb mlflow", "jax": "jax optax"}  # fmt: skip
 LIGHT = ("", "watch", "progress")
 EACH = [
     pytest.param(x, id=x or "core", marks=() if x in LIGHT else pytest.mark.slow) for x in CHECKS
