@@ -117,6 +117,16 @@ def test_why_nothing_is_known_stays_within_its_panel():
             assert box.y1 <= inside.y1
 
 
+@pytest.mark.parametrize("low", [1.0, 1.9, 2.12, 3.1, 4.6, 7.0])
+@pytest.mark.parametrize("factor", [1.0001, 1.3, 2.0, 4.0, 30.0, 1e4])
+def test_numbers_at_a_logarithmic_axis_are_round(low, factor):
+    axes = geodiag.plot([Record(0, loss=low), Record(1, loss=low * factor)]).axes[0]
+    bottom, top = axes.get_ylim()
+    seen = [x for x in axes.get_yticks() if bottom <= x <= top]
+    assert len(seen) >= (1 if factor < 1.5 else 2)
+    assert all(float(f"{x:.2g}") == pytest.approx(x) for x in seen)
+
+
 def test_standard_errors_are_bands():
     class Plugin:
         @geodiag.hookimpl

@@ -16,7 +16,9 @@ from geodiag.report.series import Floats
 WIDE = 30  # a range of the usual values beyond which an axis is logarithmic
 USUAL = (0.05, 0.95)  # the quantiles between which values are usual
 STRETCH = 1.4  # of a linear axis beyond the usual values: what lies further out is a spike
+FITS = 2.5  # the same, of an axis that is linear as a whole
 TICKS = 7
+LEAST = 1.6  # the factor that a logarithmic axis spans, so that it has a round number
 ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 GAP = 0.11  # between two ticks, of the height of the axis
 
@@ -52,7 +54,7 @@ def fit(axes: Any, lines: Floats, dots: Floats, scale: str, edge: float | None =
         return
     reach = max(abs(least), abs(most))
     linear = STRETCH * reach if edge is None else 2 * edge
-    fits = linear if edge is None else 3 * edge
+    fits = FITS * reach if edge is None else 3 * edge
     if reach == 0.0 or (high <= fits and low >= -fits):
         pad = 0.06 * (max(high, 0.0) - min(low, 0.0)) or 1.0
         bottom = min(low, 0.0) - (pad if low < 0 else pad / 3 if low < pad / 3 else 0.0)
@@ -66,11 +68,12 @@ def fit(axes: Any, lines: Floats, dots: Floats, scale: str, edge: float | None =
 def logarithmic(axes: Any, low: float, high: float) -> None:
     """A logarithmic axis from ``low`` to ``high``, with plain numbers where it spans little."""
     axes.set_yscale("log")
-    room = max(high / low, 1.2) ** 0.06
+    room = max((high / low) ** 0.06, (LEAST * low / high) ** 0.5)
     axes.set_ylim(low / room, high * room)
     decades = math.log10(high / low) if high > low else 0.0
     if decades < 2:
-        _ticks(axes, _rounds(low / room, high * room, TICKS))
+        found = _rounds(low / room, high * room, TICKS)
+        _ticks(axes, found if len(found) > 2 else _rounds(low / room, high * room, TICKS, ROUND))
     else:
         axes.yaxis.set_minor_formatter("")
 
@@ -95,7 +98,7 @@ def _symmetric(axes: Any, turn: float, low: float, high: float, share: float | N
         for start, end in ((turn, top), (bottom, -turn)):
             if start < end:
                 axes.axhspan(start, end, color="0.5", alpha=0.1, linewidth=0, zorder=0)
-    step = _rounds(turn / 2.9, turn, 1)[-1] if share is None else turn
+    step = (_rounds(turn / 2.9, turn, 1) or [turn])[-1] if share is None else turn
     most = turn * (1 + 1e-9)
     inner = [x for x in step * np.arange(-3, 4) if bottom <= x <= top and abs(x) <= most]
     outer = [sign * x for sign, end in ((1, top), (-1, -bottom)) for x in _rounds_beyond(turn, end)]
@@ -124,16 +127,17 @@ def _apart(axes: Any, ticks: list[float]) -> list[float]:
     return sorted(kept.values())
 
 
-def _rounds(low: float, high: float, most: int) -> list[float]:
-    """Numbers 1, 2 and 5 times a power of ten in [low, high]; powers alone if these are many."""
+def _rounds(
+    low: float, high: float, most: int, finest: tuple[float, ...] = (1, 2, 5)
+) -> list[float]:
+    """``finest`` times a power of ten in [low, high]; fewer, or powers alone, if these are many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for digits in ((1, 2, 5), (1, 5), (1,)):
-        found = [d * 10.0**n for n in range(first, last + 1) for d in digits]
+    for digits in (finest, (1, 2, 5), (1, 5), (1,)):
+        found = sorted({d * 10.0**n for n in range(first, last + 1) for d in digits})
         found = [x for x in found if low <= x <= high]
         if len(found) <= most:
-            return found or [low, high]
-    every = -(-len(found) // most)
-    return found[::every]
+            return found
+    return found[:: -(-len(found) // most)]
 
 
 def _above(x: float) -> float:
