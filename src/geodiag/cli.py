@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import warnings
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     norms = commands.add_parser("norms", help="list the registered norms")
+    norms.add_argument(
+        "--json", action="store_true", dest="as_json", help="print JSON lines, not a table"
+    )
     norms.set_defaults(run=_norms)
 
     show = commands.add_parser("demo", help="train on real digits and draw the edge of stability")
@@ -212,7 +216,7 @@ def _add_training(parser: Any, folder: str, what: str) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _norms() -> int:
+def _norms(as_json: bool = False) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         entries = registry.norms().values()
@@ -220,6 +224,10 @@ def _norms() -> int:
         print(f"geodiag: warning: {printable(str(warning.message))}", file=sys.stderr)
     words = ((e.name, e.owner, e.summary) for e in entries)
     named = ([printable(" ".join(x.split())) for x in row] for row in words)
+    if as_json:
+        for row in named:
+            print(json.dumps(dict(zip(("name", "owner", "summary"), row, strict=True))))
+        return 0
     rows = [("NAME", "OWNER", "WHAT IT IS"), *named]
     name_width, owner_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     for name, owner, summary in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -181,3 +182,27 @@ def test_demo_without_its_extras_says_what_to_install(
     assert f"no {package}." in err
     assert f'pip install "geodiag[{framework},plot,demo]"' in err
     assert not any(tmp_path.iterdir())
+
+
+def test_norms_as_json(capsys):
+    assert main(["norms", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {r["name"]: r["owner"] for r in rows}["l2"] == "geodiag"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("geodiag mea", "measure"),
+        ("geodiag plot --sty", "--style"),
+        ("geodiag plot ru", "run.jsonl"),
+    ],
+)
+def test_completion(words, found, capsys, tmp_path):
+    (tmp_path / "run.jsonl").touch()
+    assert main(["completion", "bash"]) == 0
+    ask = f"COMP_WORDS=({words}); COMP_CWORD={words.count(' ')}; _geodiag; echo ${{COMPREPLY[@]}}"
+    script = f"{capsys.readouterr().out}\n{ask}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [found], done.stderr
