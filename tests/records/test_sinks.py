@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from geodiag.errors import ArgumentError, MissingDependency
-from geodiag.records import BUILT_IN, Record, read_records
+from geodiag.records import BUILT_IN, Header, Record, read_records
 from geodiag.sinks import CSV, JSONL, MLflow, Sink, TensorBoard, WandB, as_sinks, metrics
 
 A = Record(step=0, loss=1.5, lr=0.1, sharpness=3.0, bound="LOWER", num_hvps=3, seconds=0.25)
@@ -200,6 +200,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     sink = TensorBoard(tmp_path, prefix="edge/")
+    sink.start(Header("3f2a", {"norm": "L2()", "optimizer": {"lr": 0.1}}))
     for record in (A, B):
         sink.write(record)
         assert sink.flush(60)
@@ -213,6 +214,9 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         assert first.step == 0
         assert first.value == pytest.approx(value, rel=2**-23)  # the format holds float32
     assert len(events.Scalars("edge/loss")) == 1
+    (run,) = events.Tensors("edge/run")
+    (text,) = run.tensor_proto.string_val
+    assert text.split() == b"run: 3f2a norm: L2() optimizer.lr: 0.1".split()
     (note,) = events.Tensors("edge/note")
     assert (note.step, note.tensor_proto.string_val) == (10, [B.note.encode()])
 
@@ -292,6 +296,20 @@ class TestMLflow:
         other.write(B)
         other.close()
         self.check(mlflow, run.info.run_id)
+
+    def test_the_header_is_parameters_and_what_changed_of_a_resumed_run_a_tag(self, mlflow):
+        run = mlflow.start_run()
+        mlflow.end_run()
+        for lr in (0.1, 0.2):
+            sink = MLflow(run.info.run_id)
+            sink.start(Header("3f2a", {"norm": "L2()", "optimizer": {"lr": lr}}))
+            sink.write(A)
+            sink.close()
+        data = mlflow.MlflowClient().get_run(run.info.run_id).data
+        expected = {"run": "3f2a", "norm": "L2()", "optimizer.lr": "0.1"}
+        assert data.params == prefixed(expected)
+        assert data.tags["geodiag/optimizer.lr"] == "0.2"
+        assert "geodiag/norm" not in data.tags
 
     def check(self, mlflow, run_id):
         client = mlflow.MlflowClient()

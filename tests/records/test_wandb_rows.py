@@ -13,11 +13,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sinks import WandB, wandb_rows
 from tests.records.test_sinks import SHOWN_A, SHOWN_B, A, B, _leveldb_log, prefixed
 
 pytest.importorskip("wandb")
+
+
+class Config(dict):
+    """As W&B's: a value is only changed where that is allowed."""
+
+    def update(self, values, allow_val_change=False):
+        assert allow_val_change or not [k for k in values if k in self and self[k] != values[k]]
+        super().update(values)
 
 
 class Run:
@@ -25,7 +33,7 @@ class Run:
 
     def __init__(self):
         self.rows, self.open, self.step, self.lost = [], {}, 0, []
-        self.defined, self.finished = [], False
+        self.defined, self.finished, self.config = [], False, Config()
         self._telemetry_obj = SimpleNamespace(feature=SimpleNamespace(set_step_log=False))
 
     def define_metric(self, name, step_metric=None):
@@ -126,6 +134,20 @@ def test_beside_a_training_that_does_not_count_every_record_is_kept(every, logs_
     assert run.values("loss") == logged
     for name in names:
         assert run.values(f"geodiag/{name}/step") == list(range(0, 100, every))
+
+
+def test_the_header_is_the_runs_config_also_of_a_resumed_one():
+    """And it is no row, and takes none."""
+    run = Run()
+    for lr in (0.1, 0.2):
+        sink = WandB(run)
+        sink.start(Header("3f2a", {"norm": "L2()", "optimizer": {"lr": lr}}))
+        sink.write(A)
+        sink.close()
+        run._close(run.step + 1)  # as at the end of a process
+        expected = {"run": "3f2a", "norm": "L2()", "optimizer": {"lr": lr}}
+        assert run.config == {"geodiag": expected}
+    assert run.values("geodiag/step") == [0, 0]
 
 
 def test_what_found_no_row_is_counted():

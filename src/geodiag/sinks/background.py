@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import deque
 
 from geodiag.errors import SinkError, one_line
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sinks.base import Sink
 
 QUEUE = 1000  # records that may wait
@@ -30,7 +30,7 @@ class Background(Sink):
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._waiting: deque[Record] = deque()
+        self._waiting: deque[Record | Header] = deque()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
         self._error = ""  # of the thread, to be raised
@@ -41,9 +41,18 @@ class Background(Sink):
     def send(self, record: Record) -> None:
         """Send one record; may wait. Called in the thread."""
 
+    def describe(self, header: Header) -> None:
+        """Send what is known of the run, before its records; by default nothing. May wait."""
+        return None
+
     def finish(self) -> None:
         """Called in the thread after the last record; may wait."""
         return None
+
+    def start(self, header: Header) -> None:
+        if os.getpid() == self._process and not self._closed:
+            with self._change:
+                self._waiting.append(header)
 
     def write(self, record: Record) -> None:
         if os.getpid() != self._process:
@@ -109,14 +118,17 @@ class Background(Sink):
                 record, self._busy = self._waiting.popleft(), True
             error = ""
             try:
-                self.send(record)
+                if isinstance(record, Header):
+                    self.describe(record)
+                else:
+                    self.send(record)
             except BaseException as e:  # a thread has nobody to raise it to
                 error = redacted(one_line(e))
             with self._change:
                 self._busy = False
                 if error:
                     self._error = error
-                    self._drop(1, error)
+                    self._drop(int(isinstance(record, Record)), error)
                 self._change.notify_all()
         try:
             self.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from geodiag.records import Header, Record
@@ -46,6 +46,18 @@ class Call(Sink):
 
     def __repr__(self) -> str:
         return f"Call({getattr(self.function, '__qualname__', repr(self.function))})"
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a header in one level, as trackers have parameters.
+
+    >>> flat({"norm": "L2()", "optimizer": {"name": "SGD", "lr": 0.1}})
+    {'norm': 'L2()', 'optimizer.name': 'SGD', 'optimizer.lr': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for name, x in values.items():
+        found |= flat(x, f"{above}{name}.") if isinstance(x, Mapping) else {above + name: x}
+    return found
 
 
 def metrics(record: Record, prefix: str = PREFIX) -> dict[str, float]:

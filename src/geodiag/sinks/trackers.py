@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from geodiag.errors import import_optional, printable
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sinks.background import Background
-from geodiag.sinks.base import PREFIX, metrics
+from geodiag.sinks.base import PREFIX, flat, metrics
 
 
 class TensorBoard(Background):
@@ -49,6 +49,12 @@ class TensorBoard(Background):
         event = self._proto.Event(wall_time=time.time(), step=record.step, summary=summary)
         self._writer.add_event(event)
         self._writer.flush()
+
+    def describe(self, header: Header) -> None:
+        lines = [f"    {name}: {x}" for name, x in flat(header.values).items()]
+        text = self._text("run", "\n".join([f"    run: {header.run}", *lines]))
+        summary = self._summary.Summary(value=[text])
+        self._writer.add_event(self._proto.Event(wall_time=time.time(), step=0, summary=summary))
 
     def finish(self) -> None:
         self._writer.close()
@@ -100,6 +106,16 @@ class MLflow(Background):
         if record.note:  # a tag holds the last note
             text = f"step {record.step}: {printable(record.note)}"
             self._client.set_tag(self._run_id, self._prefix + "note", text[:5000])
+
+    def describe(self, header: Header) -> None:
+        """Parameters of the run; MLflow does not change one, so what is another now is a tag."""
+        known = self._client.get_run(self._run_id).data.params
+        for name, x in {"run": header.run, **flat(header.values)}.items():
+            key, text = self._prefix + name, printable(str(x))[:500]
+            if key not in known:
+                self._client.log_param(self._run_id, key, text)
+            elif known[key] != text:
+                self._client.set_tag(self._run_id, key, text)
 
     def close(self) -> None:
         own, self._own = self._own and os.getpid() == self._process, False

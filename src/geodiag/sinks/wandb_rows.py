@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from geodiag.errors import SinkError, import_optional, printable
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sinks.background import QUEUE, Background
 from geodiag.sinks.base import PREFIX, metrics
 
@@ -59,6 +59,11 @@ class WandB(Background):
         self._newest, self._between = record.step, record.step - self._newest
         super().write(record)
         self.flush(ROW_WAIT)
+
+    def describe(self, header: Header) -> None:
+        """The config of the run, under the prefix; a run that is resumed may have had another."""
+        config = {self._prefix.strip("/") or "geodiag": {"run": header.run, **header.values}}
+        self._run.config.update(config, allow_val_change=True)
 
     def send(self, record: Record) -> None:
         if len(self._held) >= QUEUE:
