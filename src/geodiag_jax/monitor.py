@@ -19,6 +19,7 @@ from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.run_header import rule_values
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
@@ -28,15 +29,17 @@ from geodiag.sinks import Log
 from geodiag_jax.aliasing import shared_by, snapshot
 from geodiag_jax.deferred import Deferred, check_usable, copied, is_deleted
 from geodiag_jax.flags import own_flags
-from geodiag_jax.optimizers.counts import Counts, read_counts
+from geodiag_jax.optimizers.counts import rates, read_counts
 from geodiag_jax.optimizers.description import description
 from geodiag_jax.optimizers.geometry import (
     NOT_COMPARED,
     STATE_BEFORE,
     check_hyperparams,
+    latest,
     read_geometry,
     with_advice,
 )
+from geodiag_jax.optimizers.parts import as_parts, ends_of, read_parts, rule_of_parts
 
 
 class Monitor(geodiag.Monitor):
@@ -137,6 +140,7 @@ class Monitor(geodiag.Monitor):
         options: dict[str, Any] = when | how | {"certificate": certificate, "update": update}
         options |= {"sharpness": sharpness, "critical": critical}
         super().__init__(self._deferred, self._norm_now, **options)
+        self._parts = lambda: as_parts(self._parts_in(self._states, None))
 
     @own_flags()
     def observe(
@@ -264,8 +268,9 @@ class Monitor(geodiag.Monitor):
         check_usable(params)
         self._deferred.open(params)
         try:
-            if self._source is None and self._noise is None:
-                self._geometry((opt_state, None), None)
+            states = opt_state, None
+            if self._source is None and self._noise is None and not self._parts_in(states, None):
+                self._geometry(states, None)
             elif isinstance(self._source, Norm):
                 bound = self._source.bind(self._deferred.space)
                 if self._certificate:
@@ -277,17 +282,15 @@ class Monitor(geodiag.Monitor):
             raise
 
     def _geometry(self, states: tuple[Any, Any], lr: float | None) -> Geometry:
-        after, before = states
-        if after is None:  # the best there is
-            after, before = before, None
-        if after is None:
-            raise ArgumentError(
-                "without norm=, the norm is read from the optimizer's state",
-                got="no opt_state",
-                do="pass observe(step, params, new_params, opt_state), or say norm=",
-            )
+        after, before = latest(states)
         measured = None if self._source is None else self._measured
         return read_geometry(after, self._deferred.space, lr, self._hyperparams, before, measured)
+
+    def _parts_in(self, states: tuple[Any, Any], lr: Any) -> dict[str, Geometry]:
+        """The geometries that no norm joins; empty where one norm is measured."""
+        if self._source is not None:
+            return {}
+        return read_parts(states, self._deferred.space, lr, self._hyperparams)
 
     def _norm_now(self) -> Norm:
         if self._source is None:
@@ -304,21 +307,19 @@ class Monitor(geodiag.Monitor):
             return super()._rule(pending)
         after, before = self._states
         counts = read_counts(before if after is None else after, after is not None)
+        if pending.parts:
+            lr = rates(self._given_lr, pending.step, counts)[0]
+            ends = ends_of(self._points, self._deferred.at)
+            parts = self._parts_in(self._states, lr)
+            return rule_of_parts(pending, parts, ends, self._deferred.unit)
         updates = [
             self._rule_at(pending, None if lr is None else float(lr))
-            for lr in self._rates(pending.step, counts)
+            for lr in rates(self._given_lr, pending.step, counts)
         ]
         found = next((u for u in updates if u is not None and not u.unknown), updates[0])
         if found is not None and counts.apart:
             return replace(found, unknown=counts.apart)
         return found
-
-    def _rates(self, step: int, counts: Counts) -> list[Any]:
-        """The learning rate; of a schedule, that at the optimizer's own count first."""
-        if not callable(self._given_lr):
-            return [self._given_lr]
-        counted = {step if counts.asked is None else counts.asked: None, step: None}
-        return [self._given_lr(count) for count in counted]
 
     def _rule_at(self, pending: Observation, lr: float | None) -> Update | None:
         """The update rule with this learning rate, as far as the step does not contradict it."""
@@ -337,13 +338,10 @@ class Monitor(geodiag.Monitor):
             return Update(float("nan") if lr is None else lr, unknown=e.what)
         if after is None and before is not None and not update.unknown:
             return replace(update, unknown=STATE_BEFORE)
-        if self._points is None or self._measured is None or update.unknown:
+        ends = ends_of(self._points, self._deferred.at)
+        if ends is None or self._measured is None or update.unknown:
             return update
         if pending.oracle is None:
             return replace(update, unknown=NOT_COMPARED)
-        here, there = (self._deferred.at(point).point() for point in self._points)
-        said = found.compare(here, there, pending.oracle.gradient(), self._deferred.unit)
-        lr = update.lr if said.rate else float("nan")
-        caveat = "; ".join(filter(None, (update.caveat, said.caveat)))
-        unknown = with_advice(said.unknown)
-        return replace(update, lr=lr, unknown=unknown, caveat=caveat, scale=said.scale)
+        said = found.compare(*ends, pending.oracle.gradient(), self._deferred.unit)
+        return follow(update, said._replace(unknown=with_advice(said.unknown)))

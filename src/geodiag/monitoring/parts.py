@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from geodiag.blocks import Blocks
 from geodiag.errors import one_line
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms import Norm
+from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Oracle
@@ -68,6 +70,15 @@ class PartTrackers(dict[str, SharpnessTracker]):
         for name, each in dict(state.get("parts", {})).items():
             found[str(name)].load_state_dict(each)
         return found
+
+
+def compare_step(
+    part: Part, geometry: Geometry, here: Blocks, there: Blocks, gradient: Blocks, unit: float
+) -> None:
+    """Take the step that was taken into the rule of a part."""
+    w, new, g = ({name: x[name] for name in part.names} for x in (here, there, gradient))
+    if part.update is not None and not part.update.unknown:
+        part.update = follow(part.update, geometry.compare(w, new, g, unit))
 
 
 def part_of(geometry: Geometry) -> Part:

@@ -42,6 +42,14 @@ def read_counts(opt_state: Any, after: bool) -> Counts:
     return Counts(counted.pop() - (after and not accumulates), apart)
 
 
+def rates(given: Any, step: int, counts: Counts) -> list[Any]:
+    """The learning rate; of a schedule, that at the optimizer's own count first."""
+    if not callable(given):
+        return [given]
+    counted = {step if counts.asked is None else counts.asked: None, step: None}
+    return [given(count) for count in counted]
+
+
 def _all(opt_state: Any, field: str, of: str) -> set[int]:
     try:
         found = optax.tree_utils.tree_get_all_with_path(opt_state, field)

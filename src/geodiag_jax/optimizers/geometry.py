@@ -91,6 +91,24 @@ def read_geometry(
     return Geometry(slots_of(opt_state, space, given, before), space)
 
 
+def latest(states: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The state after the step, or else before it, and the one before that.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    after, before = states
+    if after is None:  # the best there is
+        after, before = before, None
+    if after is None:
+        raise ArgumentError(
+            "without norm=, the norm is read from the optimizer's state",
+            got="no opt_state",
+            do="pass observe(step, params, new_params, opt_state), or say norm=",
+        )
+    return after, before
+
+
 def with_advice(unknown: str) -> str:
     """Why a threshold does not apply, with what to do about it; "" stays ""."""
     if unknown == UNKNOWN_GRADIENT:
@@ -112,7 +130,8 @@ def check_hyperparams(hyperparams: Any) -> None:
         return
     if not isinstance(hyperparams, Mapping):
         raise ArgumentError("hyperparams= must be a dict", got=type(hyperparams).__name__)
-    unknown = [str(name) for name in hyperparams if name not in (*DEFAULTS, DIMENSIONS)]
+    known = (*DEFAULTS, *(f"adam_{name}" for name in DEFAULTS), DIMENSIONS)
+    unknown = [str(name) for name in hyperparams if name not in known]
     if unknown:
         raise ArgumentError(
             "hyperparams= holds names that mean nothing here",
@@ -122,6 +141,7 @@ def check_hyperparams(hyperparams: Any) -> None:
     for name, value in hyperparams.items():
         if name == DIMENSIONS:
             continue
-        switch = isinstance(DEFAULTS[name], bool) and isinstance(value, bool)
-        if not (switch or is_number(value) or (value is None and DEFAULTS[name] is None)):
+        default = DEFAULTS[name.removeprefix("adam_")]
+        switch = isinstance(default, bool) and isinstance(value, bool)
+        if not (switch or is_number(value) or (value is None and default is None)):
             raise ArgumentError(f"hyperparams[{name!r}] must be a number", got=shown(value))

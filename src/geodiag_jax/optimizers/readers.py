@@ -179,6 +179,8 @@ def read_muon(e: Entry) -> Slot:
     return e.slot(
         MuonDescent(),
         momentum=e.options["beta"],
+        nesterov=bool(e.options["nesterov"]),
+        dampening=e.options["beta"],  # mu is an average
         first_moment=e.arrays["mu"],
         earlier_moment=e.before.get("mu"),
         matrix=matrix,
