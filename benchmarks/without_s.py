@@ -33,7 +33,7 @@ def run(quick: bool) -> None:
     torch.set_num_threads(1)
     chosen = {key: x for key, x in RUNS.items() if not quick or key == ("mlp", "l2")}
     rows = [
-        [model, norm, label, *_compare(model, norm, options, part, training, 2 if quick else 5)]
+        [model, norm, label, *_compare(model, norm, options, part, training, 2 if quick else 3)]
         for (model, norm), training in chosen.items()
         for label, options, part in PLANS
     ]

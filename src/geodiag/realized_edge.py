@@ -39,8 +39,8 @@ class RealizedEdge(float):
     Attributes:
         occupation: ⟨s, Hs⟩/(S‖s‖²); NaN where no norm was given.
         timing: −2⟨g, s⟩/(threshold·‖s‖²); NaN where no norm or no threshold was given.
-        rounding: how far rounding may have moved ζ; in none of 10,000 random steps was it more.
-            Infinite where rounding leaves nothing of ⟨g, s⟩.
+        rounding: how far rounding may have moved ζ; in all of 2,000 random steps no further in
+            float32, in 99.9 % of them in bfloat16. Infinite where it leaves nothing of ⟨g, s⟩.
         loss: L(w).
         new_loss: L(w⁺).
         note: why the value is NaN; else "".

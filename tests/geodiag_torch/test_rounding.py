@@ -104,6 +104,7 @@ def test_the_rounding_of_directional_smoothness(precision):
     for kind in KINDS:
         # A cross-entropy near zero has a curvature that its terms do not show the error of.
         least = 0.85 if kind == "curvature" and precision == "float32" else 0.95
+        least = 1.0 if kind == "remainder" else least  # of more: python -m tests.rounding
         assert covered(found[kind]) >= least, kind
     if precision == "float32":  # by gradients, where the losses are lost to rounding
         errors = [abs(value - truth) / abs(truth) for value, truth, _ in found["remainder"]]

@@ -73,7 +73,7 @@ class Monitor(DisplayedRun):
         sharpness: False: records have no S, but ζ, D and the curvature along the step where
             rounding takes D: two or three forward passes, one gradient, and no
             Hessian-vector product, or one. It needs neither a norm nor second derivatives.
-        critical: whether records have the critical learning rate, by three or four losses more.
+        critical: whether records have the critical learning rate, by further forward passes.
         seed: of the random starts.
         **problem_arguments: those of :func:`geodiag.problem`.
 
