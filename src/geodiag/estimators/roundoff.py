@@ -6,8 +6,8 @@ PointErrors       loss and gradient, by differences at distances where these are
 remainder         L(w + s) − L(w) − ⟨∇L(w), s⟩, by losses or by gradients
 
 That of a remainder held in all of 2,000 random draws of networks and steps in float32 and in 99.9 %
-of as many in bfloat16 (``python -m tests.rounding``), the others in at least 95 %; but from 32 bits on that of the curvature is too small where a cross-entropy has
-been fitted to near zero.
+of as many in bfloat16 (``python -m tests.rounding``), the others in at least 95 %; but from 32 bits
+on that of the curvature is too small where a cross-entropy has been fitted to near zero.
 """
 
 from __future__ import annotations
