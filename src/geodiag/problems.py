@@ -33,6 +33,7 @@ def problem(
     memory: int | None = None,
     process_group: Any = None,
     stop_gradient: str = "constant",
+    guard: Any = None,
 ) -> Problem:
     """Loss, data and parameters, to be measured at any point: ``problem.at(params)``.
 
@@ -60,6 +61,9 @@ def problem(
         stop_gradient: what becomes of parts of a torch loss that are detached from the parameters:
             "constant" holds them fixed, as in training; "error" refuses them; "differentiate" sees
             through ``detach()``, ``.data`` and ``no_grad()``.
+        guard: torch: a list of modules, generators and objects with state that the loss changes and
+            that a measurement must give back, where it does not find them itself; see
+            docs/faults.md.
 
     Returns:
         Problem: the adapter's problem of the model.
@@ -89,6 +93,7 @@ def problem(
         "memory": memory,
         "process_group": process_group,
         "stop_gradient": stop_gradient,
+        "guard": guard,
     }
     if isinstance(model, Problem):
         refuse(arguments, "a Problem, already built,", BUILT)

@@ -46,6 +46,7 @@ def sharpness(
     memory: int | None = None,
     process_group: Any = None,
     stop_gradient: str = "constant",
+    guard: Any = None,
     seed: int = 0,
     progress: Callable[[dict[str, Any]], None] | bool = False,
     throw: bool = True,
@@ -80,6 +81,7 @@ def sharpness(
         memory: bytes that kept graphs may take.
         process_group: torch.distributed group to average over.
         stop_gradient: "constant", "error" or "differentiate", for detached parts of the loss.
+        guard: what else the loss changes, and a measurement must give back.
         seed: of the random starts, which are the same in every framework.
         progress: True shows a bar on stderr (of tqdm where it is installed) with the time that is
             left at most; a function gets a dict at each iteration.
@@ -119,6 +121,7 @@ def sharpness(
         memory=memory,
         process_group=process_group,
         stop_gradient=stop_gradient,
+        guard=guard,
     ) as oracle:
         return measured(
             oracle,

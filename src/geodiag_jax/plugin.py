@@ -31,6 +31,7 @@ def geodiag_problem(model: Any, arguments: Mapping[str, Any]) -> JaxProblem | No
         ("loss_fn", "pass that function in place of the model: loss(params, *batch)"),
         ("shapes", "leave it out: names and shapes come from params="),
         ("process_group", "shard the data and the parameters with jax.sharding"),
+        ("guard", "let the loss change nothing: it is traced, and runs once for many passes"),
     ):
         if (value := own.pop(name)) is not None:
             raise ArgumentError(

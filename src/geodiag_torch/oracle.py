@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geodiag.blocks import Blocks, all_finite, check_like
-from geodiag.errors import DataError, EngineError, first_line
+from geodiag.errors import DataError, EngineError, ParameterError, first_line
 from geodiag.oracles import NOT_FINITE, asymmetry
 from geodiag_torch.derivatives.autograd import derivative, second_derivative, second_derivatives
 from geodiag_torch.derivatives.crosscheck import Passed, agree, weighted_sum
@@ -50,8 +50,8 @@ from geodiag_torch.state.staleness import Versions
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
 UNCHECKABLE = "custom autograd functions are not cross-checked below 32 bits"
 UNSTEADY = (
-    "the loss changes from pass to pass (a generator or a counter of its own): products are of one "
-    "pass, and differences between passes mean nothing"
+    "the loss changes from pass to pass (a generator or a counter of its own), and so may training: "
+    "pass what holds its state in guard=[…]; products are of one pass"
 )
 NOTES = (HELD, DECLARED, UNCHECKABLE)
 # On a CPU one vectorised pass for a stack pays from so many directions on, and up to so many
@@ -61,11 +61,7 @@ STACK, STACK_PARAMETERS = 4, 10_000
 
 
 class TorchOracle(FrozenOracle):
-    """See :class:`geodiag.Oracle`.
-
-    Without ``params`` it is at the model's parameters as they are now. ``memory``: bytes that the
-    kept graphs may hold, where the engine is "auto".
-    """
+    """See :class:`geodiag.Oracle`. ``memory``: bytes of kept graphs, where the engine is "auto"."""
 
     def __init__(
         self,
@@ -75,11 +71,12 @@ class TorchOracle(FrozenOracle):
         memory: float | None = None,
     ) -> None:
         super().__init__(objective)
-        tensors = objective.loss.tensors()
+        tensors = objective.tensors()
         live = objective.live(tensors)
         self._leaves = objective.leaves(params, live)
         replaced = () if params is None else (*live.values(), *tensors.named(objective.others))
         self._versions = Versions(tensors, replaced)
+        self._evaluation.after_look = self._versions.renew
         self._at_model = params is None
         self._dtypes = {name: leaf.dtype for name, leaf in self._leaves.items()}
         self._notes: list[str] = []
@@ -97,7 +94,7 @@ class TorchOracle(FrozenOracle):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self._objective.batches.notes, *self._notes)
+        return (*self._objective.batches.notes, *self._evaluation.notes, *self._notes)
 
     def add_note(self, text: str) -> None:
         """Add to the notes, where there is anything to say."""
@@ -309,11 +306,15 @@ class TorchOracle(FrozenOracle):
         """Once: the loss is the same with leaves, and has no detached part, where asked for."""
         objective, how = self._objective, self._objective.stop_gradient
         if not objective.loss.lent:
-            found = self._evaluation.check_lent(here[0] if self._at_model else None)
+            try:
+                found = self._evaluation.check_lent(here[0] if self._at_model else None)
+            except ParameterError:
+                self._versions.check()  # another thread trains the model
+                raise
             objective.loss.steady, objective.loss.lent = found, True
         if not objective.loss.steady and UNSTEADY not in self._notes:
             if self._engine == "finite-difference":
-                raise DataError(UNSTEADY, do="let it use torch's generator, and count nothing")
+                raise DataError(UNSTEADY, do="let it count nothing")
             self._notes.append(UNSTEADY)
         if how != "constant" and not self._passed.everywhere("attached"):
             refuse_detached(self._fallback, here, self.precision, how)

@@ -26,6 +26,7 @@ from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
+from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.module_tensors import JOINTS
 from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.rng import FrozenRandomState
@@ -54,6 +55,7 @@ class TorchProblem(Problem):
         process_group: the ranks whose data are measured together, ``torch.distributed.group.WORLD``
             for all; default: those of a DDP wrapper, else none. See docs/distributed.md.
         stop_gradient: "constant", "error" or "differentiate"; see :func:`geodiag.problem`.
+        guard: modules, generators and objects with state that a measurement must give back.
 
     Raises:
         ParameterError: no trainable parameter, complex ones, several devices.
@@ -75,6 +77,7 @@ class TorchProblem(Problem):
         memory: int | None = None,
         process_group: Any = None,
         stop_gradient: str = "constant",
+        guard: Any = None,
     ) -> None:
         check_engine(engine, ENGINES, memory)
         check_stop_gradient(stop_gradient)
@@ -125,8 +128,9 @@ class TorchProblem(Problem):
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + raw[name] for name in chosen}
         loss.tensors().require_replaceable(raw_names)
+        kept = Guard(inner, (loss_fn, criterion, weight), guard)
         objective = Objective(
-            loss, data, batches, ranks, self.space, device, dtype, raw_names, stop_gradient
+            loss, data, batches, ranks, self.space, device, dtype, raw_names, kept, stop_gradient
         )
         waits = any(m.training for m in self._synchronised)  # for other ranks
         if is_unsure(data) and self._sharding is None and not waits:
@@ -231,9 +235,8 @@ class TorchProblem(Problem):
 
 def _failure(objective: Objective, batch: Any) -> Exception | None:
     """What the loss of one batch raises; None where it works."""
-    evaluation = Evaluation(objective)
     try:
-        evaluation.inside(objective.leaves(None), lambda: evaluation.value(batch))
+        Evaluation(objective).try_out(batch)
     except Exception as e:
         return e
     return None

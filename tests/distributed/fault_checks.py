@@ -27,7 +27,7 @@ from tests.distributed.problems import (
     shard,
     together,
 )
-from tests.geodiag_torch.models import fingerprint
+from tests.geodiag_torch.models import Calls, fingerprint
 
 PROMPT = 45.0  # seconds, for a machine that does much else; the group's timeout is 60
 
@@ -36,11 +36,10 @@ class Later:
     """A loss that fails in the n-th call on one rank."""
 
     def __init__(self, call: int, error: Callable[[str], BaseException]) -> None:
-        self.calls, self.call, self.error = 0, call, error
+        self.calls, self.call, self.error = Calls(), call, error
 
     def __call__(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.call:
+        if self.calls.add() == self.call:
             raise self.error("the user's own")
         return nn.functional.mse_loss(output, y)
 

@@ -7,6 +7,7 @@ reached. A first run records the calls; each replay raises at one of them.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -39,6 +40,7 @@ class Injector:
         self._ignored = ignored
         self._fatal, self._error, self._active = -1, RuntimeError, False
         self.raised = 0  # injections in all
+        self._lock = threading.Lock()  # so that a measurement does not give the calls back
 
     def tick(self, what: str) -> None:
         """One call of ``what``: the place where the fault comes."""

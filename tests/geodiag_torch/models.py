@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+
+class Calls:
+    """Counts calls of a loss. It holds a lock, so that a measurement leaves it alone."""
+
+    def __init__(self) -> None:
+        self.n, self._lock = 0, threading.Lock()
+
+    def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    def __deepcopy__(self, memo: Any) -> Calls:
+        return self
 
 
 def regression(n: int = 40, inputs: int = 4, outputs: int = 3, seed: int = 0) -> Any:

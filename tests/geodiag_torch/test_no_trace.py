@@ -17,7 +17,7 @@ import geodiag
 import geodiag_torch
 from geodiag.monitoring.unmeasured import copied
 from geodiag_torch.optimizers.selection import as_they_were
-from tests.geodiag_torch.models import fingerprint
+from tests.geodiag_torch.models import Calls, fingerprint
 
 
 def setup():
@@ -85,19 +85,17 @@ def test_a_raising_loss_leaves_no_trace(name, error):
     for fatal in range(8):
         model, optimizer, data = setup()
         before = fingerprint(model, optimizer)
-        count = 0
+        count = Calls()
 
-        def criterion(output, target, fatal=fatal):
-            nonlocal count
-            count += 1
+        def criterion(output, target, fatal=fatal, count=count):
             torch.rand(1)  # moves the random state, as dropout would
-            if count == fatal + 1:
+            if count.add() == fatal + 1:
                 raise error("injected")
             return nn.functional.mse_loss(output, target)
 
         with contextlib.suppress(error):
             calls()[name](model, criterion, data)
-            assert count <= fatal  # over before the failure, which is never swallowed
+            assert count.n <= fatal  # over before the failure, which is never swallowed
         assert fingerprint(model, optimizer) == before
 
 

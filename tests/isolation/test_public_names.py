@@ -78,6 +78,7 @@ PROBLEM_ARGUMENTS = {
     "memory": None,
     "process_group": None,
     "stop_gradient": "constant",
+    "guard": None,
 }
 SHARPNESS_ARGUMENTS = PROBLEM_ARGUMENTS | {
     "estimator": "auto",

@@ -16,7 +16,7 @@ import geodiag
 import geodiag_torch
 from geodiag.plugins import registry
 from geodiag_torch.derivatives.crosscheck import _passed
-from tests.geodiag_torch.models import fingerprint
+from tests.geodiag_torch.models import Calls, fingerprint
 
 MANY = pytest.mark.parametrize(
     "count", [100, pytest.param(1000, marks=pytest.mark.slow)], ids=["100", "1000"]
@@ -72,10 +72,10 @@ class Holding(torch.autograd.Function):
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.seen, self.calls = weakref.WeakSet(), 0
+        self.seen, self.calls = weakref.WeakSet(), Calls()
 
     def forward(self, x):
-        self.calls += 1
+        self.calls.add()
         return Holding.apply(x, self.seen)
 
     def alive(self):
@@ -179,7 +179,7 @@ class TestTorch:
         geodiag.sharpness(
             model, criterion=nn.MSELoss(), data=data, engine=engine, max_hvps=4, memory=10**8
         )
-        assert model[1].calls > 0
+        assert model[1].calls.n > 0
         assert model[1].alive() == 0
 
     def test_a_result_keeps_no_graph_and_no_model(self):

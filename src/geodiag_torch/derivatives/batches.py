@@ -29,10 +29,13 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
-def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False) -> Any:
+def move(
+    batch: Any, device: torch.device, depth: int = 0, widened: bool = False, copied: bool = False
+) -> Any:
     """``batch`` with its tensors on ``device``; containers and objects keep their types.
 
     What was given is not changed. ``widened``: with floating tensors in at least 32 bits.
+    ``copied``: no tensor shares memory with those given.
 
     Raises:
         DataError: containers are nested without end, as in a list that holds itself.
@@ -41,11 +44,11 @@ def move(batch: Any, device: torch.device, depth: int = 0, widened: bool = False
         raise DataError("a batch holds containers that are nested without end")
 
     def inner(x: Any) -> Any:
-        return move(x, device, depth + 1, widened)
+        return move(x, device, depth + 1, widened, copied)
 
     if isinstance(batch, Tensor):
         moved = wide(batch.to(device)) if widened else batch.to(device)
-        return moved.clone() if moved.is_inference() else moved
+        return moved.clone() if moved.is_inference() or copied else moved
     if isinstance(batch, Mapping):
         return _moved_mapping(batch, device, inner)
     if isinstance(batch, tuple) and hasattr(batch, "_fields") and not hasattr(batch, "to"):

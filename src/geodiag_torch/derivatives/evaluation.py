@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from geodiag.blocks import Blocks
+from geodiag.core.batch_forms import arrays_of
 from geodiag.errors import DataError, GeodiagError, LossError, ParameterError, first_line
 from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
 from geodiag_torch.derivatives.batches import move
@@ -21,8 +22,10 @@ from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.derivatives.stop_gradient import Attached, Constants
 from geodiag_torch.ranks import ADDING, Sums
-from geodiag_torch.state.interrupts import uninterrupted
+from geodiag_torch.state.interrupts import lent, uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
+from geodiag_torch.state.threads import others, turn
+from geodiag_torch.state.writes import Watch, address
 
 FLOAT32 = torch.finfo(torch.float32).eps
 Part = Callable[[Tensor, float], Mapping[str, Tensor]]
@@ -49,6 +52,11 @@ class Evaluation:
         if objective.stop_gradient == "differentiate":
             self._modes.append(Attached())
         self._measured: Leaves = {}  # the module's own parameters, while leaves replace them
+        self._state = objective.guard.frozen()
+        self._batches: set[int] = set()  # the addresses of the batches of a watched pass
+        self._own: Sums | None = None  # of the pass at the module's own parameters
+        self._looked_at = objective.guard.looked
+        self.after_look: Callable[[], None] = _nothing
 
     @property
     def autocast(self) -> bool:
@@ -78,10 +86,68 @@ class Evaluation:
             leaves = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
 
         def around(run: Callable[[], T]) -> T:
-            with self._random.restored(backward), context():
+            with self._random.restored(backward), lent(self._state.one_pass()), context():
                 return self.objective.with_leaves(leaves, run, poison)
 
-        return uninterrupted(around, run)
+        with turn() if leaves else nullcontext():  # sharded modules have none, and communicate
+            answer = uninterrupted(around, run)
+        self._random.shared.refuse_foreign()
+        return answer
+
+    def look(self) -> None:
+        """A first pass, without derivatives: what it changes is found out, and given back.
+
+        Beside other threads each evaluation makes one, to know whether it draws random numbers.
+        """
+        guard, shared = self.objective.guard, self._random.shared
+        shared.probing = not shared.drawn and bool(others())
+        if guard.looked and not shared.probing:
+            return
+
+        def around(run: Callable[[], Sums]) -> Sums:
+            with nullcontext() if guard.looked else guard.watching(lambda: self._batches):
+                return self.inside({}, run)
+
+        try:
+            with turn():
+                self._own = uninterrupted(around, self._noting_draws)
+        finally:
+            if shared.probing:
+                shared.probing, self._own = False, None
+        if not self._looked_at:
+            self._looked_at, self._state = True, guard.frozen()
+            self.after_look()
+
+    def _noting_draws(self) -> Sums:
+        """A pass that tells whether others draw from torch's global generators."""
+        if not self._random.shared.probing:
+            return self._own_sum()
+        with Watch(tracks=True) as watch:
+            sums = self._own_sum()
+        watch.compare()
+        self._random.shared.foreign = watch.draws and watch.foreign
+        drawn = self._random.shared.drawn
+        drawn["torch"] = drawn["device"] = watch.draws
+        watch.restore()
+        return sums
+
+    def try_out(self, batch: Any) -> None:
+        """Compute the loss of one batch; what that changes is given back."""
+        guard, leaves = self.objective.guard, self.objective.leaves(None)
+
+        def around(run: Callable[[], Tensor]) -> Tensor:
+            with guard.watching(lambda: self._batches):
+                return self.inside(leaves, run)
+
+        try:
+            uninterrupted(around, lambda: self._value(batch))
+        finally:
+            guard.looked = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a measurement cannot give back."""
+        return tuple(self.objective.guard.notes)
 
     def gradient(self, leaves: Leaves, context: Context = nullcontext) -> tuple[Tensor, Blocks]:
         """The loss, and its gradient."""
@@ -89,8 +155,7 @@ class Evaluation:
         def part(value: Tensor, weight: float) -> Leaves:
             with self._user_code():
                 if self._reentrant:
-                    others = self.objective.loss.parameters()
-                    return reentrant_derivative(value, leaves, others, self._measured)
+                    return reentrant_derivative(value, leaves, self._parameters(), self._measured)
                 return derivative(value, leaves)
 
         return self.sum(leaves, part, context)
@@ -125,11 +190,14 @@ class Evaluation:
         One batch's graph exists at a time, unless ``part`` keeps it. ``checked``: what must be
         equal on all ranks, if not ``leaves``.
         """
-        adds = self.objective.batches.reduction == "sum"
+
+        def run() -> Sums:
+            return self._sum(part)
+
         sums = self.objective.ranks.sum(
-            ADDING if adds else "a pass over the data",
+            self._operation(),
             leaves if checked is None else checked,
-            lambda: self.inside(leaves, lambda: self._sum(part), context=context),
+            lambda: self._looked(lambda: self.inside(leaves, run, context=context)),
         )
         divisor = self.divisor = self.objective.batches.normalise(sums.weight)
         if divisor == 1.0:
@@ -150,8 +218,8 @@ class Evaluation:
         def at(leaves: Leaves) -> Tensor:
             return self.sum(leaves, lambda value, _: {})[0]
 
-        leaves = self.objective.leaves(None)
-        loss, own, eps = at(leaves) if loss is None else loss, at({}), self.precision or 0.0
+        leaves, eps = self.objective.leaves(None), self.precision or 0.0
+        loss, own = at(leaves) if loss is None else loss, self._at_own()
         if same_loss(loss, own, eps):
             return True
         if not same_loss(loss, at(leaves), eps):
@@ -168,10 +236,24 @@ class Evaluation:
 
         ``inspect``: its graph; that of the first batch is inspected in any case.
         """
-        batch = move(batch, self.objective.device)
+        value = self._value(batch)
+        if inspect or self.precision is None:
+            graph = graph_of(value)
+            check_reached(n for n, p in self._measured.items() if id(p) in graph.leaves)
+            if self.precision is None:
+                self.precision, self._reentrant = graph.precision, graph.reentrant
+                self.operations, self.custom = graph.operations, graph.custom
+        return value
+
+    def _value(self, batch: Any) -> Tensor:
+        """The loss of one batch."""
+        guard = self.objective.guard
+        batch = move(batch, self.objective.device, copied=guard.copies_batch)
+        if not guard.looked:
+            self._batches |= {address(x) for x in arrays_of(batch) if isinstance(x, Tensor)}
         try:
             with self._user_code():
-                value = self.objective.loss.value(batch)
+                return self.objective.loss.value(batch)
         except RuntimeError as e:
             if self.objective.stop_gradient != "differentiate" or isinstance(e, GeodiagError):
                 raise
@@ -180,13 +262,6 @@ class Evaluation:
                 got=first_line(e),
                 do='pass stop_gradient="constant" to hold constant what is detached',
             ) from e
-        if inspect or self.precision is None:
-            graph = graph_of(value)
-            check_reached(n for n, p in self._measured.items() if id(p) in graph.leaves)
-            if self.precision is None:
-                self.precision, self._reentrant = graph.precision, graph.reentrant
-                self.operations, self.custom = graph.operations, graph.custom
-        return value
 
     @contextmanager
     def holding(self, constants: Constants | None) -> Iterator[None]:
@@ -207,6 +282,40 @@ class Evaluation:
             modes.enter_context(mode)
         return modes
 
+    def _operation(self) -> str:
+        adds = self.objective.batches.reduction == "sum"
+        return ADDING if adds else "a pass over the data"
+
+    def _parameters(self) -> list[Tensor]:
+        """What a backward pass may reach beside the leaves."""
+        roots = (self.objective.loss, *self.objective.guard.modules)
+        return [p for m in roots for p in m.parameters()]
+
+    def _looked(self, run: Callable[[], Sums]) -> Sums:
+        self.look()
+        return run()
+
+    def _own_sum(self) -> Sums:
+        """The loss at the module's own parameters; to be called in a run of :meth:`inside`."""
+        losses: dict[str, Tensor] = {}
+        weights = 0.0
+        for batch in self.objective.batches:
+            weight = self.objective.batches.weigh(batch)
+            loss = {"loss": self._value(batch).detach()}
+            add_weighted(losses, loss, weight, self.objective.dtype)
+            weights += weight
+        return Sums(weights, losses["loss"], {})
+
+    def _at_own(self) -> Tensor:
+        """The loss at the module's own parameters, on all ranks' batches."""
+        known, ranks = self._own, self.objective.ranks
+
+        def local() -> Sums:
+            return self.inside({}, self._own_sum) if known is None else known
+
+        sums = ranks.sum(self._operation(), {}, local)
+        return sums.loss / self.objective.batches.normalise(sums.weight)
+
     def _sum(self, part: Part) -> Sums:
         dtype, batches = self.objective.dtype, self.objective.batches
         total: dict[str, Tensor] = {}
@@ -218,6 +327,9 @@ class Evaluation:
             add_weighted(losses, {"loss": value.detach()}, weight, dtype)
             weights += weight
         return Sums(weights, losses["loss"], total)
+
+
+def _nothing() -> None: ...
 
 
 def same_loss(loss: Tensor, seen: Tensor, eps: float) -> bool:

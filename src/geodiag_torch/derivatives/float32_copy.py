@@ -67,7 +67,10 @@ def float32_copy(objective: Objective) -> Objective:
 
     Raises what torch and Python raise where a model cannot be copied.
     """
-    loss: LossModule = copy.deepcopy(objective.loss, _widened(objective.loss))
+    # Modules that the loss reaches by its code are not copied.
+    loss: LossModule = copy.deepcopy(
+        objective.loss, _widened(objective.loss) | {id(objective.loss._tensors): None}
+    )
 
     def value(model: nn.Module, batch: Any) -> Tensor:
         # A loss that closes over its model runs that one, whose buffers must be cloned as ever.

@@ -7,7 +7,7 @@ replace its buffers; its own are restored also when the run raises.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -50,11 +50,12 @@ class LossModule(nn.Module):
         self.lent = False  # whether the loss is known to be the same with leaves
         self.steady = True  # and from pass to pass, as far as was seen
 
-    def tensors(self) -> ModuleTensors:
-        """Where the modules keep their tensors now."""
-        if self._tensors is None or not self._tensors.is_current():
-            self._tensors = ModuleTensors(self)
-        return self._tensors
+    def tensors(self, besides: Sequence[nn.Module] = ()) -> ModuleTensors:
+        """Where the modules, and ``besides``, keep their tensors now."""
+        found = self._tensors
+        if found is None or found.besides is not besides or not found.is_current():
+            found = self._tensors = ModuleTensors(self, besides)
+        return found
 
     def value(self, batch: Any) -> Tensor:
         """The loss of one batch, checked; to be called while leaves replace the parameters.

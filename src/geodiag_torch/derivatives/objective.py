@@ -17,8 +17,10 @@ from geodiag.core.spaces import Space
 from geodiag.errors import EngineError, ParameterError
 from geodiag_torch.derivatives.forward import Leaves, LossModule, T
 from geodiag_torch.ranks import Alone
+from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
 from geodiag_torch.state.rng import outside_inference
+from geodiag_torch.state.writes import address
 
 ABSENT: tuple[TensorDict, str] = ({"": None}, "")
 
@@ -35,9 +37,14 @@ class Objective:
     device: torch.device
     dtype: torch.dtype  # of the measurement
     raw_names: Mapping[str, str]  # of each measured parameter, its name in ``loss``
+    guard: Guard  # what passes give back besides the model's tensors
     stop_gradient: str = "constant"  # see :func:`geodiag.problem`
     # Of a state_dict, by their names in ``loss``: they replace buffers and unmeasured parameters.
     others: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> ModuleTensors:
+        """Where the model, and the modules that its loss reaches, keep their tensors now."""
+        return self.loss.tensors(self.guard.modules)
 
     def live(self, tensors: ModuleTensors | None = None) -> Leaves:
         """The measured parameters as they are now; ``tensors``: those of the loss, where known.
@@ -45,7 +52,7 @@ class Objective:
         Raises:
             ParameterError: the model lost one, or it has another shape.
         """
-        slots, shapes = (tensors or self.loss.tensors()).parameters, self.space.shapes
+        slots, shapes = (tensors or self.tensors()).parameters, self.space.shapes
         found: dict[str, Tensor] = {}
         for name, raw in self.raw_names.items():
             owner, key = slots.get(raw, ABSENT)
@@ -73,7 +80,13 @@ class Objective:
 
         def make() -> Leaves:
             if params is None:
-                return {name: p.detach().requires_grad_() for name, p in found.items()}
+                own = {name: p.detach() for name, p in found.items()}
+                if updated := self.guard.updated:  # a loss that writes to its parameters
+                    own = {
+                        n: x.clone() if address(x) in updated or id(found[n]) in updated else x
+                        for n, x in own.items()
+                    }
+                return {name: x.requires_grad_() for name, x in own.items()}
             asarray = self.space.asarray
             at = {name: asarray(params[name]).to(p.dtype) for name, p in found.items()}
             return {name: x.clone().requires_grad_() for name, x in at.items()}
@@ -104,8 +117,9 @@ class Objective:
                 "leaves",
                 do="measure outside of that context",
             )
-        tensors = self.loss.tensors()
+        tensors = self.tensors()
         live = self.live(tensors) if leaves else {}
         new = {id(live[name]): leaf for name, leaf in leaves.items()}
-        with tensors.replaced(new, self.others, poison), sdpa_kernel([SDPBackend.MATH]):
+        replaced = tensors.replaced(new, self.others, poison, self.guard.updated)
+        with replaced, sdpa_kernel([SDPBackend.MATH]):
             return run()

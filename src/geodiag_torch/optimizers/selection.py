@@ -12,7 +12,7 @@ from geodiag.core.selection import Where, select
 from geodiag.errors import ParameterError
 from geodiag.monitoring.unmeasured import listed
 from geodiag_torch.sharding.detection import local, sharding_of
-from geodiag_torch.state.interrupts import uninterrupted
+from geodiag_torch.state.interrupts import lent, uninterrupted
 from geodiag_torch.state.names import named_parameters, public_names
 
 Named = Mapping[str, Tensor]
@@ -108,19 +108,32 @@ def entries(tensors: Named) -> dict[str, Tensor]:
 
 def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None:
     """``run()`` while these tensors hold the copies of their :func:`entries`."""
-    own = {name: tensors[name] for name in copies}
+    earlier = _Earlier(tensors, copies)
 
     def around(run: Callable[[], None]) -> None:
-        now: dict[str, Tensor] = {}
-        try:
-            for name, x in copies.items():  # which may fail halfway, for want of memory
-                now[name] = _replaced(own[name], x)
+        with lent(earlier):
             run()
-        finally:
-            for name, x in now.items():
-                _replaced(own[name], x)
 
     uninterrupted(around, run)
+
+
+class _Earlier:
+    """Tensors that hold earlier entries; see :class:`geodiag_torch.state.interrupts.Lending`."""
+
+    def __init__(self, tensors: Named, copies: Named) -> None:
+        self._own = {name: tensors[name] for name in copies}
+        self._inside, self._now = dict(copies), dict[str, Tensor]()
+
+    def lend(self) -> None:
+        self._now = {}
+        for name, x in self._inside.items():  # which may fail halfway, for want of memory
+            self._now[name] = _replaced(self._own[name], x)
+
+    def give_back(self, for_good: bool) -> None:
+        for name, x in self._now.items():
+            inside = _replaced(self._own[name], x)
+            if not for_good:
+                self._inside[name] = inside
 
 
 def _replaced(p: Tensor, x: Tensor) -> Tensor:

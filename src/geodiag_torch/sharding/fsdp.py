@@ -10,6 +10,7 @@ zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class ShardedOracle(FrozenOracle):
 
     def __init__(self, objective: Objective, params: Mapping[str, Any] | None) -> None:
         super().__init__(objective)
-        tensors = objective.loss.tensors()
+        tensors = objective.tensors()
         self._live = objective.live(tensors)
         self._at_model = params is None
         asarray = objective.space.asarray
@@ -80,7 +81,7 @@ class ShardedOracle(FrozenOracle):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (NOTE, *self._objective.batches.notes)
+        return (NOTE, *self._objective.batches.notes, *self._evaluation.notes)
 
     @property
     def precision(self) -> float:
@@ -152,7 +153,9 @@ class ShardedOracle(FrozenOracle):
         reduced: Blocks = {}
 
         def local_sums() -> Sums:
-            return uninterrupted(around, lambda: self._loss_and_gradient_sums(backward, reduced))
+            # Between FSDP's collectives nothing can be given back to a signal handler.
+            run = partial(self._loss_and_gradient_sums, backward, reduced)
+            return uninterrupted(around, run, waits=True)
 
         sums = ranks.sum("a pass over the data", {}, local_sums)
         divisor = objective.batches.normalise(sums.weight)

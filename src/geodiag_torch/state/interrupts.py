@@ -1,31 +1,65 @@
-"""Deferring signals (Ctrl-C) while tensors of a module are being replaced or restored.
+"""Signals while something of the user's is lent to a measurement: tensors, random states, counters.
 
-A signal handler may raise between any two instructions, and so inside of a ``finally``, or of a
-context manager of torch that is just restoring a module's parameters. Replacing and restoring are
-therefore run to their end; the run in between is interrupted at once.
+A signal handler may run between any two instructions. It may raise, also inside of a ``finally``,
+or of a context manager of torch that is just restoring a module's parameters: lending and giving
+back are therefore run to their end first. It may also save the model: whatever is lent in between
+is given back while a handler runs, and lent again afterwards.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
-# Those whose handlers raise, if any do: Ctrl-C, a scheduler's request to end, a time limit.
-SIGNALS = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, s)]
+# Ctrl-C, a scheduler's requests to end or to save, a time limit, a worker of a loader that died.
+NAMES = "SIGINT SIGTERM SIGALRM SIGUSR1 SIGUSR2 SIGHUP SIGCONT SIGCHLD"
+SIGNALS = [getattr(signal, s) for s in NAMES.split() if hasattr(signal, s)]
 
 
-def uninterrupted(around: Callable[[Callable[[], T]], T], run: Callable[[], T]) -> T:
+class Lending(Protocol):
+    """Something of the user's that is exchanged for the time of a run."""
+
+    def lend(self) -> None:
+        """Put in place what the run is to find."""
+
+    def give_back(self, for_good: bool) -> None:
+        """Put in place what the user had; not ``for_good``: to be lent again as it is now."""
+
+
+_lent: list[Lending] = []  # by the main thread, which alone handles signals
+
+
+@contextmanager
+def lent(lending: Lending) -> Iterator[None]:
+    """Inside it is lent, but to signal handlers. To be used within :func:`uninterrupted`."""
+    main = threading.current_thread() is threading.main_thread()
+    try:
+        lending.lend()
+        if main:
+            _lent.append(lending)
+        yield
+    finally:
+        if main and lending in _lent:
+            _lent.remove(lending)
+        lending.give_back(True)
+
+
+def uninterrupted(
+    around: Callable[[Callable[[], T]], T], run: Callable[[], T], waits: bool = False
+) -> T:
     """``around(run)``, where signals interrupt ``run`` alone.
 
-    Those that arrive while ``around`` is at work are handled once it has finished. Only the main
-    thread handles signals: in others there is nothing to do.
+    Those that arrive while ``around`` is at work are handled once it has finished; where the
+    handler ``waits``, all but Ctrl-C also when ``run`` has. Only the main thread handles signals:
+    in others there is nothing to do.
     """
     if threading.current_thread() is not threading.main_thread():
         return around(run)
-    deferred = _DeferredSignals()
+    deferred = _DeferredSignals(waits)
     try:
         deferred.install()
         return around(lambda: deferred.delivering(run))
@@ -34,18 +68,19 @@ def uninterrupted(around: Callable[[Callable[[], T]], T], run: Callable[[], T]) 
 
 
 class _DeferredSignals:
-    """A handler that records signals, in the place of those that would raise."""
+    """A handler that records signals, in the place of those that would be called."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: bool) -> None:
         found = {number: signal.getsignal(number) for number in SIGNALS}
-        # Others are the system's own (default, ignored), which raise nothing.
+        # Others are the system's own (default, ignored), which run nothing.
         self._handlers: dict[int, Any] = {n: h for n, h in found.items() if callable(h)}
         self._pending: dict[int, Any] = {}
         self._delivers = False  # whether signals go to their own handlers at once
+        self._waiting = set(self._handlers) - {signal.SIGINT} if waits else set()
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self._delivers:
-            self._handlers[number](number, frame)
+        if self._delivers and number not in self._waiting:
+            self._handle(number, frame)
         else:
             self._pending[number] = frame
 
@@ -72,6 +107,7 @@ class _DeferredSignals:
             raise
         finally:
             self._delivers = True  # should the run have kept this handler, to install it later
+            self._waiting = set()
         self._deliver()
 
     def _restore(self) -> None:
@@ -80,6 +116,26 @@ class _DeferredSignals:
                 signal.signal(number, handler)
 
     def _deliver(self) -> None:
-        while self._pending:
-            number, frame = self._pending.popitem()
-            self._handlers[number](number, frame)
+        while ready := [n for n in self._pending if n not in self._waiting]:
+            self._handle(ready[0], self._pending.pop(ready[0]))
+
+    def _handle(self, number: int, frame: Any) -> None:
+        """Call the handler, with everything given back to the user meanwhile."""
+        handler, given = self._handlers[number], _lent[:]
+        if not given:
+            handler(number, frame)
+            return
+        self._delivers = False  # others wait for this exchange
+        _lent.clear()
+        try:
+            for lending in reversed(given):
+                lending.give_back(False)
+            self._delivers = True
+            handler(number, frame)
+        finally:
+            self._delivers = False
+            for lending in given:
+                lending.lend()
+            _lent[:] = given
+            self._delivers = True
+        self._deliver()

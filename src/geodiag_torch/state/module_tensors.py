@@ -7,9 +7,8 @@ a measurement needs them for each pass. Tensors are replaced in the module's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import is_not
 from typing import Any
 
 import torch
@@ -17,6 +16,10 @@ from torch import Tensor, nn
 
 from geodiag.core.spaces import Joints, Shapes, Sizes
 from geodiag.errors import EngineError
+from geodiag_torch.state.interrupts import lent
+from geodiag_torch.state.threads import ForEach, can_isolate
+from geodiag_torch.state.threads import others as other_threads
+from geodiag_torch.state.writes import address
 
 TensorDict = dict[str, Tensor | None]
 
@@ -25,37 +28,55 @@ class ModuleTensors:
     """The modules below ``root``, each once, and the dicts that hold their tensors.
 
     ``root`` may keep it: it does not refer back to it. What torch.jit has compiled cannot be
-    replaced; its buffers get their values again.
+    replaced; its buffers get their values again. ``besides``: modules that are treated alike.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, besides: Sequence[nn.Module] = ()) -> None:
         self.modules: list[nn.Module] = []
+        self.besides = besides
         # By its name in ``root``, the dict that holds each parameter, and its key there.
         self.parameters: dict[str, tuple[TensorDict, str]] = {}
         self.buffers: dict[str, tuple[TensorDict, str]] = {}  # the same for buffers
         self._dicts: list[TensorDict] = []
         self._scripted: list[str] = []  # names of modules
         self._written: list[Tensor] = []  # their buffers
-        fixed: dict[str, Tensor | None] = {}  # their parameters, for those who look for changes
+        self._fixed: TensorDict = {}  # their parameters, for those who look for changes
         self._found: list[
             tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
         ] = []
+        seen: set[int] = set()
         for prefix, m in root.named_modules():
             if m is root:
                 continue
             if isinstance(m, torch.jit.ScriptModule):
-                self._scripted.append(prefix)
-                self._written += m.buffers(recurse=False)
-                fixed |= {f"{prefix}.{key}": p for key, p in m.named_parameters(recurse=False)}
+                self._script(prefix, m)
                 continue
-            self.modules.append(m)
-            self._found.append((m, dict(m._modules), m._parameters, m._buffers))
-            self._dicts += [m._parameters, m._buffers]
-            self.parameters |= {f"{prefix}.{key}": (m._parameters, key) for key in m._parameters}
-            self.buffers |= {f"{prefix}.{key}": (m._buffers, key) for key in m._buffers}
+            seen.add(id(m))
+            self._add(prefix, m)
+        for i, other in enumerate(besides):
+            for prefix, m in other.named_modules(prefix=f"besides.{i}"):
+                if id(m) not in seen:
+                    seen.add(id(m))
+                    (self._script if isinstance(m, torch.jit.ScriptModule) else self._add)(
+                        prefix, m
+                    )
         self.slots: list[tuple[TensorDict, str]] = list((self.parameters | self.buffers).values())
-        self.slots += [(fixed, key) for key in fixed]
+        self.slots += [(self._fixed, key) for key in self._fixed]
         self._keys = list(map(list, self._dicts))
+
+    def _script(self, prefix: str, m: nn.Module) -> None:
+        self._scripted.append(prefix)
+        self._written += m.buffers(recurse=False)
+        named = m.named_parameters(recurse=False)
+        self._fixed |= {f"{prefix}.{key}": p for key, p in named}
+
+    def _add(self, prefix: str, m: nn.Module) -> None:
+        parameters: Any = m._parameters
+        self.modules.append(m)
+        self._found.append((m, dict(m._modules), parameters, m._buffers))
+        self._dicts += [parameters, m._buffers]
+        self.parameters |= {f"{prefix}.{key}": (parameters, key) for key in parameters}
+        self.buffers |= {f"{prefix}.{key}": (m._buffers, key) for key in m._buffers}
 
     def named(self, names: Iterable[str]) -> list[Tensor]:
         """The parameters and buffers of these names, as they are now."""
@@ -87,14 +108,17 @@ class ModuleTensors:
 
     @contextmanager
     def replaced(
-        self, tensors: Mapping[int, Tensor], others: Mapping[str, Tensor], poison: bool = False
+        self,
+        tensors: Mapping[int, Tensor],
+        others: Mapping[str, Tensor],
+        poison: bool = False,
+        updated: Container[int] = (),
     ) -> Iterator[None]:
         """Inside, the modules hold other tensors, and clones of their buffers.
 
-        Afterwards they have their own again, their modes, and the tensors that hooks keep as plain
-        attributes. ``tensors``: by the ids of those that they replace. ``others``: by name, whose
-        clones replace parameters and buffers too. ``poison``: fill the clones of floating buffers
-        with NaN.
+        ``tensors``: by the ids of those that they replace. ``others``: by name, whose clones
+        replace parameters and buffers too. ``poison``: fill the clones of floating buffers with
+        NaN. ``updated``: the addresses and ids of parameters to be cloned as well.
         """
         new = dict(tensors)
         for name, x in others.items():
@@ -103,38 +127,104 @@ class ModuleTensors:
             if own is not None and id(own) not in new:
                 x = x.to(own.device, own.dtype)
                 new[id(own)] = _clone(x, poison and name in self.buffers)
-        for owner, key in self.buffers.values():
+        cloned = list(self.buffers.values())
+        if updated:
+            cloned += [
+                (owner, key)
+                for owner, key in self.parameters.values()
+                if (p := owner[key]) is not None and (id(p) in updated or address(p) in updated)
+            ]
+        for owner, key in cloned:
             b = owner[key]
             if b is not None and id(b) not in new:
                 new[id(b)] = _clone(b, poison)
-        before = [(owner, key, owner[key]) for owner, key in self.slots if id(owner[key]) in new]
-        attributes = [(vars(m), dict(vars(m))) for m in self.modules]
-        written = [(b, b.detach().clone()) for b in self._written]
-        try:
-            for owner, key, t in before:
-                owner[key] = new[id(t)]
+        foreign = other_threads() if can_isolate() else frozenset()
+        lending = _ForThisThread(self._found, new, foreign) if foreign else _ForAll(self.slots, new)
+        with lent(_Written(self._written)), lent(lending):
             yield
-        finally:
-            for owner, key, t in before:
-                owner[key] = t
-            with torch.no_grad():
-                for b, values in written:  # batch_norm does not count as writing to them
-                    b.copy_(values)
-            for now, saved in attributes:
-                if len(now) != len(saved) or any(map(is_not, now.values(), saved.values())):
-                    _restore(now, saved)
 
 
-def _restore(now: dict[str, Any], saved: dict[str, Any]) -> None:
-    now["training"] = saved["training"]
-    for name in [name for name, x in now.items() if isinstance(x, Tensor) and name not in saved]:
-        del now[name]
-    now.update({name: x for name, x in saved.items() if isinstance(x, Tensor)})
+class _Written:
+    """Buffers of what torch.jit has compiled, which keep their places."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self._buffers = buffers
+        self._before: list[Tensor] = []
+        self._inside: list[Tensor] | None = None
+
+    def lend(self) -> None:
+        self._before = [b.detach().clone() for b in self._buffers]
+        if self._inside is not None:
+            self._put(self._inside)
+
+    def give_back(self, for_good: bool) -> None:
+        if not for_good:
+            self._inside = [b.detach().clone() for b in self._buffers]
+        self._put(self._before)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for b, x in zip(self._buffers, values, strict=False):
+                b.copy_(x)  # batch_norm does not count as writing to them
+
+
+class _ForAll:
+    """Tensors exchanged in the modules' own dicts."""
+
+    def __init__(self, slots: Sequence[tuple[TensorDict, str]], new: Mapping[int, Tensor]) -> None:
+        self._slots, self._new = slots, new
+        self._own: list[tuple[TensorDict, str, Tensor | None]] = []
+        self._inside: list[tuple[TensorDict, str, Tensor | None]] | None = None
+
+    def lend(self) -> None:
+        new = self._new
+        inside = self._inside
+        if inside is None:
+            found = [(owner, key, owner[key]) for owner, key in self._slots]
+            self._own = [(owner, key, t) for owner, key, t in found if id(t) in new]
+            inside = [(owner, key, new[id(t)]) for owner, key, t in self._own]
+        else:
+            self._own = [(owner, key, owner[key]) for owner, key, _ in self._own]
+        for owner, key, t in inside:
+            owner[key] = t
+
+    def give_back(self, for_good: bool) -> None:
+        if not for_good:
+            self._inside = [(owner, key, owner[key]) for owner, key, _ in self._own]
+        for owner, key, t in self._own:
+            owner[key] = t
+
+
+class _ForThisThread:
+    """The modules' dicts exchanged for those that other threads find unchanged."""
+
+    def __init__(
+        self,
+        found: Sequence[tuple[nn.Module, Any, TensorDict, TensorDict]],
+        new: Mapping[int, Tensor],
+        foreign: frozenset[int],
+    ) -> None:
+        self._dicts: list[tuple[dict[str, Any], str, TensorDict, ForEach]] = []
+        for m, _, parameters, buffers in found:
+            for name, own in (("_parameters", parameters), ("_buffers", buffers)):
+                if any(id(t) in new for t in own.values()):
+                    inside = {key: new.get(id(t), t) for key, t in own.items()}
+                    self._dicts.append((vars(m), name, own, ForEach(own, inside, foreign)))
+
+    def lend(self) -> None:
+        for owner, name, _, both in self._dicts:
+            owner[name] = both
+
+    def give_back(self, for_good: bool) -> None:
+        for owner, name, own, _ in self._dicts:
+            owner[name] = own
 
 
 def _clone(buffer: Tensor, poison: bool) -> Tensor:
     clone = buffer.detach().clone()
-    return clone.fill_(torch.nan) if poison and clone.is_floating_point() else clone
+    if poison and clone.is_floating_point():
+        return clone.fill_(torch.nan)
+    return clone.requires_grad_() if buffer.requires_grad else clone
 
 
 def _join(tensors: Sequence[Tensor], sizes: Sizes, lead: tuple[int, ...]) -> Tensor:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from geodiag_torch.state.interrupts import uninterrupted
+from geodiag_torch.state.interrupts import lent, uninterrupted
+from geodiag_torch.state.threads import SharedDraws, others
 
 T = TypeVar("T")
 WORDS = 625  # of a Mersenne Twister: 624 of its state, and the position among them
@@ -35,8 +37,10 @@ class FrozenRandomState:
         self._generators = _generators(data)
         kind = device.type
         self._autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        self._numpy = NumpyState()
-        self._state = self._read(backward=False)
+        self.shared = SharedDraws()
+        self.ends: dict[str, Any] = {}  # where a pass leaves each generator
+        self._numpy = NumpyState(self.shared)
+        self.state = self.read(backward=False)
 
     @property
     def autocast(self) -> bool:
@@ -46,7 +50,7 @@ class FrozenRandomState:
     def without_autocast(self) -> FrozenRandomState:
         """The same random state, with autocast disabled."""
         found = copy.copy(self)
-        found._autocast = (False, self._autocast[1])
+        found._autocast, found.ends = (False, self._autocast[1]), {}
         return found
 
     @contextmanager
@@ -56,31 +60,46 @@ class FrozenRandomState:
         ``backward``: a backward pass draws, if at all, where it recomputes activations, and from
         torch alone; the other generators are left alone.
         """
-        before = self._read(backward)
-        try:
-            self._write(self._state, backward)
-            with nullcontext() if backward else self._numpy.restored(), self._modes():
-                yield
-        finally:
-            self._write(before, backward)
+        shared = ProbePass if self.shared.probing else SharedPass
+        generators = (shared if others() else OwnPass)(self, backward)
+        numpy = nullcontext() if backward else lent(_NumpyPass(self._numpy))
+        with lent(generators), numpy, self._modes():
+            yield
+            generators.completed = True
 
-    def _read(self, backward: bool) -> dict[str, Any]:
+    def read(self, backward: bool) -> dict[str, Any]:
+        """The state of each generator now."""
         state: dict[str, Any] = {"torch": torch.random.get_rng_state()}
         if self._device.type != "cpu":
             state["device"] = torch.get_device_module(self._device).get_rng_state(self._device)
         if not backward:
             state["python"] = random.getstate()
-            state["loader"] = [g.get_state() for g in self._generators]
+            for i, generator in enumerate(self._generators):
+                state[f"loader {i}"] = generator.get_state()
         return state
 
-    def _write(self, state: dict[str, Any], backward: bool) -> None:
-        torch.random.set_rng_state(state["torch"])
-        if "device" in state:
-            torch.get_device_module(self._device).set_rng_state(state["device"], self._device)
-        if not backward:
-            random.setstate(state["python"])
-            for generator, saved in zip(self._generators, state["loader"], strict=True):
-                generator.set_state(saved)
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Put these generators into these states."""
+        for name, x in state.items():
+            if name == "torch":
+                torch.random.set_rng_state(x)
+            elif name == "device":
+                torch.get_device_module(self._device).set_rng_state(x, self._device)
+            elif name == "python":
+                random.setstate(x)
+            else:
+                self._generators[int(name.split()[1])].set_state(x)
+
+    def renew(self, name: str) -> None:
+        """Seed a generator anew, from the system."""
+        if name == "torch":
+            torch.default_generator.manual_seed(int.from_bytes(os.urandom(7)))
+        elif name == "device":
+            torch.get_device_module(self._device).seed()
+        elif name == "python":
+            random.seed()
+        else:
+            self._generators[int(name.split()[1])].seed()
 
     def _modes(self) -> AbstractContextManager[None]:
         """Gradients enabled and autocast as recorded; no context where all is so already."""
@@ -99,6 +118,101 @@ class FrozenRandomState:
             yield
 
 
+class OwnPass:
+    """The generators, for one pass, where no other thread runs."""
+
+    def __init__(self, frozen: FrozenRandomState, backward: bool) -> None:
+        self._frozen, self._backward = frozen, backward
+        self._inside = _for(frozen.state, backward)
+        self._before: dict[str, Any] | None = None
+        self.completed = False
+
+    def lend(self) -> None:
+        self._before = self._frozen.read(self._backward)
+        self._frozen.write(self._inside)
+
+    def give_back(self, for_good: bool) -> None:
+        if self._before is None:
+            return
+        if not for_good:
+            self._inside = self._frozen.read(self._backward)
+        self._frozen.write(self._before)
+
+
+class SharedPass(OwnPass):
+    """The same where another thread may draw from them meanwhile.
+
+    A generator that passes are known not to draw from is left alone. Of one that they draw from it
+    is known where a pass leaves it. Where it is elsewhere, another thread has drawn too: it is
+    seeded anew, since the state before would give that thread the same numbers again.
+    """
+
+    def lend(self) -> None:
+        self._before = before = self._frozen.read(self._backward)
+        drawn = self._frozen.shared.drawn
+        self._written = {
+            name: x
+            for name, x in self._inside.items()
+            if drawn.get(name) is not False and not _same(x, before[name])
+        }
+        self._frozen.write(self._written)
+
+    def give_back(self, for_good: bool) -> None:
+        if self._before is None:
+            return
+        end, start = self._frozen.read(self._backward), {**self._before, **self._written}
+        if not for_good:
+            self._inside = end
+        settled, back = self.completed and not self._backward, {}
+        for name, before in self._before.items():
+            if self._frozen.shared.drawn.get(name) is False:
+                continue
+            known = self._frozen.ends.setdefault(name, end[name]) if settled else end[name]
+            if not _same(known, end[name]):
+                self._frozen.renew(name)
+                self._frozen.shared.foreign = True
+            elif not _same(end[name], start[name]) or name in self._written:
+                back[name] = before
+        self._frozen.write(back)
+
+
+class ProbePass(OwnPass):
+    """A first pass, by which it becomes known which generators passes draw from."""
+
+    def __init__(self, frozen: FrozenRandomState, backward: bool) -> None:
+        super().__init__(frozen, backward)
+        self._inside = {}
+
+    def give_back(self, for_good: bool) -> None:
+        if self._before is None:
+            return
+        end, drawn = self._frozen.read(self._backward), self._frozen.shared.drawn
+        if not for_good:
+            self._inside = end
+        back = {}
+        for name, before in self._before.items():
+            moved = not _same(end[name], before)
+            if self.completed:
+                drawn.setdefault(name, moved)
+                if drawn[name] and _same(before, self._frozen.state[name]):
+                    self._frozen.ends[name] = end[name]
+            if self._frozen.shared.foreign and drawn[name]:
+                self._frozen.renew(name)
+            elif moved and drawn.get(name) is not False:
+                back[name] = before
+        self._frozen.write(back)
+
+
+def _for(state: Mapping[str, Any], backward: bool) -> dict[str, Any]:
+    return {n: x for n, x in state.items() if not backward or n in ("torch", "device")}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return bool(np.array_equal(a.numpy(), b.numpy()))
+    return bool(a == b)
+
+
 class NumpyState:
     """The state of NumPy's global generator, as it is now.
 
@@ -106,23 +220,46 @@ class NumpyState:
     passes draw nothing from it. So the generator's memory is compared first, which takes 1 µs.
     """
 
-    def __init__(self) -> None:
-        self._state = np.random.get_state(legacy=False)
+    def __init__(self, shared: SharedDraws | None = None) -> None:
+        self.state = np.random.get_state(legacy=False)
+        self.shared = SharedDraws() if shared is None else shared
         # A normal number that was drawn ahead can be used up without a change in that memory.
-        self._memory = None if self._state.get("has_gauss") else _numpy_memory()
+        self.memory = None if self.state.get("has_gauss") else _numpy_memory()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Inside, the generator is in this state; afterwards in the one that it had before."""
-        here = self._memory is not None and self._memory == _numpy_memory()
-        before = self._state if here else np.random.get_state(legacy=False)
-        try:
-            if not here:
-                np.random.set_state(self._state)
+        with lent(_NumpyPass(self)):
             yield
-        finally:
-            if not here or self._memory != _numpy_memory():
-                np.random.set_state(before)
+
+
+class _NumpyPass:
+    """NumPy's global generator, for one pass."""
+
+    def __init__(self, frozen: NumpyState) -> None:
+        self._frozen, self._inside = frozen, frozen.state
+        self._before: Any = None
+
+    def lend(self) -> None:
+        frozen = self._frozen
+        here = self._inside is frozen.state and frozen.memory == _numpy_memory()
+        here = here and frozen.memory is not None
+        self._before = frozen.state if here else np.random.get_state(legacy=False)
+        self._left = not here and frozen.shared.leaves("numpy")
+        if not (here or self._left):
+            np.random.set_state(self._inside)
+        self._memory = _numpy_memory() if here or self._left else None
+
+    def give_back(self, for_good: bool) -> None:
+        if self._before is None:
+            return
+        moved = self._memory is None or self._memory != _numpy_memory()
+        if not for_good:
+            self._inside = np.random.get_state(legacy=False)
+        if self._frozen.shared.probing and others():
+            self._frozen.shared.drawn.setdefault("numpy", moved)
+        if moved and not self._frozen.shared.leaves("numpy", False):
+            np.random.set_state(self._before)
 
 
 def outside_inference(run: Callable[[], T]) -> T:

@@ -17,13 +17,18 @@ class Versions:
     """
 
     def __init__(self, tensors: ModuleTensors, ignored: Iterable[Tensor] = ()) -> None:
-        ignored_ids = set(map(id, ignored))
+        self._ignored = set(map(id, ignored))
         self._module_tensors = tensors
+        self.renew()
+
+    def renew(self) -> None:
+        """Take all as it is now."""
+        tensors = self._module_tensors
         self._training = [m.training for m in tensors.modules]
         self._slots: list[tuple[TensorDict, str, Tensor | None, int, int]] = []
         for owner, name in tensors.slots:
             t = owner[name]
-            if id(t) not in ignored_ids:
+            if id(t) not in self._ignored:
                 version = (0, 0) if t is None else (t.data_ptr(), t._version)
                 self._slots.append((owner, name, t, *version))
 
