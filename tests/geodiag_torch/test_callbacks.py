@@ -19,7 +19,7 @@ import geodiag
 from geodiag import errors
 from geodiag.optimizers.comparison import OTHER_GRADIENT
 from geodiag_torch import callbacks
-from tests.geodiag_torch.models import regression
+from tests.geodiag_torch.models import Calls, regression
 from tests.geodiag_torch.trainers import equal, hide_torchvision, train_gpt
 
 mse = nn.functional.mse_loss
@@ -325,10 +325,11 @@ class TestHuggingFace:
         assert [x["step"] for x in ours] == [1, 3]
 
     def test_the_first_batch_is_the_probe(self, hf, tmp_path):
-        trained, probed = [], []
+        trained, probed = [], Calls()
+        probed.all = []
 
         def loss(model, batch):
-            probed.append(batch["input_ids"])
+            probed.all.append(batch["input_ids"])
             return hf.GPT2LMHeadModel.forward(model, **batch).loss
 
         def monitor(trainer):
@@ -341,5 +342,5 @@ class TestHuggingFace:
         assert only_other_data(callback.records)
         assert len(trained) == 3
         assert not torch.equal(trained[0], trained[1])
-        assert len(probed) > 3
-        assert all(torch.equal(batch, trained[0]) for batch in probed)
+        assert len(probed.all) > 3
+        assert all(torch.equal(batch, trained[0]) for batch in probed.all)

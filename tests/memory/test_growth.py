@@ -72,14 +72,15 @@ class Holding(torch.autograd.Function):
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.seen, self.calls = weakref.WeakSet(), Calls()
+        self.calls = Calls()
+        self.calls.seen = weakref.WeakSet()
 
     def forward(self, x):
         self.calls.add()
-        return Holding.apply(x, self.seen)
+        return Holding.apply(x, self.calls.seen)
 
     def alive(self):
-        return len(self.seen)
+        return len(self.calls.seen)
 
 
 def network():

@@ -69,14 +69,15 @@ class Guard:
         for f in self._functions:
             found.visit(f, getattr(f, "__name__", type(f).__name__), max(depth, 1))
         found.modules |= {id(m): m for m in self._kept}
-        seen: dict[int, nn.Module] = {}
-        pending: list[nn.Module] = [self._model]
-        while pending:
-            for m in pending.pop().modules():
-                if id(m) not in seen:
-                    seen[id(m)] = m
-                    found.module(m)
-            pending += [m for i, m in found.modules.items() if i not in seen]
+        taken: set[int] = set()
+        roots = {id(self._model): self._model}
+        while pending := [m for i, m in roots.items() if i not in taken]:
+            for root in pending:
+                for m in (root, *root.modules()):
+                    if id(m) not in taken:
+                        taken.add(id(m))
+                        found.module(m)
+            roots = dict(found.modules)
         inner = {id(m) for m in self._model.modules()}
         modules = [m for i, m in found.modules.items() if i not in inner]
         if depth == DEPTH and list(map(id, modules)) != list(map(id, self.modules)):
