@@ -50,7 +50,7 @@ from geodiag_torch.state.staleness import Versions
 ENGINES = ("auto", "graph", "recompute", "finite-difference")
 UNCHECKABLE = "custom autograd functions are not cross-checked below 32 bits"
 UNSTEADY = (
-    "the loss changes from pass to pass (a generator or a counter of its own), and so may training: "
+    "the loss changes from pass to pass (a generator or a counter of its own), as may training: "
     "pass what holds its state in guard=[…]; products are of one pass"
 )
 NOTES = (HELD, DECLARED, UNCHECKABLE)

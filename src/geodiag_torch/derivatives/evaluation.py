@@ -56,7 +56,7 @@ class Evaluation:
         self._batches: set[int] = set()  # the addresses of the batches of a watched pass
         self._own: Sums | None = None  # of the pass at the module's own parameters
         self._looked_at = objective.guard.looked
-        self.after_look: Callable[[], None] = _nothing
+        self.after_look: Callable[[], object] = bool
 
     @property
     def autocast(self) -> bool:
@@ -327,9 +327,6 @@ class Evaluation:
             add_weighted(losses, {"loss": value.detach()}, weight, dtype)
             weights += weight
         return Sums(weights, losses["loss"], total)
-
-
-def _nothing() -> None: ...
 
 
 def same_loss(loss: Tensor, seen: Tensor, eps: float) -> bool:
