@@ -89,7 +89,7 @@ def attach(
         critical: whether records have the critical learning rate.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``,
-            ``process_group``, ``stop_gradient``: as in :func:`geodiag.problem`.
+            ``process_group``, ``stop_gradient``, ``guard``: as in :func:`geodiag.problem`.
 
     Returns:
         OptimizerMonitor: a :class:`geodiag.Monitor` with ``steps`` and ``detach()``.
