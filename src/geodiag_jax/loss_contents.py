@@ -75,7 +75,8 @@ class Contents:
             self._part(x, f"{type(x).__module__}.{type(x).__qualname__}")  # jitted, say
             self._add(inner)
         else:
-            self._part(x, f"{type(x).__module__}.{type(x).__qualname__}")
+            contents = isinstance(x, (list, dict, set, np.ndarray))
+            self._part(x, type(x).__name__ if contents else id(x))
             self.whole = False
 
     def _add_function(self, f: types.FunctionType) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import geodiag
 from tests.networks import jax_networks, runs, torch_networks
+from tests.networks.lengths import Length
 from tests.networks.network import JAX_PARTS, TORCH_PARTS, Network, Truth
 from tests.support.cells import BY_DIFFERENCES, ERROR, WORKS, Outcome, lasting, sentence
 
@@ -35,6 +39,15 @@ SITUATIONS = {
     "float": "a Python float among `params`",
     "integer": "an integer among `params`",
 }
+# What is put around the module, or added to the loss.
+AROUND = {
+    "checkpoint": "activation checkpointing around the model (`checkpoint_wrapper`)",
+    "data parallel": "`nn.DataParallel`",
+    "at zero": "a norm or a power of something that is zero",
+    "kink": "a norm of a parameter that is zero, where the loss has no second derivative",
+    "anew": "a loss that is defined anew for each measurement",
+}
+AROUND_IN = {"torch": set(AROUND) - {"anew"}, "jax": {"at zero", "kink", "anew"}}
 # Before the third step of a run under SGD.
 EVENTS = {
     "none": "no event",
@@ -60,6 +73,7 @@ def every() -> list[Key]:
     parts = {"torch": TORCH_PARTS, "jax": JAX_PARTS}
     events = {"torch": (*runs.TORCH_EVENTS, "own weight"), "jax": runs.JAX_EVENTS}
     found = [(f, "model", name) for f in parts for name in SITUATIONS if name in parts[f]]
+    found += [(f, "around", name) for f in parts for name in AROUND if name in AROUND_IN[f]]
     return found + [(f, "run", name) for f in events for name in EVENTS if name in events[f]]
 
 
@@ -69,7 +83,7 @@ def cell(key: Key) -> Outcome:
     part = frozenset({name} if kind == "model" or name == "own weight" else ())
     network = Network((3, 3, 2), "tanh", part, "float64", 5)
     try:
-        return (_model if kind == "model" else _run)(framework, network, name)
+        return (_run if kind == "run" else _model)(framework, network, name)
     except geodiag.GeodiagError as e:
         return Outcome(ERROR, said=sentence(e))
 
@@ -82,13 +96,47 @@ def _model(framework: str, network: Network, name: str) -> Outcome:
     else:
         arguments = {"model": jax_networks.loss(network), "data": jax_networks.batch(network)}
         arguments["params"] = jax_networks.params(network)
+    if name in AROUND:
+        arguments |= (_torch_around if framework == "torch" else _jax_around)(name, arguments)
     result = geodiag.sharpness(**arguments, max_hvps=100)
     names = [k for k in network.parameters() if k not in _constant(framework, network)]
     top = float(np.linalg.eigvalsh(Truth(network).at(network.parameters(), names).H)[-1])
-    different = any("difference" in note for note in result.notes)
+    different = any("are finite differences" in note for note in result.notes)
     kind = BY_DIFFERENCES if different else WORKS
     said = lasting("; ".join(result.notes))
     return Outcome(kind, abs(result.value - top) / abs(top), 0.0, said=said)
+
+
+def _torch_around(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if name == "checkpoint":
+        return {"model": checkpoint_wrapper(given["model"])}
+    if name == "data parallel":
+        return {"model": torch.nn.DataParallel(given["model"])}
+    plain, start = given["loss_fn"], next(given["model"].parameters()).detach().clone()
+
+    def loss(model: Any, batch: Any) -> Any:
+        p = next(model.parameters())
+        return plain(model, batch) + (p - (start if name == "kink" else p)).norm()
+
+    return {"loss_fn": loss}
+
+
+def _jax_around(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    plain = given["model"]
+
+    def anew() -> Any:
+        def loss(p: Any, *batch: Any) -> Any:
+            first = jax.tree_util.tree_leaves(p)[0]
+            if name == "anew":
+                return plain(p, *batch)
+            moved = first - jax.lax.stop_gradient(first) if name == "kink" else 0 * first
+            return plain(p, *batch) + (abs(moved) ** 1.5).sum()
+
+        return loss
+
+    if name == "anew":
+        geodiag.sharpness(**{**given, "model": anew()}, max_hvps=100)
+    return {"model": anew()}
 
 
 def _constant(framework: str, network: Network) -> set[str]:
@@ -102,9 +150,9 @@ def _run(framework: str, network: Network, name: str) -> Outcome:
     """The last step's S; what its record says, where S or D is not that of the whole step."""
     event = "none" if name == "own weight" else name
     run = runs.torch_run if framework == "torch" else runs.jax_run
-    steps = run(network, event, "sgd")
+    steps, norm = run(network, event, "sgd", "l2"), Length("l2", framework == "jax")
     for step in steps:
-        if fault := step.fault(network):
+        if fault := step.fault(network, norm):
             return Outcome(WORKS, top=float("inf"), said=fault)
     last = steps[-1]
     top = float(np.linalg.eigvalsh(Truth(network).at(last.before, last.held).H)[-1])
@@ -116,11 +164,11 @@ def _run(framework: str, network: Network, name: str) -> Outcome:
 
 
 def section(known: Mapping[Key, Outcome]) -> str:
-    """Two tables, and the footnotes."""
+    """Three tables, and the footnotes."""
     notes: list[str] = []
     text = "\n## Situations\n" + HEAD
-    for kind, names in (("model", SITUATIONS), ("run", EVENTS)):
-        what = "around the model" if kind == "model" else "in a run"
+    tables = ("model", SITUATIONS, "in the model"), ("around", AROUND, "around it, in the loss")
+    for kind, names, what in (*tables, ("run", EVENTS, "in a run")):
         text += f"\n| {what} | PyTorch | JAX |\n|---|---|---|\n"
         for name, title in names.items():
             row = [known.get((framework, kind, name)) for framework in ("torch", "jax")]
