@@ -51,6 +51,11 @@ class Cost:
         seconds: of the passes and products, as timed; NaN where they cannot be, for the reason in
             ``note``.
         note: why a number is not known.
+
+    Examples:
+        >>> cost = geodiag.estimate_cost(np.eye(3), "spectral", mode="step")
+        >>> cost.mode, cost.vectors >= 1
+        ('step', True)
     """
 
     mode: str

@@ -20,10 +20,11 @@ from geodiag.plugins import registry
 # The public classes and functions; geodiag.hookimpl is pluggy's own object.
 NAMES = {
     "geodiag": """
-        Bound CriticalLR DirectionalSmoothness GeodiagError Monitor Norm Oracle Problem
+        Bound Cost CriticalLR DirectionalSmoothness GeodiagError Monitor Norm Oracle Problem
         QuadraticNorm RealizedEdge Record SharpnessEstimator SharpnessResult Status Threshold Update
-        available_estimators available_norms critical_lr directional_smoothness plot problem
-        read_records realized_edge register register_estimator register_norm sharpness threshold
+        along available_estimators available_norms critical_lr directional_smoothness estimate_cost
+        plot problem read_records read_runs realized_edge register register_estimator register_norm
+        sharpness threshold to_pandas to_polars
     """,
     "geodiag.norms": """
         ByParameter FromFunctions Frobenius L1 L2 L2Over Linf MaxOver Muon Nuclear Preconditioned

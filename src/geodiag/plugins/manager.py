@@ -13,9 +13,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -35,6 +34,9 @@ from geodiag.estimators.base import SharpnessEstimator
 from geodiag.norms.base import Norm
 from geodiag.plugins import specs
 from geodiag.plugins.guard import Blaming, BrokenPlugin, imported
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GROUP = "geodiag"
 FRAMEWORKS = ("torch", "jax")

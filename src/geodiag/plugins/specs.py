@@ -7,12 +7,13 @@ entry-point group ``geodiag`` or passed to :func:`geodiag.register`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from geodiag.core.quantity import Quantity
     from geodiag.estimators.base import SharpnessEstimator
     from geodiag.norms.base import Norm

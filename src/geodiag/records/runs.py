@@ -95,6 +95,9 @@ def to_pandas(records: str | Path | Iterable[Record]) -> Any:
     Raises:
         MissingDependency: pandas is not installed.
         ArgumentError: these are no records.
+
+    Examples:
+        >>> frame = geodiag.to_pandas("run.jsonl")  # doctest: +SKIP
     """
     return import_optional(
         "pandas", what="to_pandas needs pandas", do="pip install pandas"
@@ -113,6 +116,9 @@ def to_polars(records: str | Path | Iterable[Record]) -> Any:
     Raises:
         MissingDependency: polars is not installed.
         ArgumentError: these are no records.
+
+    Examples:
+        >>> frame = geodiag.to_polars("run.jsonl")  # doctest: +SKIP
     """
     return import_optional(
         "polars", what="to_polars needs polars", do="pip install polars"
