@@ -72,7 +72,8 @@ class Contents:
             self._part(x.__func__, x.__func__)
             self._add(x.__self__)
         elif isinstance(inner := getattr(x, "__wrapped__", None), types.FunctionType):
-            self._part(x, f"{type(x).__module__}.{type(x).__qualname__}")  # jitted, say
+            # Jitted; or with derivatives of its own, which are not looked into.
+            self._part(x, None if type(x).__name__ == "PjitFunction" else id(x))
             self._add(inner)
         else:
             contents = isinstance(x, (list, dict, set, np.ndarray))

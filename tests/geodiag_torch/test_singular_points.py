@@ -6,6 +6,8 @@ or one that has no second derivative there. An error of differences is of the or
 4e-11 in float64, 2e-5 in float32.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -127,21 +129,15 @@ def test_a_difference_across_a_kink_is_no_exact_value(norm):
 
 
 @pytest.mark.parametrize("engine", ["graph", "finite-difference"])
-@pytest.mark.parametrize("kind", ["counter", "generator"])
-def test_a_loss_that_changes_from_pass_to_pass_is_said(engine, kind):
-    model, calls, generator = Model(), [], torch.Generator().manual_seed(0)
-    plain = loss_of(lambda w, v: 0 * w)
-
-    def loss(m, batch):
-        calls.append(1)
-        factor = len(calls) if kind == "counter" else torch.rand((), generator=generator) + 1
-        return plain(m, batch) * factor
+def test_a_loss_that_changes_from_pass_to_pass_is_said(engine):
+    model, count, plain = Model(), itertools.count(1), loss_of(lambda w, v: 0 * w)
 
     def measured():
-        return geodiag.sharpness(model, loss_fn=loss, engine=engine)
+        changing = lambda m, batch: plain(m, batch) * next(count)  # noqa: E731
+        return geodiag.sharpness(model, loss_fn=changing, engine=engine)
 
     if engine == "finite-difference":
         with pytest.raises(errors.DataError, match="changes from pass to pass"):
             measured()
     else:
-        assert "changes from pass to pass" in measured().notes[0]
+        assert any("changes from pass to pass" in note for note in measured().notes)

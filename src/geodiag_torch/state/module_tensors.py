@@ -39,7 +39,7 @@ class ModuleTensors:
         self.buffers: dict[str, tuple[TensorDict, str]] = {}  # the same for buffers
         self._dicts: list[TensorDict] = []
         self._scripted: list[str] = []  # names of modules
-        self._written: list[Tensor] = []  # their buffers
+        self.written: list[Tensor] = []  # their buffers
         self._fixed: TensorDict = {}  # their parameters, for those who look for changes
         self._found: list[
             tuple[nn.Module, dict[str, nn.Module | None], TensorDict, TensorDict]
@@ -66,7 +66,7 @@ class ModuleTensors:
 
     def _script(self, prefix: str, m: nn.Module) -> None:
         self._scripted.append(prefix)
-        self._written += m.buffers(recurse=False)
+        self.written += m.buffers(recurse=False)
         named = m.named_parameters(recurse=False)
         self._fixed |= {f"{prefix}.{key}": p for key, p in named}
 
@@ -140,32 +140,34 @@ class ModuleTensors:
                 new[id(b)] = _clone(b, poison)
         foreign = other_threads() if can_isolate() else frozenset()
         lending = _ForThisThread(self._found, new, foreign) if foreign else _ForAll(self.slots, new)
-        with lent(_Written(self._written)), lent(lending):
+        with lent(_Written(self.written)), lent(lending):
             yield
 
 
 class _Written:
-    """Buffers of what torch.jit has compiled, which keep their places."""
+    """Buffers of what torch.jit has compiled, which keep their places.
+
+    Their memory is written to past torch's operations, which :class:`Watch` takes for the loss's.
+    """
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
-        self._buffers = buffers
-        self._before: list[Tensor] = []
-        self._inside: list[Tensor] | None = None
+        self._memory: list[Any] = [b.untyped_storage() for b in buffers]
+        self._before: list[Any] = []
+        self._inside: list[Any] | None = None
 
     def lend(self) -> None:
-        self._before = [b.detach().clone() for b in self._buffers]
+        self._before = [x.clone() for x in self._memory]
         if self._inside is not None:
             self._put(self._inside)
 
     def give_back(self, for_good: bool) -> None:
         if not for_good:
-            self._inside = [b.detach().clone() for b in self._buffers]
+            self._inside = [x.clone() for x in self._memory]
         self._put(self._before)
 
-    def _put(self, values: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for b, x in zip(self._buffers, values, strict=False):
-                b.copy_(x)  # batch_norm does not count as writing to them
+    def _put(self, values: Sequence[Any]) -> None:
+        for memory, value in zip(self._memory, values, strict=False):
+            memory.copy_(value)
 
 
 class _ForAll:

@@ -17,7 +17,9 @@ class Versions:
     """
 
     def __init__(self, tensors: ModuleTensors, ignored: Iterable[Tensor] = ()) -> None:
-        self._ignored = set(map(id, ignored))
+        # Buffers of what torch.jit has compiled are written to, and get their values again. The
+        # module that it was made from may hold them too.
+        self._ignored = set(map(id, ignored)) | set(map(id, tensors.written))
         self._module_tensors = tensors
         self.renew()
 
