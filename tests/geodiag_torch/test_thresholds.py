@@ -18,6 +18,13 @@ from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step, own_lo
 SGD, RMSprop = torch.optim.SGD, torch.optim.RMSprop
 Adam, AdamW, NAdam = torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam
 
+def halved(optimizer):
+    """After a schedule has halved its learning rate."""
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    optimizer.step()
+    schedule.step()
+    return optimizer
+
 
 RULES = {
     "sgd": lambda m: SGD(m.parameters(), lr=0.02),
@@ -30,6 +37,7 @@ RULES = {
     ),
     "groups": lambda m: SGD(two_groups(m, momentum=0.5), lr=0.02),
     "tensor lr": lambda m: SGD(m.parameters(), lr=torch.tensor(0.02)),
+    "schedule, halved": lambda m: halved(SGD(m.parameters(), lr=0.04, momentum=0.9)),
     "undamped": lambda m: SGD(m.parameters(), lr=0.02, dampening=0.3),  # without momentum: no use
     "dampening": lambda m: SGD(m.parameters(), lr=0.02, momentum=0.8, dampening=0.5),
     "an average": lambda m: SGD(m.parameters(), lr=0.02, momentum=0.7, dampening=0.7),
