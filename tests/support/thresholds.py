@@ -21,10 +21,10 @@ HEAD = f"""# Thresholds, simulated
 
 The threshold that is read from each optimizer, against what the optimizer itself does. It runs for
 {STEPS} steps on ½⟨w, Hw⟩, with a random positive definite H over a matrix and a vector, scaled so
-that S in the optimizer's norm is {BELOW} and then {ABOVE} of the threshold. Second moments are held:
-β₂ is 1 but for rounding. Growth is that of the largest |w|: far below 1 it has converged, far above 1
-it diverges. `python -m tests.support.thresholds` simulates all rows and writes this page; the test
-suite measures each row again. [How they are read](attach.md#norm-and-threshold).
+that S in the optimizer's norm is {BELOW} and then {ABOVE} of the threshold. Second moments are
+held: β₂ is 1 but for rounding. Growth is that of the largest |w|: far below 1 it has converged, far
+above 1 it diverges. `python -m tests.support.thresholds` simulates all rows and writes this page;
+the test suite measures each row again. [How they are read](attach.md#norm-and-threshold).
 
 | rule | optimizer and its groups | threshold on S | growth at {BELOW} | growth at {ABOVE} |
 |---|---|---|---|---|
