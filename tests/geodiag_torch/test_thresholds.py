@@ -18,6 +18,7 @@ from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step, own_lo
 SGD, RMSprop = torch.optim.SGD, torch.optim.RMSprop
 Adam, AdamW, NAdam = torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam
 
+
 def halved(optimizer):
     """After a schedule has halved its learning rate."""
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MOST = 8  # entries of a batch that are described
+MOST, DEEPEST = 8, 4  # entries of a batch that are described, and containers within each other
 
 
 def description(data: Any) -> str:
@@ -17,14 +17,26 @@ def description(data: Any) -> str:
     >>> description([np.ones((8, 2))] * 3)
     '3 batches, the first: 8×2 float64'
     """
+    try:
+        return _described(data, DEEPEST)
+    except Exception:  # of another's object: a shape, a length or a name that cannot be had
+        return type(data).__name__
+
+
+def _described(data: Any, depth: int) -> str:
+    """``depth``: how many containers within each other are still looked into."""
+    if isinstance(data, (list, tuple, Mapping)) and depth == 0:
+        return type(data).__name__
     if isinstance(data, list) and data:
         count = f"{len(data)} batches, the first: " if len(data) > 1 else ""
-        return count + description(data[0])
+        return count + _described(data[0], depth - 1)
     if isinstance(data, tuple):
-        return ", ".join(description(x) for x in data[:MOST]) + (", …" if len(data) > MOST else "")
+        found = [_described(x, depth - 1) for x in data[:MOST]]
+        return ", ".join(found) + (", …" if len(data) > MOST else "")
     if isinstance(data, Mapping):
-        named = [f"{name}: {description(x)}" for name, x in list(data.items())[:MOST]]
-        return ", ".join(named) + (", …" if len(data) > MOST else "")
+        first = list(data.items())[:MOST]
+        found = [f"{name}: {_described(x, depth - 1)}" for name, x in first]
+        return ", ".join(found) + (", …" if len(data) > MOST else "")
     shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         size = "×".join(str(int(n)) for n in shape) or "scalar"
