@@ -347,10 +347,14 @@ def run(
     between: Callable[..., Any] | None = None,
     optimizer: Any = torch.optim.SGD,
     dropout: float = 0.0,
+    wraps: Callable[[Any], Any] = lambda loss: loss,
     **options: Any,
 ) -> tuple[list[Any], list[Any]]:
-    """What a short run leaves, and its records. ``between(step, model, optimizer, loss)`` is called
-    before each step, and may return another optimizer."""
+    """What a short run leaves, and its records. ``wraps``: makes the loss that is measured.
+
+    ``between(step, model, optimizer, loss)`` is called before each step, and may return another
+    optimizer.
+    """
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
     model, kept = Net(dropout), STATES[state]
     loss, h = PLACES[place](kept, model)
@@ -361,7 +365,7 @@ def run(
     options = {"every": 1, "max_hvps": 4, **options}
 
     def attach() -> Any:
-        return geodiag_torch.attach(made, model, "l2", loss_fn=loss, data=(x,), **options)
+        return geodiag_torch.attach(made, model, "l2", loss_fn=wraps(loss), data=(x,), **options)
 
     if watched:
         monitor = attach()

@@ -22,7 +22,7 @@ from geodiag_torch.state.threads import others
 from geodiag_torch.state.writes import Watch, address
 
 T = TypeVar("T")
-DEPTH, FURTHER = 1, 6  # how far state is looked for in each measurement, and at first
+DEPTH, FURTHER = 1, 10  # how far state is looked for in each measurement, and at first
 
 
 class Guard:

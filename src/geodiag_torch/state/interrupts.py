@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 T = TypeVar("T")
 # Ctrl-C, a scheduler's requests to end or to save, a time limit, a worker of a loader that died.
 NAMES = "SIGINT SIGTERM SIGALRM SIGUSR1 SIGUSR2 SIGHUP SIGCONT SIGCHLD"
@@ -76,6 +78,7 @@ class _DeferredSignals:
         self._handlers: dict[int, Any] = {n: h for n, h in found.items() if callable(h)}
         self._pending: dict[int, Any] = {}
         self._delivers = False  # whether signals go to their own handlers at once
+        self._delivering = False
         self._waiting = set(self._handlers) - {signal.SIGINT} if waits else set()
 
     def __call__(self, number: int, frame: Any) -> None:
@@ -116,8 +119,15 @@ class _DeferredSignals:
                 signal.signal(number, handler)
 
     def _deliver(self) -> None:
-        while ready := [n for n in self._pending if n not in self._waiting]:
-            self._handle(ready[0], self._pending.pop(ready[0]))
+        if self._delivering:  # by a handler that was called here
+            return
+        self._delivering = True
+        try:
+            # A copy, since signals go on arriving.
+            while ready := [n for n in [*self._pending] if n not in self._waiting]:
+                self._handle(ready[0], self._pending.pop(ready[0]))
+        finally:
+            self._delivering = False
 
     def _handle(self, number: int, frame: Any) -> None:
         """Call the handler, with everything given back to the user meanwhile."""
@@ -127,6 +137,12 @@ class _DeferredSignals:
             return
         self._delivers = False  # others wait for this exchange
         _lent.clear()
+        # Modes of the pass see neither the exchange nor what the handler computes.
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            self._handle_given(given, handler, number, frame)
+        self._deliver()
+
+    def _handle_given(self, given: list[Lending], handler: Any, number: int, frame: Any) -> None:
         try:
             for lending in reversed(given):
                 lending.give_back(False)
@@ -138,4 +154,3 @@ class _DeferredSignals:
                 lending.lend()
             _lent[:] = given
             self._delivers = True
-        self._deliver()

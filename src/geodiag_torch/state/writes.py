@@ -14,6 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 FRESH = torch.ops.aten.lift_fresh.default  # what a tensor of numbers in Python begins with
 
+UNTOLD = (
+    "running_mean",
+    "running_var",
+)  # batch_norm writes to them, and its schema does not say so
+
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, writes into memory that was there before are noted, and what was in it is kept.
@@ -110,10 +115,8 @@ def address(x: Tensor) -> int:
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    if not func._schema.is_mutable:
-        return
     for i, a in enumerate(func._schema.arguments):
-        if a.alias_info is None or not a.alias_info.is_write:
+        if a.name not in UNTOLD and (a.alias_info is None or not a.alias_info.is_write):
             continue
         x = args[i] if i < len(args) else kwargs.get(a.name)
         yield from (t for t in tree_leaves(x) if isinstance(t, Tensor))

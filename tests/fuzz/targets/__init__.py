@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.targets import algebra, command, files, flax, measure, monitors, situations, torches
+from tests.fuzz.targets import (
+    algebra,
+    command,
+    files,
+    flax,
+    measure,
+    monitors,
+    situations,
+    torches,
+    untouched,
+)
 
 Target = Callable[[Any], None]
 
@@ -20,5 +30,6 @@ TARGETS: dict[str, tuple[Target, float]] = {
     **torches.TARGETS,
     **flax.TARGETS,
     **situations.TARGETS,
+    **untouched.TARGETS,
     **command.TARGETS,
 }
