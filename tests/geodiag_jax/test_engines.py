@@ -12,7 +12,7 @@ import pytest
 
 import geodiag
 from geodiag import errors
-from geodiag_jax import oracle as oracle_module
+from geodiag_jax import derivatives
 from tests.geodiag_jax.models import (
     Counted,
     W,
@@ -168,7 +168,7 @@ def test_memory_limits_what_is_kept():
 
 def test_one_batch_keeps_its_linearization(monkeypatch):
     """Products at a kept linearization must not recompute: the recomputing functions are gone."""
-    monkeypatch.setattr(oracle_module, "_PRODUCTS", {})
+    monkeypatch.setattr(derivatives, "PRODUCTS", {})
     oracle = geodiag.problem(logistic, params=logistic_params(), data=(X, Y)).at()
     close(dense(oracle), logistic_truth().hessian)
 
