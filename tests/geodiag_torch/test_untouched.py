@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from tests.geodiag_torch.states import PLACES, STATES, run
+from tests.geodiag_torch.places import PLACES, run
+from tests.geodiag_torch.states import STATES
 
 SPREAD = list(PLACES)
 

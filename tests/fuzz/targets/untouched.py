@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz.case import Case
 from tests.geodiag_torch.models import Calls
-from tests.geodiag_torch.states import PLACES, STATES, run
+from tests.geodiag_torch.places import PLACES, run
+from tests.geodiag_torch.states import STATES
 
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
