@@ -10,6 +10,7 @@ from torch import nn
 
 import geodiag
 from geodiag_torch.state import threads
+from tests.geodiag_torch.states import run
 
 mse = nn.functional.mse_loss
 
@@ -132,3 +133,16 @@ def test_each_thread_finds_its_own_dict():
     assert found == [{"a": 1, "c": 3}, {"a": 1, "c": 3}, [("a", 1), ("c", 3)], 1, 2, False]
     assert own == {"a": 1, "c": 3}
     assert dict(both) == lent == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("state", ["momentum encoder", "module", "int"])
+def test_training_beside_an_idle_thread_is_the_same(state):
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        watched, _ = run(state, "closure", watched=True)
+    finally:
+        over.set()
+        thread.join()
+    assert watched == run(state, "closure", watched=False)[0]

@@ -105,12 +105,12 @@ class Evaluation:
             return
 
         def around(run: Callable[[], Sums]) -> Sums:
-            with nullcontext() if guard.looked else guard.watching(lambda: self._batches):
-                return self.inside({}, run)
+            with guard.watching(lambda: self._batches) as watch:
+                return self.inside({}, partial(self._noting_draws, run, watch))
 
         try:
             with turn():
-                self._own = uninterrupted(around, self._noting_draws)
+                self._own = uninterrupted(around, self._own_sum)
         finally:
             if shared.probing:
                 shared.probing, self._own = False, None
@@ -118,17 +118,13 @@ class Evaluation:
             self._looked_at, self._state = True, guard.frozen()
             self.after_look()
 
-    def _noting_draws(self) -> Sums:
-        """A pass that tells whether others draw from torch's global generators."""
-        if not self._random.shared.probing:
-            return self._own_sum()
-        with Watch(tracks=True) as watch:
-            sums = self._own_sum()
-        watch.compare()
-        self._random.shared.foreign = watch.draws and watch.foreign
-        drawn = self._random.shared.drawn
-        drawn["torch"] = drawn["device"] = watch.draws
-        watch.restore()
+    def _noting_draws(self, run: Callable[[], Sums], watch: Watch) -> Sums:
+        """``run()``; whether it, or another thread, draws from torch's global generators."""
+        sums, shared = run(), self._random.shared
+        if shared.probing:
+            watch.compare()
+            shared.foreign = watch.draws and watch.foreign
+            shared.drawn["torch"] = shared.drawn["device"] = watch.draws
         return sums
 
     def try_out(self, batch: Any) -> None:

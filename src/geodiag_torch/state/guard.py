@@ -90,14 +90,25 @@ class Guard:
         return Frozen([*places.values(), *self._loose], self.updated)
 
     @contextmanager
-    def watching(self, batches: Callable[[], set[int]]) -> Iterator[None]:
-        """The first pass of the problem, inside; all that it changes is given back.
+    def watching(self, batches: Callable[[], set[int]]) -> Iterator[Watch]:
+        """A first pass of the problem, inside; all that it changes is given back.
 
         ``batches``: gives the addresses of the memory of its batches, once it has run.
+
+        Yields:
+            What the pass writes to and draws from; other threads' draws are told from its own.
         """
+        watch = Watch(tracks=bool(others()))
+        if self.looked:
+            try:
+                with watch:
+                    yield watch
+            finally:
+                watch.restore()
+            return
         near, found = self.find(), self.find(FURTHER)
         far = {i: p for i, p in found.places.items() if i not in near.places}
-        wide, watch = Frozen(list(far.values()), set()), Watch()
+        wide = Frozen(list(far.values()), set())
         modules = {id(self._model): self._model, **near.modules, **found.modules}
         tensors = {i: [*m.parameters(), *m.buffers()] for i, m in modules.items()}
         slots = [t for each in tensors.values() for t in each]
@@ -105,7 +116,7 @@ class Guard:
         own = _Rebound(slots)
         try:
             with watch, lent(wide.one_pass()):
-                yield
+                yield watch
                 self._further = {i: p for i, p in far.items() if not wide.held_by(p)}
         finally:
             self.updated |= own.restore() | set(watch.written)
