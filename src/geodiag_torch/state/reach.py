@@ -48,6 +48,7 @@ SIMPLE = (
 LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread, threading.Event,
          threading.Condition, threading.Semaphore)  # fmt: skip
 LEFT = (Optimizer, torch.utils.data.DataLoader, threading.local)
+MANAGED = "torch.distributed"  # what shards parameters is set up in the first pass, for good
 LIBRARIES = {"torch", "numpy", "jax", "geodiag", "geodiag_torch", "geodiag_jax", "builtins"}
 PLAIN = frozenset(vars(nn.Module()))  # what every module has
 
@@ -122,6 +123,8 @@ class Reach:
     def _object(self, x: Any, name: str, depth: int) -> None:
         own = getattr(x, "__dict__", None)
         if isinstance(x, (*LEFT, *LOCKS)) or _root(type(x)) in ("geodiag", "geodiag_torch"):
+            return
+        if type(x).__module__.startswith(MANAGED):
             return
         held = dict(own) if isinstance(own, dict) else {}
         slots = [s for c in type(x).__mro__ for s in _slots(c) if hasattr(x, s)]
