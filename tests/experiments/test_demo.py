@@ -23,7 +23,7 @@ def test_every_method_sharpens_and_then_hovers_at_two_over_lr(framework, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    rows = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
+    rows = records_of(tmp_path / "demo.jsonl")
     for norm, (method, training) in RUNS.items():
         own = [row for row in rows if row["norm"] == norm]
         late = [row for row in own if row["step"] >= 0.8 * training.steps]
@@ -36,13 +36,19 @@ def test_every_method_sharpens_and_then_hovers_at_two_over_lr(framework, tmp_pat
         assert METHODS[method].title in done.stdout
 
 
+def records_of(log):
+    """The rows that are no header of a run."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row for row in rows if "step" in row]
+
+
 def test_options_shorten_and_select(tmp_path):
     logs = []
     for seed in ("1", "1", "2"):
         out = tmp_path / "out"
         options = ["--norm", "linf", "--steps", "20", "--seed", seed, "--out", str(out)]
         assert main(["demo", *options]) == 0
-        rows = [json.loads(line) for line in (out / "demo.jsonl").read_text().splitlines()]
+        rows = records_of(out / "demo.jsonl")
         assert {row["norm"] for row in rows} == {"linf"}
         assert max(row["step"] for row in rows) == 19
         logs.append([row["sharpness"] for row in rows])

@@ -21,6 +21,7 @@ import geodiag
 import geodiag_jax
 import geodiag_torch
 from geodiag.errors import ArgumentError
+from tests.geodiag_torch.models import Calls
 from tests.monitored import LR, G, H, W, gradient, loss, note, pair, run
 
 S = -LR * G  # the first step
@@ -116,10 +117,11 @@ class Counting(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 2))
         self.double = double
-        self.count = Counter()
+        self.calls = Calls()
+        self.calls.made = Counter()
 
     def forward(self, x):
-        self.count["forward"] += 1
+        self.calls.made["forward"] += 1
         return Passed.apply(self.net(x), self)
 
 
@@ -131,7 +133,7 @@ class Passed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        ctx.model.count["backward"] += 1
+        ctx.model.calls.made["backward"] += 1
         if not ctx.model.double and torch.is_grad_enabled():
             raise RuntimeError("this operation cannot be differentiated twice")
         return g, None
@@ -163,10 +165,10 @@ def train(optimizer, double=True, steps=9, **options):
     for _ in range(steps):
         made.zero_grad()
         criterion(model(x), y).backward()
-        model.count.clear()
+        model.calls.made.clear()
         made.step()
     weights = [p.detach().clone() for p in (*model.parameters(), *model.buffers())]
-    return weights, monitor.records if monitor else [], dict(model.count)
+    return weights, monitor.records if monitor else [], dict(model.calls.made)
 
 
 OPTIMIZERS = {
