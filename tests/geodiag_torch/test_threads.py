@@ -10,7 +10,7 @@ from torch import nn
 
 import geodiag
 from geodiag_torch.state import threads
-from tests.geodiag_torch.states import run
+from tests.geodiag_torch.places import run
 
 mse = nn.functional.mse_loss
 
