@@ -32,6 +32,7 @@ def test_fsdp(ranks: Any, check: Any) -> None:
     ranks(check)
 
 
+@pytest.mark.slow
 def test_replicas(ranks: Any) -> None:
     ranks(layout.replicas, size=4)
 
