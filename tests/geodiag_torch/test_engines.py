@@ -56,7 +56,9 @@ class Counting(nn.MSELoss):
 
 
 @pytest.fixture
-def counting():
+def counting(monkeypatch):
+    # Threads that earlier tests have left cost a pass, by which draws of random numbers are found.
+    monkeypatch.setattr("geodiag_torch.derivatives.evaluation.others", frozenset)
     return Counting(Calls())
 
 
@@ -146,9 +148,7 @@ def test_a_check_is_made_once_per_model_and_costs_two_gradients(counting):
         for seed in range(2):
             oracle.hvp(random_like(oracle, seed))
         forwards.append(counting.calls.n - before)
-    # The graph, the loss with parameters, and two gradients; once more beside other threads.
-    assert forwards[0] in (4, 5)
-    assert forwards[1:] == [2, 2]
+    assert forwards == [4, 2, 2]  # the graph, the loss with parameters, and two gradients
 
 
 def test_a_model_changed_in_place_is_checked_again():
