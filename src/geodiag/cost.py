@@ -31,7 +31,7 @@ from geodiag.problems import as_norm, resolved_oracle
 # Vectors of the searches for few parameters, for more than 2²² and for more than 2²⁴.
 ASCENT, BLOCKWISE, CERTIFICATE = (300, 70, 17), (120, 120, 120), (560, 560, 325)
 REFRESH = 10  # products of a warm measurement that is no cold restart, at most
-WARM, ALONG = (66, 66, 26), 21  # vectors: of a warm measurement, of one along a step
+WARM, ALONG = (66, 66, 26), 20  # vectors: of a warm measurement, of one along a step
 LOSSES = 4  # of the search for a critical step: L(w⁺), and three more
 ALONG_STEP = ("step", "critical")
 MODES = ("sharpness", "warm", "certificate", "record", *ALONG_STEP)

@@ -132,14 +132,14 @@ class PointErrors:
         for _ in range(SAMPLES):
             d = map_blocks(lambda x, z: distance * x * z, sizes, oracle.space.random(rng))
             above, below = add(here, d), subtract(here, d)
-            at_ends = oracle.gradient_at(above), oracle.gradient_at(below)
-            both = add(*at_ends)
+            both, slopes = _at_ends(oracle, (above, below), d)
             # n₊ + n₋ − 2n: six times the variance of one error.
             self._gradients.append(scale(axpy(-2.0, gradient, both), 1 / math.sqrt(6)))
+            del both  # a vector less while the losses are computed
             if losses:  # by the trapezoidal rule: twice, and six times the variance
                 up, down, loss = map(float, (*map(oracle.loss_at, (above, below)), oracle.loss()))
-                self._losses.append((up - down - float(dot(both, d))) / math.sqrt(2))
-                bend = 0.5 * float(dot(subtract(*at_ends), d))
+                self._losses.append((up - down - sum(slopes)) / math.sqrt(2))
+                bend = 0.5 * (slopes[0] - slopes[1])
                 self._losses.append((up + down - 2 * loss - bend) / math.sqrt(6))
 
     def loss(self) -> float:
@@ -165,6 +165,12 @@ class PointErrors:
 
 def _sizes(x: Array, y: Array) -> Array:
     return abs(x) + abs(y)
+
+
+def _at_ends(oracle: Oracle, ends: tuple[Blocks, Blocks], d: Blocks) -> tuple[Blocks, list[float]]:
+    """The sum of the gradients at two points, and the slope of each along d."""
+    gradients = [oracle.gradient_at(w) for w in ends]
+    return add(*gradients), [float(dot(g, d)) for g in gradients]
 
 
 def _spread(samples: Iterable[float]) -> float:
