@@ -195,7 +195,7 @@ def inline(call: StaticCall, at: Inputs) -> tuple[Arrays, Callable[[Arrays], Arr
         (_, gradient), linear = _linearized(call, at)
         product = functools.partial(_apply, linear)
         jax.eval_shape(jax.vmap(product), tuple(x[None] for x in at.point))
-    except (TypeError, NotImplementedError):  # forward mode is blocked by a custom_vjp
+    except UNDERIVABLE:  # in forward mode, as by a custom_vjp
         return _value_and_gradient(call, at)[1], lambda d: _reverse(call, at, d)[1]
     return gradient, product
 

@@ -1,4 +1,4 @@
-"""What a loss consists of, where that can be seen: so that one defined anew is known again.
+"""What a loss consists of, where that can be seen: so that one redefined is known again.
 
 A function that is written in a loop is another object in every turn. It computes the same where its
 code is the same object, and all that it reads apart from its arguments cannot change or is compared
@@ -24,8 +24,8 @@ KNOWN = {"jax", "jaxlib", "numpy", "math", "functools", "operator", "builtins", 
     *("optax", "flax", "equinox", "haiku", "jaxtyping", "einops")
 }
 DEEPEST = 8
-ANEW = (
-    "the loss was defined anew and is compiled anew, each time: define it once, and pass what "
+REDEFINED = (
+    "the loss was redefined and is recompiled, each time: define it once, and pass what "
     "changes through data="
 )
 # Losses that were seen, by their form. The oldest are forgotten.

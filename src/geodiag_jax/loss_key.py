@@ -17,14 +17,14 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from geodiag.errors import ParameterError
-from geodiag_jax.loss_contents import ANEW, Contents, told_apart
+from geodiag_jax.loss_contents import REDEFINED, Contents, told_apart
 from geodiag_jax.pytree import is_array, leaves_of
 
 
 class LossKey:
     """A loss callable, compared by its identity, that of the arrays and the numbers it reads.
 
-    One that was defined anew is known again where its contents can be compared, see
+    One that was redefined is known again where its contents can be compared, see
     :mod:`geodiag_jax.loss_contents`.
     """
 
@@ -40,7 +40,7 @@ class LossKey:
 
     def note(self) -> str:
         """A note where a loss that differs in its arrays or objects alone was seen; once."""
-        return ANEW if told_apart(self._contents, self) else ""
+        return REDEFINED if told_apart(self._contents, self) else ""
 
     def now(self) -> LossKey:
         """The key with what the loss would read now; the same one where that is the same."""

@@ -1,4 +1,4 @@
-"""Losses that are defined anew in every turn of a loop: known again where that is safe.
+"""Losses that are redefined in each iteration of a loop: known again where that is safe.
 
 The loss is c Σ s_k w_k²/2, so S = c max s. Traces are counted by a function that it alone calls.
 """
@@ -85,7 +85,7 @@ def test_other_arrays_and_numbers_make_another_loss():
     assert measured(of_arrays(SIZES)).value == pytest.approx(3.0)
     other = measured(of_arrays(2 * SIZES))
     assert other.value == pytest.approx(6.0)
-    assert other.notes == (loss_contents.ANEW,)  # said once
+    assert other.notes == (loss_contents.REDEFINED,)  # said once
     assert measured(of_arrays(3 * SIZES)).notes == ()
     assert measured(of_arrays(SIZES, factor=5.0)).value == pytest.approx(15.0)
     assert measured(of_arrays(SIZES)).value == pytest.approx(3.0)
@@ -117,4 +117,4 @@ def test_what_may_have_changed_is_not_taken_for_the_same(kind, monkeypatch):
     change()
     changed = measured(make())
     assert changed.value == pytest.approx(12.0)
-    assert changed.notes == (loss_contents.ANEW,)
+    assert changed.notes == (loss_contents.REDEFINED,)

@@ -45,9 +45,9 @@ AROUND = {
     "data parallel": "`nn.DataParallel`",
     "at zero": "a norm or a power of something that is zero",
     "kink": "a norm of a parameter that is zero, where the loss has no second derivative",
-    "anew": "a loss that is defined anew for each measurement",
+    "redefined": "a loss that is redefined for each measurement",
 }
-AROUND_IN = {"torch": set(AROUND) - {"anew"}, "jax": {"at zero", "kink", "anew"}}
+AROUND_IN = {"torch": set(AROUND) - {"redefined"}, "jax": {"at zero", "kink", "redefined"}}
 # Before the third step of a run under SGD.
 EVENTS = {
     "none": "no event",
@@ -124,19 +124,19 @@ def _torch_around(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _jax_around(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     plain = given["model"]
 
-    def anew() -> Any:
+    def redefined() -> Any:
         def loss(p: Any, *batch: Any) -> Any:
             first = jax.tree_util.tree_leaves(p)[0]
-            if name == "anew":
+            if name == "redefined":
                 return plain(p, *batch)
             moved = first - jax.lax.stop_gradient(first) if name == "kink" else 0 * first
             return plain(p, *batch) + (abs(moved) ** 1.5).sum()
 
         return loss
 
-    if name == "anew":
-        geodiag.sharpness(**{**given, "model": anew()}, max_hvps=100)
-    return {"model": anew()}
+    if name == "redefined":
+        geodiag.sharpness(**{**given, "model": redefined()}, max_hvps=100)
+    return {"model": redefined()}
 
 
 def _constant(framework: str, network: Network) -> set[str]:

@@ -2,7 +2,7 @@
 
 A step is all that the optimizers do with one gradient. It begins before the first of them, and ends
 after the last; if one of them is left out, when the next step begins: where an optimizer steps
-again, or where gradients have been computed anew.
+again, or where gradients have been computed again.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class FrozenRandomState:
                 self._generators[int(name.split()[1])].set_state(x)
 
     def renew(self, name: str) -> None:
-        """Seed a generator anew, from the system."""
+        """Reseed a generator, from the system."""
         if name == "torch":
             torch.default_generator.manual_seed(int.from_bytes(os.urandom(7)))
         elif name == "device":
@@ -144,7 +144,7 @@ class SharedPass(OwnPass):
 
     A generator that passes are known not to draw from is left alone. Of one that they draw from it
     is known where a pass leaves it. Where it is elsewhere, another thread has drawn too: it is
-    seeded anew, since the state before would give that thread the same numbers again.
+    reseeded, since the state before would give that thread the same numbers again.
     """
 
     def lend(self) -> None:

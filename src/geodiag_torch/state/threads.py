@@ -61,7 +61,7 @@ class SharedDraws:
         if self.foreign:
             raise DataError(
                 "another thread drew random numbers while a measurement did, from the same "
-                "generator, which was seeded anew",
+                "generator, which was reseeded",
                 do="give one of the two a generator of its own, or measure model.eval()",
             )
 
