@@ -56,10 +56,13 @@ class Aside:
         self.thread.join()
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("engine", ["graph", "recompute", "finite-difference"])
-def test_a_model_that_another_thread_trains_is_trained_as_ever(engine):
+def test_a_model_that_another_thread_trains_is_trained_as_ever(engine, compiled):
     """A step of the other thread in the middle of each pass, where tensors are lent."""
     x, y = data()
+    if compiled:  # something: from then on torch.compile looks into frames
+        torch.compile(torch.sin, backend="eager")(x)
 
     def training(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -114,6 +117,27 @@ def test_no_number_is_drawn_twice(dropout):
         aside.close()
     drawn += [float(torch.rand((), dtype=torch.float64)) for _ in range(20)]
     assert len(set(drawn)) >= len(drawn) - (2 if dropout else 0)
+
+
+def test_no_thread_of_the_parent_holds_the_turn_in_a_forked_child(monkeypatch):
+    monkeypatch.setattr(threads, "_passes", threads.turn())  # given back at the end
+    ready, over = threading.Event(), threading.Event()
+
+    def hold():
+        with threads.turn():
+            ready.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    try:
+        assert not threads.turn().acquire(blocking=False)
+        threads._released()
+        assert threads.turn().acquire(blocking=False)
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_each_thread_finds_its_own_dict():

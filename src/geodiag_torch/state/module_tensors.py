@@ -8,7 +8,7 @@ a measurement needs them for each pass. Tensors are replaced in the module's own
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from geodiag.core.spaces import Joints, Shapes, Sizes
 from geodiag.errors import EngineError
 from geodiag_torch.state.interrupts import lent
-from geodiag_torch.state.threads import ForEach, can_isolate
+from geodiag_torch.state.threads import ForEach
 from geodiag_torch.state.threads import others as other_threads
-from geodiag_torch.state.writes import address
+from geodiag_torch.state.writes import address, eager
 
 TensorDict = dict[str, Tensor | None]
 
@@ -138,9 +138,10 @@ class ModuleTensors:
             b = owner[key]
             if b is not None and id(b) not in new:
                 new[id(b)] = _clone(b, poison)
-        foreign = other_threads() if can_isolate() else frozenset()
+        foreign = other_threads()
         lending = _ForThisThread(self._found, new, foreign) if foreign else _ForAll(self.slots, new)
-        with lent(_Written(self.written)), lent(lending):
+        # torch.compile would trace the dicts that answer each thread with its own.
+        with eager() if foreign else nullcontext(), lent(_Written(self.written)), lent(lending):
             yield
 
 

@@ -7,7 +7,6 @@ those that answer each thread with what is for it.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from typing import Any
 
@@ -25,12 +24,6 @@ def others() -> frozenset[int]:
     own = threading.get_ident()
     found = (t for t in threading.enumerate() if not t.name.startswith(IDLE))
     return frozenset(t.ident for t in found if t.ident is not None) - {own}
-
-
-def can_isolate() -> bool:
-    """Whether dicts may answer each thread with its own: torch.compile, once used, traces them."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    return not any(getattr(dynamo, "cached_backends", {}).values())
 
 
 def turn() -> Any:
@@ -102,7 +95,7 @@ for _name in METHODS:
 
 def _released() -> None:
     """In a forked child no other thread holds the lock."""
-    global PASS
+    global _passes
     _passes = threading.RLock()
 
 

@@ -61,7 +61,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Any:
         # Functions that torch.compile met inside of a mode would never be compiled afterwards.
-        self._eager = _eager()
+        self._eager = eager()
         self._eager.__enter__()
         return super().__enter__()  # type: ignore[no-untyped-call]
 
@@ -98,7 +98,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.written[where], self._before[where] = x, (memory, memory.clone())  # type: ignore[no-untyped-call]
 
 
-def _eager() -> AbstractContextManager[Any]:
+def eager() -> AbstractContextManager[Any]:
+    """Inside, functions of torch.compile run as they were written, in every thread."""
     stance = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
     if stance is None or "torch._dynamo.eval_frame" not in sys.modules:
         return nullcontext()
