@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geodiag.blocks import Blocks
 from geodiag.certificates.certificate import require_envelope
 from geodiag.core.selection import Where
-from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
 from geodiag.estimators import SharpnessEstimator
-from geodiag.monitoring.monitor import Monitor
-from geodiag.monitoring.observation import Observation
-from geodiag.monitoring.unmeasured import copied, listed
 from geodiag.norms import Norm
-from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
+from geodiag_torch.optimizer_monitor import OptimizerMonitor
 from geodiag_torch.optimizers.following import Following
-from geodiag_torch.optimizers.iteration import Iteration, untraced
-from geodiag_torch.optimizers.selection import Selection, as_they_were, entries
-from geodiag_torch.optimizers.wrappers import Stepping, limited, steppings
+from geodiag_torch.optimizers.wrappers import limited, steppings
 
 
 def attach(
@@ -149,202 +140,3 @@ def attach(
         if each.remark:
             monitor.remark(each.remark)
     return monitor
-
-
-class OptimizerMonitor(Monitor):
-    """A Monitor that :func:`attach` has attached to one optimizer, or to several.
-
-    Attributes:
-        steps: the number of their steps so far; the next record's ``step``. May be set before
-            training resumes from a checkpoint.
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Stepping],
-        following: Following,
-        *,
-        update: Update | Callable[[int], Update] | None = None,
-        **options: Any,
-    ) -> None:
-        geometry = following.geometry
-        rule = geometry.update if update is None else update
-        super().__init__(following.problem, geometry.norm, update=rule, **options)
-        self.steps = 0
-        self._parts = following.geometry.parts
-        self._following, self._rule_given = following, update is not None
-        self._gradient: Blocks | None = None  # of the measured loss, before the step
-        self._selected: Selection | None = None
-        self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
-        optimizers = [each.outer for each in steps]
-        self._inner = {id(each.outer): weakref.ref(each.inner) for each in steps}
-        self._iteration = Iteration(optimizers)
-        # Only the optimizers' hooks hold the monitor, so that all are freed together.
-        self._hooks = [
-            hook
-            for each in optimizers
-            for hook in (
-                each.register_step_pre_hook(untraced(self._before_step)),
-                each.register_step_post_hook(untraced(self._after_step)),
-            )
-        ]
-        self._finalizers = [weakref.finalize(o, _close, weakref.ref(self)) for o in optimizers]
-
-    def detach(self) -> None:
-        """Remove the hooks from the optimizer, and close: the pending record is written.
-
-        ``records`` stays. May be called twice.
-        """
-        for hook in self._hooks:
-            hook.remove()
-        for finalizer in self._finalizers:
-            finalizer.detach()
-        try:
-            if self._iteration.open:
-                self._end()
-            super().close()
-        finally:
-            self._following.problem.close()
-
-    def close(self) -> None:
-        """The same as :meth:`detach`."""
-        self.detach()
-
-    def abandon(self) -> None:
-        """The same as :meth:`geodiag.Monitor.abandon`; nothing is kept of the step."""
-        super().abandon()
-        self._selected, self._copies, self._gradient = None, {}, None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of :class:`geodiag.Monitor`, with the number of steps."""
-        return super().state_dict() | {"steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from what :meth:`state_dict` returned.
-
-        Raises:
-            ArgumentError: ``state`` is something else.
-        """
-        if not isinstance(state, dict) or "steps" not in state:
-            raise ArgumentError(
-                "this is not the state of an attached monitor",
-                got=type(state).__name__,
-                do="pass what its state_dict() returned",
-            )
-        steps = whole_step(state["steps"])
-        super().load_state_dict(state)
-        self.steps = steps
-
-    def _measure_before(self, pending: Observation, params: Any) -> None:
-        """Follow the optimizer; S waits for the step where the norm is that of its state then."""
-        self._selected, self._copies, self._gradient = None, {}, None
-        with pending.noting("the measurement"):
-            self._selected = found = self._following.now()
-            pending.note(found.note)
-            if self._noise or self._following.geometry.of_the_step(found.chosen):
-                self._copies = copied({n: p.detach() for n, p in found.chosen.items()})
-                pending.rest = copied(entries(found.others))
-            else:
-                self._follow(pending, found.chosen)
-                pending.copy(params, entries(found.others))
-                pending.freeze(params)
-                self._measure(pending)
-                self._gradient = self._gradient_of(pending)
-
-    def _measure_after(self, pending: Observation, params: Any) -> None:
-        found, self._selected = self._selected, None
-        if found is None:
-            return
-        besides: list[str] = []
-        with pending.noting("the measurement"):
-            besides = pending.moved_besides(entries(found.others))
-            if self._copies:
-                self._measure_at_copies(pending, found, besides)
-        self._compare(pending)
-        with pending.noting("the step"):
-            pending.measure_step(params, besides)
-
-    def _measure_at_copies(
-        self, pending: Observation, found: Selection, besides: Sequence[str]
-    ) -> None:
-        """S at the point before the step, in the norm that the step used."""
-        of_the_step = self._following.geometry.of_the_step(found.chosen)
-        chosen = self._following.moved(found.chosen) if of_the_step else found.chosen
-        idle = [name for name in found.chosen if name not in chosen]
-        if idle:
-            pending.note(f"not measured: parameters without a gradient so far: {listed(idle)}")
-        self._follow(pending, chosen)
-        asarray = self._following.problem.space.asarray
-        pending.here = {name: asarray(self._copies[name]) for name in chosen}
-        self._copies = {}
-        earlier = {name: pending.rest[name] for name in besides if name in pending.rest}
-
-        def measure() -> None:
-            pending.freeze(None)
-            self._measure(pending)
-            self._gradient = self._gradient_of(pending)
-
-        as_they_were(found.others, earlier, measure)
-
-    def _optimizer(self) -> Mapping[str, Any]:
-        return self._following.geometry.describe()
-
-    def _gradient_of(self, pending: Observation) -> Blocks | None:
-        known = pending.result is not None or bool(pending.parts) or self._noise is not None
-        if not known or pending.oracle is None or self._rule_given:
-            return None
-        return pending.oracle.gradient()
-
-    def _rule(self, pending: Observation) -> Update | None:
-        """The update rule in force at the step, unless the step contradicts it."""
-        rule = super()._rule(pending)
-        gradient, self._gradient = self._gradient, None
-        known = rule is not None and (bool(pending.parts) or not rule.unknown)
-        if rule is None or not known or gradient is None or pending.here is None:
-            return rule
-        there, geometry = self._problem.point(), self._following.geometry
-        found = geometry.compare(gradient, pending.here, there)
-        for part in pending.parts.values():
-            if part.update is not None and (said := found.get(part.joins, found.get(""))):
-                part.update = follow(part.update, said)
-        if pending.parts:
-            return rule
-        if left_out := self._iteration.left_out():
-            return replace(rule, unknown=f"{' and '.join(left_out)} took no part in the step")
-        (said,) = found.values()
-        return follow(rule, said)
-
-    def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
-        """Measure these parameters."""
-        if self._following.follow(chosen):
-            self._problem = pending.problem = self._following.problem
-            self._tracker.move(self._following.problem.space.shapes)
-            self._part_trackers.clear()
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._iteration.ended_before(optimizer):
-            self._end()
-        if not self._iteration.open and self.due(self.steps):
-            self.before(self.steps)
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._iteration.took(optimizer)
-        inner = self._inner[id(optimizer)]()
-        if self._pending is not None and len(self._inner) > 1 and inner is not None:
-            with self._pending.noting("the step"):
-                self._following.geometry.took(inner)
-        if self._iteration.complete:
-            self._end()
-
-    def _end(self) -> None:
-        try:
-            self.after()
-        finally:  # the step was taken, even if Ctrl-C comes now
-            self.steps += 1
-            self._iteration.close()
-
-
-def _close(monitor: weakref.ref[OptimizerMonitor]) -> None:
-    found = monitor()
-    if found is not None:
-        found.close()

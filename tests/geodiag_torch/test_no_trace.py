@@ -144,7 +144,7 @@ class TestWhatIsPutBack:
             copies.extend(map(weakref.ref, found.values()))
             return found
 
-        monkeypatch.setattr(sys.modules["geodiag_torch.attach"], "copied", watching)
+        monkeypatch.setattr(sys.modules["geodiag_torch.optimizer_monitor"], "copied", watching)
         model = nn.Linear(4, 2)
         data = torch.randn(8, 4), torch.randn(8, 2)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

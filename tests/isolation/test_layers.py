@@ -43,6 +43,7 @@ FLOORS = {
         "sharding",
         "problem",
         "optimizers",
+        "optimizer_monitor",
         "attach",
         "callbacks experiments checkpoints",
         "plugin",

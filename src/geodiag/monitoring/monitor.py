@@ -15,7 +15,7 @@ from typing import Any
 
 from geodiag.certificates.certificate import require_envelope
 from geodiag.core.validation import is_true, require_flag, whole_step
-from geodiag.errors import ArgumentError, one_line, shown
+from geodiag.errors import ArgumentError, one_line
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation
@@ -23,17 +23,17 @@ from geodiag.monitoring.parts import Part, PartTrackers
 from geodiag.monitoring.realized import LossNoise, norm_of_step
 from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.run_header import rule_values, run_header
+from geodiag.monitoring.run_log import RunLog, try_to_close
 from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.states import loaded
 from geodiag.monitoring.warn_once import WarnOnce
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Update
-from geodiag.oracles import Problem
 from geodiag.problems import NormLike, current_norm, norm_source, problem
 from geodiag.records import Record, new_run, quantities
 from geodiag.sharpness import named_estimator
-from geodiag.sinks import Log, Sink, as_sinks
+from geodiag.sinks import Log, as_sinks
 
 
 class Monitor(DisplayedRun):
@@ -130,12 +130,12 @@ class Monitor(DisplayedRun):
         self._quantities = [each for each in quantities().values() if each.measure is not None]
         self._problem = problem(model, **problem_arguments)
         self._owned = self._problem is not model
-        self._closed, self._process = False, os.getpid()
+        self._closed = False
         self._pending: Observation | None = None
         self._warn = WarnOnce()
         self._noted: set[str] = set()
         self._remarks: list[str] = []  # for the next record
-        self.run, self._began, self._seed = new_run(), False, seed
+        self.run, self._seed = new_run(), seed
         self.records: list[Record] = []
         try:
             if isinstance(self._norm, Norm):
@@ -143,10 +143,10 @@ class Monitor(DisplayedRun):
                 bound = self._norm.bind(space)
                 if certificate:
                     require_envelope(bound, space)
-            self._sinks = as_sinks(log if self._problem.leads else None, mode)
+            self._log = RunLog(as_sinks(log if self._problem.leads else None, mode), self._warn)
         except BaseException:
             if self._owned:
-                self._try_to_close(self._problem, "the problem")
+                try_to_close(self._problem, "the problem", self._warn)
             raise
 
     def due(self, step: int) -> bool:
@@ -236,10 +236,8 @@ class Monitor(DisplayedRun):
         self._closed = True
         with ExitStack() as each:  # also where Ctrl-C ends one of them
             if self._owned:
-                each.callback(self._try_to_close, self._problem, "the problem")
-            # A forked child leaves its parent's sinks alone.
-            for sink in reversed(self._sinks if os.getpid() == self._process else []):
-                each.callback(self._try_to_close, sink, shown(sink))
+                each.callback(try_to_close, self._problem, "the problem", self._warn)
+            each.callback(self._log.close)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
@@ -327,20 +325,7 @@ class Monitor(DisplayedRun):
         began = time.perf_counter()
         record = pending.record()
         self.records.append(record)
-        began_now, self._began = not self._began, True
-        for sink in self._sinks:
-            try:
-                if began_now:
-                    parts = (self._problem, pending.norm, self._optimizer, self._seed)
-                    sink.start(run_header(self.run, *parts))
-                sink.write(record)
-            except Exception as e:
-                self._warn(id(sink), f"{shown(sink)} failed at step {record.step}: {one_line(e)}")
+        parts = (self._problem, pending.norm, self._optimizer, self._seed)
+        self._log.write(record, lambda: run_header(self.run, *parts))
         self._schedule.spend(began)
         return record
-
-    def _try_to_close(self, opened: Sink | Problem, name: str) -> None:
-        try:
-            opened.close()
-        except Exception as e:
-            self._warn(id(opened), f"{name} failed to close: {one_line(e)}")

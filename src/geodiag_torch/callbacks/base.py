@@ -21,7 +21,8 @@ from geodiag.monitoring.schedule import Schedule
 from geodiag.problems import is_of_optimizer, norm_source
 from geodiag.records import Record
 from geodiag.sharpness import named_estimator
-from geodiag_torch.attach import OptimizerMonitor, attach
+from geodiag_torch.attach import attach
+from geodiag_torch.optimizer_monitor import OptimizerMonitor
 from geodiag_torch.problem import (
     TorchProblem,
     ranks_together,
