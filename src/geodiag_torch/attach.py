@@ -17,6 +17,7 @@ from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, is_of_optimizer, norm_source
 from geodiag.sinks import Log
 from geodiag_torch.optimizer_monitor import OptimizerMonitor
+from geodiag_torch.optimizers.attached import notice
 from geodiag_torch.optimizers.following import Following
 from geodiag_torch.optimizers.wrappers import limited, steppings
 
@@ -109,9 +110,7 @@ def attach(
     """
     steps = steppings(optimizer)
     if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            "attach(optimizer, model) takes a torch module", got=type(model).__name__
-        )
+        raise ArgumentError("attach() takes a torch module", got=type(model).__name__)
     problem_arguments |= {"criterion": criterion, "loss_fn": loss_fn, "data": data}
     asked = None if is_of_optimizer(norm) else norm_source(norm)
     inner = [each.inner for each in steps]
@@ -139,4 +138,5 @@ def attach(
     for each in steps:
         if each.remark:
             monitor.remark(each.remark)
+    notice(inner[0], monitor._finalizers[0], data, asked, where, loss_fn, criterion)
     return monitor

@@ -167,12 +167,25 @@ def test_two_monitors_on_one_optimizer():
     assert second.records[0].sharpness >= 11 * first.records[0].sharpness * 0.05
 
 
+def test_a_second_monitor_of_the_same_is_noticed():
+    """As where a notebook's cell is run again; other norms or data are meant."""
+    first, optimizer, model, (x, y) = attached()
+    attach(optimizer, model, "linf", criterion=mse, data=(x, y))
+    attach(optimizer, model, criterion=mse, data=(x, y.clone()))
+    attach(optimizer, model, criterion=mse, data=(x, y), where="weight")
+    attach(optimizer, model, loss_fn=lambda m, b: mse(m(b[0]), b[1]), data=(x, y))
+    with pytest.warns(RuntimeWarning, match="has a monitor already that measures the same"):
+        attach(optimizer, model, criterion=mse, data=(x, y)).detach()
+    first.detach()
+    attach(optimizer, model, criterion=mse, data=(x, y))
+
+
 def test_it_counts_and_resumes():
     monitor, optimizer, model, data = attached(every=3)
     train(optimizer, model, data, 5)
     state = json.loads(json.dumps(monitor.state_dict()))
-    again = attach(optimizer, model, criterion=mse, data=data, every=3)
     monitor.detach()
+    again = attach(optimizer, model, criterion=mse, data=data, every=3)
     again.load_state_dict(state)
     assert again.steps == 5
     train(optimizer, model, data, 3)

@@ -77,6 +77,7 @@ ASKED = {
     "spare": lambda o, d, ds: o.spare(),
     "space": lambda o, d, ds: o.space,
     "surroundings": lambda o, d, ds: o.surroundings(),
+    "steady": lambda o, d, ds: o.steady,
     "use_differences": lambda o, d, ds: o.use_differences(),
 }
 OFFERED = sorted({n for n in dir(Oracle) if n[0] != "_"} | set(Oracle.__annotations__))

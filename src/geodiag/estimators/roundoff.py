@@ -56,8 +56,11 @@ def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessR
     It is estimated if the oracle has independent products: in fewer than 32 bits, with jittered
     rounding, and for finite differences, with another step size, which shows jumps of the gradient
     too. In fewer than 32 bits it is at least one machine epsilon. A value that had met its
-    tolerance, but is not resolved to it, gets the status PRECISION.
+    tolerance, but is not resolved to it, gets the status PRECISION. Of a loss that is not steady
+    no value is EXACT.
     """
+    if not oracle.steady:
+        result = replace(result, bound=Bound.LOWER)
     if not math.isfinite(result.value):
         return result
     image = oracle.independent_hvp(result.direction)

@@ -89,6 +89,11 @@ class Oracle(ABC):
         """
         return 0.0
 
+    @property
+    def steady(self) -> bool:
+        """Whether each pass computes the same loss; if not, no value is EXACT."""
+        return True
+
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         """∇²L(w) d computed in another way, as accurate as :meth:`hvp`, to estimate its error.
 

@@ -58,6 +58,10 @@ class DelegatingOracle(Oracle):
     def precision(self) -> float:
         return self.inner.precision
 
+    @property
+    def steady(self) -> bool:
+        return self.inner.steady
+
     def use_differences(self) -> bool:
         return self.inner.use_differences()
 

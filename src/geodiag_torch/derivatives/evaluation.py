@@ -21,6 +21,7 @@ from geodiag_torch.derivatives.graph_inspection import check_reached, graph_of
 from geodiag_torch.derivatives.kept_graph import add_weighted
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.derivatives.stop_gradient import Attached, Constants
+from geodiag_torch.derivatives.written import settle
 from geodiag_torch.ranks import ADDING, Sums
 from geodiag_torch.state.interrupts import lent, uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
@@ -193,7 +194,7 @@ class Evaluation:
         sums = self.objective.ranks.sum(
             self._operation(),
             leaves if checked is None else checked,
-            lambda: self._looked(lambda: self.inside(leaves, run, context=context)),
+            lambda: self._looked(leaves, lambda: self.inside(leaves, run, context=context)),
         )
         divisor = self.divisor = self.objective.batches.normalise(sums.weight)
         if divisor == 1.0:
@@ -287,8 +288,9 @@ class Evaluation:
         roots = (self.objective.loss, *self.objective.guard.modules)
         return [p for m in roots for p in m.parameters()]
 
-    def _looked(self, run: Callable[[], Sums]) -> Sums:
+    def _looked(self, leaves: Leaves, run: Callable[[], Sums]) -> Sums:
         self.look()
+        settle(self.objective, leaves, lambda: self.inside(leaves, self._own_sum))
         return run()
 
     def _own_sum(self) -> Sums:

@@ -37,6 +37,10 @@ class FrozenOracle(Oracle):
         assert self._evaluation.precision is not None
         return self._evaluation.precision
 
+    @property
+    def steady(self) -> bool:
+        return bool(self._objective.loss.steady)
+
     def surroundings(self) -> AbstractContextManager[Any]:
         kind = self._objective.device.type
         if not torch.is_autocast_enabled(kind):

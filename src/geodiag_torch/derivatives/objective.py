@@ -20,7 +20,6 @@ from geodiag_torch.ranks import Alone
 from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
 from geodiag_torch.state.rng import outside_inference
-from geodiag_torch.state.writes import address
 
 ABSENT: tuple[TensorDict, str] = ({"": None}, "")
 
@@ -80,13 +79,7 @@ class Objective:
 
         def make() -> Leaves:
             if params is None:
-                own = {name: p.detach() for name, p in found.items()}
-                if updated := self.guard.updated:  # a loss that writes to its parameters
-                    own = {
-                        n: x.clone() if address(x) in updated or id(found[n]) in updated else x
-                        for n, x in own.items()
-                    }
-                return {name: x.requires_grad_() for name, x in own.items()}
+                return {name: p.detach().requires_grad_() for name, p in found.items()}
             asarray = self.space.asarray
             at = {name: asarray(params[name]).to(p.dtype) for name, p in found.items()}
             return {name: x.clone().requires_grad_() for name, x in at.items()}
