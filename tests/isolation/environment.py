@@ -9,15 +9,20 @@ import sysconfig
 from pathlib import Path
 
 
-def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; its output as text. Never in the repository's own directory."""
+def variables() -> dict[str, str]:
+    """Environment variables for a process of its own."""
     # A Python path of the caller's would let modules in that an installation does not have.
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     fixed = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"}
+    return {**inherited, **fixed}
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output as text. Never in the repository's own directory."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**inherited, **fixed, **env},
+        env={**variables(), **env},
         capture_output=True,
         encoding="utf-8",
         timeout=900,
