@@ -35,9 +35,10 @@ CASES = [
 def ran(tmp_path_factory):
     """``ran(code)``: what an example printed, and the folder that it ran in; each runs once.
 
-    An interpreter that has one framework, which most of the examples begin with, runs all of it.
+    An interpreter that has one framework, which most of the examples begin with, runs all of it;
+    making an optimizer in torch imports Dynamo.
     """
-    interpreters = {name: Preloaded(name) for name in ("torch", "jax")}
+    interpreters = {"torch": Preloaded("torch", "torch._dynamo"), "jax": Preloaded("jax")}
 
     @functools.cache
     def once(code: str) -> tuple[str, Path]:
