@@ -21,6 +21,7 @@ import geodiag
 import geodiag_jax
 import geodiag_torch
 from geodiag.errors import ArgumentError
+from geodiag.monitoring import observation, realized
 from tests.geodiag_torch.models import Calls
 from tests.monitored import LR, G, H, W, gradient, loss, note, pair, run
 
@@ -180,7 +181,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("double", [True, False], ids=["", "no double backward"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_a_record_of_attach_takes(name, double):
+def test_what_a_record_of_attach_takes(name, double, monkeypatch):
     """Two forward passes and a gradient, also where buffers change; training is bit-identical."""
     plain, _, _ = train(OPTIMIZERS[name])
     weights, records, passes = train(OPTIMIZERS[name], double, sharpness=False)
@@ -193,8 +194,14 @@ def test_what_a_record_of_attach_takes(name, double):
         assert record.num_hvps == 0
         assert math.isnan(record.directional_smoothness) == (name == "unknown")
     assert ("no D" in records[0].note) == (name == "unknown")
-    weights, searched, _ = train(OPTIMIZERS[name], double, sharpness=False, critical=True)
+    asked = []
+    monkeypatch.setattr(
+        observation, "critical", lambda *args: asked.append(realized.critical(*args)) or asked[-1]
+    )
+    weights, searched, more = train(OPTIMIZERS[name], double, sharpness=False, critical=True)
     assert all(map(torch.equal, weights, plain))
+    assert more["forward"] == passes["forward"] + asked[-1].num_losses - 1  # L(w⁺) is known
+    assert more["backward"] == 1
     for record, other in zip(records, searched, strict=True):
         assert record.realized_edge == other.realized_edge
         assert other.critical_lr > 0
@@ -231,11 +238,11 @@ def test_training_without_a_second_derivative_in_jax():
 LARGE = 1e4  # added to the loss: in float32 its spacing is 1e-3
 
 
-def drowned_torch(double):
+def drowned_torch(double, large=LARGE):
     model = Counting(double)
     model.net, model.x = nn.Identity(), nn.Parameter(torch.tensor(W, dtype=torch.float32))
     matrix = torch.tensor(H, dtype=torch.float32)
-    loss_fn = lambda m, batch: LARGE + 0.5 * Passed.apply(m.x, m) @ matrix @ m.x  # noqa: E731
+    loss_fn = lambda m, batch: large + 0.5 * Passed.apply(m.x, m) @ matrix @ m.x  # noqa: E731
     optimizer = torch.optim.SGD([model.x], lr=1e-4)
     monitor = geodiag_torch.attach(
         optimizer, model, loss_fn=loss_fn, data=[0], every=1, sharpness=False, critical=True
@@ -245,7 +252,7 @@ def drowned_torch(double):
     return monitor.records[0]
 
 
-def drowned_jax(double):
+def drowned_jax(double, large=LARGE):
     matrix = jnp.asarray(H, jnp.float32)
     half = jax.custom_vjp(lambda x: 0.5 * x @ matrix @ x)
 
@@ -257,7 +264,7 @@ def drowned_jax(double):
 
     half.defvjp(lambda x: (half(x), x), backward)
     monitor = geodiag_jax.Monitor(
-        lambda w: LARGE + half(w["x"]), "l2", lr=1e-4, every=1, sharpness=False, critical=True
+        lambda w: large + half(w["x"]), "l2", lr=1e-4, every=1, sharpness=False, critical=True
     )
     here = {"x": jnp.asarray(W, jnp.float32)}
     return monitor.observe(0, here, {"x": here["x"] - 1e-4 * jnp.asarray(G, jnp.float32)})
@@ -284,6 +291,22 @@ def test_where_the_losses_are_lost_to_rounding(drowned, double):
         assert record.critical_lr == pytest.approx(2 / bend, rel=1 / 16)
     else:
         assert "no critical step" in record.note
+
+
+@pytest.mark.parametrize("drowned", [drowned_torch, drowned_jax])
+def test_where_rounding_takes_d_alone(drowned):
+    """ζ is known to be near 0 then, and no product is spent on D."""
+    record = drowned(True, large=LARGE / 1000)
+    bend = G @ H @ G / (G @ G)
+    for name, value, truth in (
+        ("D", record.directional_smoothness, bend),
+        ("ζ", record.realized_edge, 1e-4 * bend / 2),
+    ):
+        error = float(record.note.partition(f"{name} ± ")[2].partition(",")[0])
+        assert abs(value - truth) <= error
+    assert error <= 0.05
+    assert record.num_hvps == 0
+    assert math.isnan(record.curvature)
 
 
 def test_arguments_that_are_refused():

@@ -69,11 +69,16 @@ Sizes = Sequence[int]
 Shapes = Sequence[tuple[int, ...]]
 
 
+def _inner(x: Array, y: Array) -> Array:
+    return array_namespace(x).sum(x * y)
+
+
 class Joints(NamedTuple):
-    """How tensors become one vector and back; an adapter may know a quicker way."""
+    """How tensors become one vector and back, and Σxy of two; an adapter may know quicker ways."""
 
     join: Callable[[Sequence[Array], Sizes, tuple[int, ...]], Array] = join_tensors
     part: Callable[[Array, Sizes, Shapes], Iterable[Array]] = part_vector
+    inner: Callable[[Array, Array], Array] = _inner
 
 
 JOINTS = Joints()

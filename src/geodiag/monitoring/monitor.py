@@ -71,7 +71,7 @@ class Monitor(DisplayedRun):
             eigenvalue is isolated.
         certificate: whether to compute an upper bound on S.
         sharpness: False: records have no S, but ζ, D and the curvature along the step where
-            rounding takes D: two or three forward passes, one gradient, and no
+            rounding leaves ζ open: two or three forward passes, one gradient, and no
             Hessian-vector product, or one. It needs neither a norm nor second derivatives.
         critical: whether records have the critical learning rate, by further forward passes.
         seed: of the random starts.

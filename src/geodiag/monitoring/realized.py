@@ -1,7 +1,8 @@
 """ζ, D and the critical step of a record without S: from losses, one gradient, at most one product.
 
-A product is taken only where rounding takes the difference of the losses: the curvature along the
-step is then what is left of D and ζ.
+A product is taken only where rounding takes the difference of the losses and leaves ζ open: the
+curvature along the step is then what is left of both. None is spent where D alone is lost, since ζ
+is known to be near 0.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from geodiag.problems import NormSource, current_norm
 
 # Of a difference of two losses, in roundings of one; and of the sample of an error.
 ROUNDINGS, SAMPLE = 4.0, 4.0
+KNOWN = 0.05  # an error of ζ up to which no product is spent
 MOST_LOSSES = 12  # of the search for the critical step; L(w⁺) is one of them
 NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
 TOO_SHORT = "the step is too short for D: its square underflows"
@@ -111,16 +113,15 @@ def realized(
     if not math.isfinite(bend):
         return Realized(slope=slope, notes=(NOT_FINITE,))
     notes, noise = [], rounding.difference(oracle, s, losses)
-    lost = noise > NOISE * abs(bend)
-    if lost:
+    factor = -1.0 / slope if slope < 0.0 else math.nan
+
+    if not _is_open(noise, bend, factor) and rounding.sample(oracle, here, before):
+        noise = rounding.difference(oracle, s, losses)
+    if _is_open(noise, bend, factor):
         curved, why = _curved(oracle, s, size)
         notes.append(why)
-    elif rounding.sample(oracle, here, before):
-        noise = rounding.difference(oracle, s, losses)
-        lost = noise > NOISE * abs(bend)
     descent = per_square(-2.0 * slope, length)
-    factor = -1.0 / slope if slope < 0.0 else math.nan
-    if lost and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
+    if noise > NOISE * abs(bend) and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
         errors = {"D": per_square(2.0 * noise, length), "ζ": noise * factor}
         stated = ", ".join(f"{name} ± {x:.2g}" for name, x in errors.items() if x == x)
         notes.append(f"rounding of the losses: {stated}" if stated else "")
@@ -135,6 +136,11 @@ def realized(
         notes.append(TOO_SHORT)
     curvature = per_square(curved, length)
     return Realized(smoothness, bend * factor, curvature, descent, slope, bend, noise, tuple(notes))
+
+
+def _is_open(noise: float, bend: float, factor: float) -> bool:
+    """Whether rounding takes D, and leaves ζ unknown too."""
+    return noise > NOISE * abs(bend) and not noise * factor <= KNOWN
 
 
 def _curved(oracle: Oracle, s: Blocks, size: float) -> tuple[float, str]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from geodiag.blocks import Array, Blocks, array_namespace, epsilon, largest, namespace, to_numpy
 from geodiag.core.spaces import Space
+from geodiag.optimizers.merged import Merged, merged
 from geodiag.optimizers.slots import Family, Slot
 from geodiag.optimizers.thresholds import Update
 
@@ -96,14 +97,19 @@ def compare(
         return Comparison()
     gradients = {s.name: family.received(s) for s in slots}
     received = {name: g for name, g in gradients.items() if g is not None}
-    said = _compare_step(family, slots, space, here, there, received, gradient, unit)
+    whole = merged(family, slots, space, here, there, gradient)
+    said = None if whole is None else _step_of(family, whole, unit)
+    if said != Comparison():  # which the tensors may explain
+        said = _compare_step(family, slots, space, here, there, received, gradient, unit)
     if said != Comparison() or gradient is None or family.scale_free:
         return said
     if len(received) < len(slots):  # the step has shown it, where it depends on it alone
         seen = all(family.needs_gradient(s) for s in slots)
         return Comparison("" if seen else UNKNOWN_GRADIENT)
     rounding = math.sqrt(sum(_rounding_of_average(s) ** 2 for s in slots))
-    found = _explanation(received, gradient, here, ROUNDING * rounding)
+    if whole is not None and _agree(family, whole, ROUNDING * rounding):
+        return said
+    found = _explanation(received, gradient, here, ROUNDING * rounding, space)
     if found is None:
         return Comparison("", OTHER_GRADIENT)
     if found.factor > 0.0:
@@ -112,6 +118,26 @@ def compare(
         caveat += ", as if that factor lasted" if lasting else ""
         return Comparison("", caveat, scale=found.factor)
     return Comparison(found.text and f"the optimizer received {found.of(MEASURED)}")
+
+
+def _step_of(family: Family, whole: Merged, unit: float) -> Comparison:
+    (slot,) = whole.slots
+    g = family.received(slot)
+    return _compare_step(
+        family, *whole[:4], {} if g is None else {slot.name: g}, whole.gradient, unit
+    )
+
+
+def _agree(family: Family, whole: Merged, rounding: float) -> bool:
+    """Whether the gradients are the same, but for rounding."""
+    (slot,) = whole.slots
+    a = family.received(slot)
+    if a is None or whole.gradient is None:
+        return False
+    g = whole.gradient[slot.name]
+    inner = whole.space.joints.inner
+    other, size = (float(inner(x, x)) for x in (a - g, g))
+    return other <= TOLERANCE**2 * size + rounding**2
 
 
 def _compare_step(
@@ -131,7 +157,7 @@ def _compare_step(
     predicted = family.directions(slots, g, space)
     if not predicted:
         return Comparison("" if family.scale_free else UNKNOWN_GRADIENT)
-    step = _Step(slots, here, there, unit)
+    step = _Step(slots, here, there, unit, space)
     error = min(map(step.error, predicted))
     if not error:
         return Comparison()
@@ -147,7 +173,7 @@ def _compare_step(
         return Comparison(
             f"the step differs from what state, lr and hyperparameters predict, by {error:.0%}"
         )
-    found = _explanation(step.direction, predicted[0], here, step.rounding)
+    found = _explanation(step.direction, predicted[0], here, step.rounding, space)
     if found is None:
         return Comparison("", OTHER_GRADIENT)
     said = found.of("what lr and the gradient predict")
@@ -157,16 +183,19 @@ def _compare_step(
 class _Step:
     """A step, as the direction (w − w⁺)/η without decoupled decay."""
 
-    def __init__(self, slots: Sequence[Slot], here: Blocks, there: Blocks, unit: float) -> None:
-        self._slots = slots
+    def __init__(
+        self, slots: Sequence[Slot], here: Blocks, there: Blocks, unit: float, space: Space
+    ) -> None:
+        self._slots, self._inner = slots, space.joints.inner
         self.direction: Blocks = {}
         squares: list[tuple[Array, Array]] = []
         for s in slots:
-            w, xp = here[s.name], array_namespace(here[s.name])
+            w = here[s.name]
             step = there[s.name] - w
+            along = step / -s.lr
             decay = s.weight_decay if s.decoupled else 0.0
-            self.direction[s.name] = step / -s.lr - decay * w
-            squares.append((xp.sum(step**2), xp.sum(w**2)))
+            self.direction[s.name] = along - decay * w if decay else along
+            squares.append((self._inner(step, step), self._inner(w, w)))
         moved, lengths = np.asarray([[float(x) for x in pair] for pair in squares]).T
         # The state has the parameter's own precision; that of the measurement may exceed it.
         units = np.asarray([max(unit, _unit(s, here[s.name])) for s in slots])
@@ -180,8 +209,8 @@ class _Step:
         """‖step − predicted‖/‖step‖ above rounding; infinite if there was no step."""
         wrong = 0.0
         for s in self._slots:
-            x = self.direction[s.name]
-            wrong += s.lr**2 * float(array_namespace(x).sum((x - predicted[s.name]) ** 2))
+            x = self.direction[s.name] - predicted[s.name]
+            wrong += s.lr**2 * float(self._inner(x, x))
         wrong = max(0.0, wrong - self._rounding) if wrong == wrong else math.inf
         if not wrong:
             return 0.0
@@ -198,15 +227,19 @@ class _Explanation(NamedTuple):
         return self.text.format(what)
 
 
-def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> _Explanation | None:
+def _explanation(
+    a: Blocks, g: Blocks, w: Blocks, rounding: float, space: Space
+) -> _Explanation | None:
     """How ``a`` follows from ``g``; None where it is not known."""
-    xp = namespace(g)
-    names = list(g)
-    pairs = [
-        (x[n], y[n]) for x, y in ((a, a), (a, g), (g, g), (a, w), (g, w), (w, w)) for n in names
-    ]
-    sums = to_numpy(xp.stack([xp.sum(x * y) for x, y in pairs]))
-    aa, ag, gg, aw, gw, ww = (each := np.asarray(sums, np.float64).reshape(6, -1)).sum(axis=1)
+    xp, inner, names = namespace(g), space.joints.inner, list(g)
+
+    def sums(*pairs: tuple[Blocks, Blocks]) -> np.ndarray[Any, Any]:
+        """Σxy of each pair, tensor by tensor."""
+        found = xp.stack([inner(x[n], y[n]) for x, y in pairs for n in names])
+        return np.asarray(to_numpy(found), np.float64).reshape(len(pairs), -1)
+
+    each = sums((a, a), (a, g), (g, g))
+    aa, ag, gg = each.sum(axis=1)
     tensors, entries = len(names), sum(math.prod(x.shape) for x in g.values())
     if not math.isfinite(aa) or aa - 2 * ag + gg <= TOLERANCE**2 * gg + rounding**2:
         return _Explanation()
@@ -215,22 +248,26 @@ def _explanation(a: Blocks, g: Blocks, w: Blocks, rounding: float) -> _Explanati
         return None
     if entries >= OBSERVED_PER_FITTED and aa - ag * ag / gg <= left:
         return _Explanation(f"{ag / gg:.4g} times {{}}", float(ag / gg))
-    if entries >= 2 * OBSERVED_PER_FITTED and gg * ww - gw * gw > EXACT**2 * gg * ww:
-        factor, decay = np.linalg.solve([[gg, gw], [gw, ww]], [ag, aw])
-        if aa - factor * ag - decay * aw <= left:
-            times = "" if abs(factor - 1) <= TOLERANCE else f"{factor:.3g} times "
-            return _Explanation(f"{times}{{}} plus {decay:.3g} times the weights")
+    if entries >= 2 * OBSERVED_PER_FITTED:
+        aw, gw, ww = sums((a, w), (g, w), (w, w)).sum(axis=1)
+        if gg * ww - gw * gw > EXACT**2 * gg * ww:
+            factor, decay = np.linalg.solve([[gg, gw], [gw, ww]], [ag, aw])
+            if aa - factor * ag - decay * aw <= left:
+                times = "" if abs(factor - 1) <= TOLERANCE else f"{factor:.3g} times "
+                return _Explanation(f"{times}{{}} plus {decay:.3g} times the weights")
     if 1 < tensors <= entries / OBSERVED_PER_FITTED:
         factors = [y / z for y, z in zip(each[1], each[2], strict=True) if z > 0]
-        rest = sum(x - (y * y / z if z > 0 else 0.0) for x, y, z in each[:3].T)
+        rest = sum(x - (y * y / z if z > 0 else 0.0) for x, y, z in each.T)
         if rest <= left:
             text = f"{{}} times {min(factors):.3g} to {max(factors):.3g}, by tensor"
             return _Explanation(text)
-    bound = largest(a)
-    clipped = [xp.sum((a[n] - xp.minimum(xp.maximum(g[n], -bound), bound)) ** 2) for n in names]
-    if float(sum(clipped[1:], clipped[0])) <= left:
-        return _Explanation(f"{{}} with entries clipped at {float(bound):.3g}")
-    return None
+    bound, wrong = largest(a), 0.0
+    for n in sorted(names, key=lambda n: math.prod(g[n].shape)):  # most fail at the first
+        x = a[n] - xp.minimum(xp.maximum(g[n], -bound), bound)
+        wrong += float(inner(x, x))
+        if not wrong <= left:
+            return None
+    return _Explanation(f"{{}} with entries clipped at {float(bound):.3g}")
 
 
 def _with_decay(slot: Slot, g: Array, w: Array) -> Array:

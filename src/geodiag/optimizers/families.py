@@ -43,6 +43,7 @@ Term = tuple[float, "Array | None", Filter]
 class Quadratic(Family):
     """w⁺ = w − η P⁻¹m with a diagonal P. A parameter's own η divides its part of P."""
 
+    entrywise = True
     ema = False  # whether m is an average, βm + (1 − β)g
 
     def diagonal(self, slot: Slot) -> Array | float:
@@ -260,11 +261,17 @@ class SteepestDescent(Family):
     def scale_free(self) -> bool:  # type: ignore[override]
         return self.normalized
 
+    @property
+    def entrywise(self) -> bool:  # type: ignore[override]
+        return self.own.entrywise and self.whole
+
     def directions(
         self, slots: Sequence[Slot], gradients: Blocks | None, space: Space
     ) -> list[Blocks]:
         if gradients is None or not (self.whole or self._is_separable or self._is_gradient_descent):
             return []
+        if self._is_gradient_descent:
+            return [{name: at_least_float32(g) for name, g in gradients.items()}]
         bound, rates = self.own.bind(space), dict.fromkeys(gradients, 1.0)
         return [steepest_step(bound, gradients, rates, self.normalized)]
 

@@ -35,6 +35,7 @@ class SignDescent(_Normalized):
     """w⁺ = w − η sign(m): SignSGD, Signum, Lion."""
 
     label = "sign"
+    entrywise = True
 
     def norm(self, slots: Sequence[Slot], space: Space) -> Norm:
         return with_rates(Linf(), relative_rates(slots), space)

@@ -68,6 +68,8 @@ class Family(ABC):
     stateful = False
     # In fields of a record: an identifier.
     label = "optimizer"
+    # Whether each entry's step depends on that entry alone, so that tensors do not matter.
+    entrywise = False
     # How its norm joins others' where they share a model: "l2" where the step follows the
     # gradient's length, "max" where it does not.
     joins = "l2"

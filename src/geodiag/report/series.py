@@ -57,11 +57,11 @@ def resolved(record: Record) -> Any:
     """D; where the note says that rounding may take half of it, the curvature along the step.
 
     The curvature is exact there, and steps that are lost to rounding are short: it is D's limit.
+    Where it was not measured, nothing is drawn.
     """
     D, stated = record.directional_smoothness, STATED.search(record.note)
-    if stated is None or not math.isfinite(record.curvature):
-        return D
-    return record.curvature if float(stated[1]) > NOISE * abs(D) else D
+    lost = stated is not None and float(stated[1]) > NOISE * abs(D)
+    return record.curvature if lost else D
 
 
 def thinned(steps: Floats, *lines: Floats) -> Indices:
