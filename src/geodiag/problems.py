@@ -49,6 +49,7 @@ def problem(
         data: one batch (tuple, dict, array, object with arrays), or a list or loader of batches.
         params: the point, for JAX callables (a pytree) and for pairs of callables (a dict); of a
             torch module a whole state_dict, with its buffers, which is not loaded into the module.
+            A part of another point than the model is at is refused.
         where: which parameters to measure: a regular expression, a list of them, or a predicate
             ``(name, array) -> bool``. The others are held fixed.
         weight: the weight of a batch in the mean; default: what a known loss averages over, else
@@ -127,6 +128,8 @@ def resolved_oracle(model: Any, **arguments: Any) -> Iterator[Oracle]:
     elif isinstance(model, Problem):
         params = arguments.pop("params", None)
         refuse(arguments, "a Problem, already built,", BUILT)
+        if params is not None:
+            model.require_whole(params)
         yield model.at(params)
     else:
         with problem(model, **arguments) as built:

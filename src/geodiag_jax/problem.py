@@ -13,6 +13,7 @@ from geodiag.core.batch_forms import is_unsure, one_or_many
 from geodiag.core.selection import Where
 from geodiag.core.spaces import Space
 from geodiag.core.validation import check_engine
+from geodiag.errors import ParameterError
 from geodiag.oracles import Problem
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.flags import own_flags
@@ -126,6 +127,21 @@ class JaxProblem(Problem):
             paths, lambda x: is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
         )
         return {n: paths[i][1] for n, i in places.items() if n not in self.space.shapes}
+
+    @own_flags()
+    def require_whole(self, params: Any) -> None:
+        """Raise a ParameterError where ``params`` is blocks of another point than the problem's."""
+        if params is None or not is_blocks(params, self.space):
+            return
+        leaves = (leaf for _, leaf in flatten(self.template())[0] if is_array(leaf))
+        rest = sum(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves) - len(self.space.names)
+        moved, known = self._parameters.moved(params).point, self._parameters.point
+        if rest > 0 and not all(map(jnp.array_equal, moved, known)):
+            raise ParameterError(
+                "params= holds the measured arrays alone, of another point than the problem's",
+                got=f"nothing of {rest} other arrays, which the loss depends on too",
+                do="pass the whole pytree",
+            )
 
     def template(self) -> Any:
         """The problem's own parameters."""

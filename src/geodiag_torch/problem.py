@@ -30,7 +30,12 @@ from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.module_tensors import JOINTS
 from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.rng import FrozenRandomState
-from geodiag_torch.state.state_dicts import of_state_dict, refuse_sharded, rest_note
+from geodiag_torch.state.state_dicts import (
+    of_state_dict,
+    refuse_alone,
+    refuse_sharded,
+    rest_of,
+)
 
 NO_DEVICE = torch.empty(0)
 
@@ -43,9 +48,9 @@ class TorchProblem(Problem):
         loss_fn: ``loss_fn(model, batch) -> scalar`` (batch is None without data).
         criterion: ``criterion(model(x), y) -> scalar``, for batches (x, y).
         data: one batch, or a list or loader of batches; moved to the model's device.
-        params: the point: a whole state_dict of the model, all of which is used, or the measured
-            parameters alone, with which all else is as the module has it; default: the module's
-            parameters at each ``at()``.
+        params: the point: a whole state_dict of the model, all of which is used; the measured
+            parameters alone where the model has no other tensors, or is at that point itself;
+            default: the module's parameters at each ``at()``.
         engine: "graph" keeps the graph of each batch's gradient and differentiates it again for
             each product; "recompute" rebuilds it, batch by batch; "finite-difference" takes
             differences of gradients; "auto" is graph for one batch, or for several that fit into
@@ -142,8 +147,8 @@ class TorchProblem(Problem):
                 objective = replace(objective, data=settled, batches=batches)
         self._objective = objective
         self._params: Any = None
-        self._checked(params)
-        self._params = params
+        self.require_whole(params)
+        self._params, self._alone = params, params is not None and len(params) == len(chosen)
         self._oracles: weakref.WeakSet[TorchOracle] = weakref.WeakSet()
 
     def at(self, params: Any = None) -> Oracle:
@@ -154,15 +159,14 @@ class TorchProblem(Problem):
         """
         if any(m.training for m in self._synchronised):
             refuse_synchronised(self._synchronised)
-        own = params is None
+        if params is None and self._alone:  # the module may have moved on since
+            self.require_whole(self._params)
         params, others = self._checked(params)
         if self._sharding is not None:
             sharded: Oracle = self._sharding.ShardedOracle(self._objective, params)
             return sharded
         objective = replace(self._objective, others=others) if others else self._objective
         oracle = TorchOracle(objective, params, self._engine, self._memory)
-        if own and params is not None and not others:
-            oracle.add_note(rest_note(objective.loss.tensors(), objective.raw_names.values()))
         self._oracles.add(oracle)
         return oracle
 
@@ -173,6 +177,17 @@ class TorchProblem(Problem):
         return {name: self.space.asarray(found[name]).clone() for name in self.space.names}
 
     snapshot = point
+
+    def require_whole(self, params: Any) -> None:
+        """Raise a ParameterError where ``params`` is another point, and only a part of it."""
+        given, others = self._checked(params)
+        if given is None or others or self._sharding is not None:
+            return
+        live, cast = self.live(), self.space.asarray
+        rest = rest_of(self._objective.loss.model, live)
+        moved = bool(rest) and any(not torch.equal(cast(given[n]), cast(live[n])) for n in live)
+        if rest and self.anywhere(moved):
+            refuse_alone(rest)
 
     def close(self) -> None:
         """Free the graphs that this problem's oracles keep."""

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import geodiag
 from geodiag.cli import main
-from geodiag.errors import CheckpointError
+from geodiag.errors import CheckpointError, ParameterError
 
 TEMPLATE = {"a": {"w": jnp.ones(2)}, "b": [jnp.zeros(3)]}
 SAVED = {"a": {"w": np.float32([2, 3])}, "b": [np.float32([1, 1, 1])]}
@@ -100,3 +100,14 @@ def test_a_factory_of_jax(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["step"] == 4
     assert found["sharpness"] == pytest.approx(S, rel=1e-3)
+
+
+def test_a_part_of_another_point_is_refused():
+    part, whole = {"a.w": SAVED["a"]["w"]}, {"a.w": TEMPLATE["a"]["w"]}
+    with pytest.raises(CheckpointError, match="nothing of 1 other arrays"):
+        geodiag.along(loss, {1: part}, where="a", **DATA)
+    (record,) = geodiag.along(loss, {1: whole}, where="a", rtol=1e-6, **DATA)  # where it is itself
+    assert record.sharpness == pytest.approx(6)
+    problem = geodiag.problem(loss, where="a", **DATA)
+    with pytest.raises(ParameterError, match="the whole pytree"):
+        geodiag.sharpness(problem, params=part)

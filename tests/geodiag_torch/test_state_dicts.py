@@ -139,17 +139,35 @@ def test_unmeasured_parameters_are_those_of_the_state_dict():
     assert all(torch.equal(x, state[name]) for name, x in rest.items())
 
 
-def test_measured_parameters_alone_leave_the_rest_to_the_model_and_say_so():
-    model, state, _ = trained(net)
-    alone = {k: state[k] for k in ("3.weight", "3.bias")}
-    options = {"criterion": MSE, "data": (X, Y), "where": r"3\."}
-    (note,) = (
-        n for n in geodiag.sharpness(model.eval(), params=alone, **options).notes if "params=" in n
-    )
-    assert "6 other tensors are as the model has them" in note  # 4 parameters, mean and variance
-    whole = nn.Linear(3, 1).double()  # nothing is left
-    result = geodiag.sharpness(whole, params=whole.state_dict(), criterion=MSE, data=(X, Y))
-    assert not [n for n in result.notes if "params=" in n]
+@pytest.mark.parametrize("where", [r"3\.", None])  # other parameters; buffers alone
+def test_a_part_of_another_point_is_refused(where):
+    model, state, loaded = trained(net)
+    model.eval(), loaded.eval()
+    names = [n for n, _ in model.named_parameters() if where is None or n.startswith("3.")]
+    alone = {n: state[n] for n in names}
+    options = {"criterion": MSE, "data": (X, Y), "where": where, "rtol": 1e-7}
+    problem = geodiag.problem(model, criterion=MSE, data=(X, Y), where=where)
+    for measure in (
+        lambda: geodiag.sharpness(model, params=alone, **options),
+        lambda: geodiag.sharpness(problem, params=alone),
+        lambda: geodiag.along(problem, {5: alone}),
+    ):
+        with pytest.raises(GeodiagError, match=rf"nothing of {8 - len(names)} other tensors"):
+            measure()
+    # As the error says: the others as they are, or the point that the model is at itself.
+    mixed = {**model.state_dict(), **alone}
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(mixed)
+    chosen = lambda n: n in names  # noqa: E731
+    found = geodiag.sharpness(model, params=mixed, **options)
+    assert found.value == pytest.approx(top_eigenvalue(expected, chosen), rel=1e-6)
+    fixed = geodiag.problem(loaded, criterion=MSE, data=(X, Y), where=where, params=alone)
+    found = geodiag.sharpness(fixed, rtol=1e-7)
+    assert found.value == pytest.approx(top_eigenvalue(loaded, chosen), rel=1e-6)
+    with torch.no_grad():
+        loaded[3].weight.mul_(2)
+    with pytest.raises(ParameterError, match="of another point"):
+        fixed.at()
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,17 @@ class Problem(ABC):
         """
         return {}
 
+    def require_whole(self, params: Any) -> None:
+        """Check that a point which a user gives says all that the loss depends on.
+
+        Blocks of the measured names are another point only in part, where a model has more tensors;
+        :meth:`at` takes these, too, and leaves the others as they are. Default: it is whole.
+
+        Raises:
+            ParameterError: it is a part of another point.
+        """
+        return None
+
     @abstractmethod
     def at(self, params: Any = None) -> Oracle:
         """The oracle at ``params`` (default: the model's parameters now)."""

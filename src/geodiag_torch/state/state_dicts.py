@@ -17,10 +17,6 @@ from geodiag.errors import ParameterError, ShapeError
 from geodiag_torch.state.module_tensors import ModuleTensors
 from geodiag_torch.state.names import WRAPPED
 
-REST = (
-    "params= holds the measured parameters alone: {} other tensors are as the model has them now; "
-    "pass a whole state_dict to measure with its own"
-)
 DO = "pass a whole state_dict of this model, or the measured parameters alone"
 
 
@@ -106,12 +102,20 @@ def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def rest_note(tensors: ModuleTensors, measured: Iterable[str]) -> str:
-    """A note where a point is the measured parameters alone, and the model has more tensors."""
-    known = set(map(id, tensors.named(measured)))
-    model = (n for n in (tensors.parameters | tensors.buffers) if n.startswith("model."))
-    rest = {id(t) for t in tensors.named(model) if t.is_floating_point()} - known
-    return REST.format(len(rest)) if rest else ""
+def rest_of(model: nn.Module, measured: Mapping[str, Tensor]) -> int:
+    """How many tensors of a model's state_dict are numbers, and not measured."""
+    state = (x for x in model.state_dict(keep_vars=True).values() if isinstance(x, Tensor))
+    return len({id(x) for x in state if x.is_floating_point()} - set(map(id, measured.values())))
+
+
+def refuse_alone(rest: int) -> None:
+    """Raise a ParameterError: the measured parameters alone are another point than the model's."""
+    raise ParameterError(
+        "params= holds the measured parameters alone, of another point than the model is at",
+        got=f"nothing of {rest} other tensors, which the loss depends on too",
+        do="pass the whole state_dict of that point; or, if the others are to be as the model has "
+        "them now, params={**model.state_dict(), **params}",
+    )
 
 
 def refuse_sharded(given: Mapping[str, Any], measured: Iterable[str]) -> None:
