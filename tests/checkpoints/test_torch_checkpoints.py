@@ -67,7 +67,7 @@ def test_a_log_resumes(saved, monkeypatch):
         torch.save({k: x * factor for k, x in state.items()}, path)
     log = folder / "run.jsonl"
     whole = geodiag.along(model, paths, ["l2", "linf"], **OPTIONS)
-    assert [(r.step, r.norm) for r in whole[:3]] == [(100, "l2"), (100, "linf"), (20, "l2")]
+    assert [(r.step, r.norm) for r in whole[:3]] == [(20, "l2"), (20, "linf"), (100, "l2")]
     first = geodiag.along(model, paths[:2], ["l2", "linf"], log=log, **OPTIONS)
     seen = []
     again = geodiag.along(model, paths, ["l2", "linf"], log=log, progress=seen.append, **OPTIONS)
@@ -83,6 +83,36 @@ def test_a_log_resumes(saved, monkeypatch):
     assert [len(r) for r in geodiag.read_runs(log)] == [3, 3, 1]
     geodiag.along(model, paths[:1], log=log, mode="w", **OPTIONS)
     assert [len(r) for r in geodiag.read_runs(log)] == [1]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "memory"])
+def test_a_checkpoint_that_was_written_again_is_measured_again(saved, kind):
+    model, state, _, folder = saved
+    other = {k: 2 * x for k, x in state.items()}
+
+    def written(state):
+        if kind == "memory":
+            return {5: state, 7: model.state_dict()}
+        path = folder / "step_5"
+        path.mkdir(exist_ok=True)
+        torch.save(state, path / "pytorch_model.bin")
+        return [path] if kind == "directory" else [path / "pytorch_model.bin"]
+
+    def measured():
+        seen = []
+        options = {**OPTIONS, "log": folder / "run.jsonl", "progress": seen.append}
+        return geodiag.along(model, points, **options)[0].sharpness, len(seen)
+
+    points = written(state)
+    first, count = measured()
+    assert count == len(points)
+    assert measured() == (first, 0)
+    points = written(other)
+    expected = geodiag.along(model, points, **OPTIONS)[0].sharpness
+    assert expected != first
+    assert measured() == (expected, 1)
+    assert measured() == (expected, 0)
+    assert len(geodiag.read_runs(folder / "run.jsonl")) == 1
 
 
 def test_points_in_memory_and_steps(saved):

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from geodiag.certificates.certificate import require_envelope
+from geodiag.checkpoints.identity import identity
 from geodiag.core.validation import is_whole, require_flag
 from geodiag.errors import ArgumentError, CheckpointError, GeodiagError, printable, shown
 from geodiag.estimators import Options, SharpnessEstimator
@@ -26,6 +27,7 @@ from geodiag.records.header import plain
 from geodiag.sharpness import measured, named_estimator
 from geodiag.sinks import Log, Sink, as_sinks
 
+Key: TypeAlias = tuple[str | int, str]
 # What differs between two calls that measure the same.
 INCIDENTAL = ("versions", "command", "started")
 
@@ -37,6 +39,12 @@ class Checkpoint:
     step: int
     name: str
     source: Any
+
+    @property
+    def key(self) -> Key:
+        """What a record of it is found by in a log: its path, or its step, and which version."""
+        path = isinstance(self.source, (str, os.PathLike))
+        return self.name if path else self.step, identity(self.source)
 
 
 def along(
@@ -58,7 +66,8 @@ def along(
 
     The model is left as it is: a checkpoint is the point of a measurement, and is not loaded. Each
     search is cold, so that a record does not depend on the others. With a ``log`` of one file, what
-    it has already is not measured again: the run of each norm goes on.
+    it has already is not measured again: the run of each norm goes on. A checkpoint that has been
+    written again since is measured again, and the log then has a later record of it, too.
 
     Args:
         model: as in :func:`geodiag.sharpness`: a torch module, or a JAX loss with ``params=``, a
@@ -79,9 +88,10 @@ def along(
         **problem_arguments: those of :func:`geodiag.problem`.
 
     Returns:
-        list[Record]: one for each checkpoint and norm, in their order. ``step`` is the last number
-        in the checkpoint's name, or its place if not each has another; extras are ``checkpoint``
-        and ``norm``. Where the loss is not finite, S is NaN and the note says so.
+        list[Record]: one for each checkpoint and norm, by their steps. ``step`` is the last number
+        in the checkpoint's name, or its place if not each has another; extras are ``checkpoint``,
+            ``norm`` and ``saved``, which tells the version of a checkpoint. Where the loss is not
+            finite, S is NaN and the note says so.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or does not fit: what is missing,
@@ -135,7 +145,7 @@ class _Series:
     name: str
     norm: Norm
     header: Header
-    done: Mapping[str, Record]
+    done: Mapping[Key, Record]
 
 
 def _series(
@@ -157,7 +167,10 @@ def _series(
     header = replace(header, values=plain({**header.values, **rest, "label": name}))
     for run in known:
         if _lasting(run.header) == _lasting(header.values):
-            done = {r.extras["checkpoint"]: r for r in run if "checkpoint" in r.extras}
+            done: dict[Key, Record] = {}
+            for r in run:
+                saved = str(r.extras.get("saved", ""))
+                done |= {(str(r.extras.get("checkpoint", "")), saved): r, (r.step, saved): r}
             return _Series(name, norm, Header(run.id, run.header), done)
     return _Series(name, norm, header, {})
 
@@ -184,12 +197,12 @@ def _records(
 ) -> Iterable[Record]:
     begun: set[str] = set()
     for each in checkpoints:
-        oracle = None
+        oracle, key = None, each.key
         for of in series:
-            record = of.done.get(each.name)
+            record = of.done.get(key) if key[1] else None
             if record is None:
                 oracle = _oracle(built, each) if oracle is None else oracle
-                extras = {"checkpoint": each.name, "norm": of.name}
+                extras = {"checkpoint": each.name, "norm": of.name, "saved": key[1]}
                 record = _record(each.step, oracle, of, extras, search)
                 for sink in sinks:
                     if of.header.run not in begun and not of.done:
@@ -228,6 +241,7 @@ def _oracle(built: Problem, checkpoint: Checkpoint) -> Any:
     if isinstance(point, (str, os.PathLike)):
         point = registry.checkpoint(built, Path(point))
     try:
+        built.require_whole(point)
         return built.at(point)
     except GeodiagError as e:
         raise CheckpointError(
@@ -260,7 +274,8 @@ def checkpoints_of(given: Any) -> list[Checkpoint]:
             raise CheckpointError("there is no such checkpoint", got=printable(name))
     if len({name for _, name, _ in named}) < len(named):
         raise ArgumentError("a checkpoint is named twice", got=shown([n for _, n, _ in named]))
-    return [Checkpoint(int(step), name, x) for step, name, x in named]
+    found = [Checkpoint(int(step), name, x) for step, name, x in named]
+    return sorted(found, key=lambda each: each.step)
 
 
 def _name(x: Any, otherwise: str) -> str:
