@@ -5,7 +5,7 @@ geodiag demo       train on real data and show the edge of stability (needs the 
 geodiag reproduce  run the paper's experiments on small data (needs the demo extras)
 geodiag measure    measure checkpoints: a table, a log and a figure
 geodiag plot       draw the logs of one or more runs (needs the plot extra)
-geodiag watch      follow the log of a run in the terminal (needs the watch extra)
+geodiag watch      follow the logs of runs in the terminal (needs the watch extra)
 geodiag completion print a script that completes commands and options in a shell
 
 Exit status: 0; 2 for wrong usage and for any :class:`geodiag.errors.GeodiagError`, whose text goes
@@ -22,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--font", help="a font family, or serif, sans-serif, monospace")
     draw.set_defaults(run=_plot)
 
-    follow = commands.add_parser("watch", help="follow the log of a run in the terminal")
-    follow.add_argument("path", type=Path, metavar="LOG", help="a .jsonl or .csv log")
-    follow.add_argument("--lines", type=int, default=12, help="records to show")
+    follow = commands.add_parser("watch", help="follow the logs of runs in the terminal")
+    follow.add_argument("paths", nargs="+", type=Path, metavar="LOG", help="a .jsonl or .csv log")
+    follow.add_argument("--lines", type=int, default=12, help="records to show, of all logs")
     follow.add_argument(
         "--interval", type=float, default=1.0, help="seconds between two readings of the log"
     )
@@ -247,6 +248,8 @@ def _plot(logs: list[Path], out: Path | None, **look: Any) -> int:
     out = out or logs[0].with_suffix(".png")
     plotting.plot(logs, out, **look)
     print(f"figure: {printable(str(out))}")
+    if out.suffix.lower() == ".html" and find_spec("plotly") is None:
+        print('it is a still picture; to zoom and to read points: pip install "geodiag[html]"')
     return 0
 
 

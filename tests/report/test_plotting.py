@@ -92,6 +92,16 @@ def test_what_is_not_known_is_not_drawn():
     assert [t.get_text() for t in ratio.texts] == ["not known: no threshold: because"]
 
 
+def test_without_steps_there_is_no_panel_of_the_ratio():
+    """As of checkpoints, whose notes say other things."""
+    found = [Record(i, loss=1.0, sharpness=2.0, extras={"checkpoint": "a"}) for i in range(3)]
+    found.append(Record(4, sharpness=2.0, note="budget", extras={"checkpoint": "b"}))
+    assert [axes.get_ylabel() for axes in geodiag.plot(found).axes] == [
+        "loss",
+        "curvature in the measured norm",
+    ]
+
+
 def test_records_of_failures_alone_can_be_drawn():
     figure = geodiag.plot([Record(step=1, note="the loss: NaN"), Record(step=2, loss=math.inf)])
     figure.savefig("/dev/null", format="png")

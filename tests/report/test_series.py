@@ -11,7 +11,7 @@ import pytest
 
 import geodiag
 from geodiag.records import BUILT_IN, Record
-from geodiag.report.series import COLUMNS, Run, thinned
+from geodiag.report.series import COLUMNS, RunSeries, thinned
 
 N = 100_000
 
@@ -75,9 +75,9 @@ def test_where_d_drowns_the_curvature_is_drawn(note, drawn):
     record = Record(0, directional_smoothness=7.79, curvature=0.006, note=note)
     other = replace(record, curvature=math.nan)
     without = 7.79 if drawn == 7.79 else math.nan
-    found = Run([record, other]).values(quantity).tolist()
+    found = RunSeries([record, other]).values(quantity).tolist()
     assert found == pytest.approx([drawn, without], rel=0, nan_ok=True)
-    assert Run([record]).values(BUILT_IN["curvature"]).tolist() == [0.006]
+    assert RunSeries([record]).values(BUILT_IN["curvature"]).tolist() == [0.006]
 
 
 def test_a_short_run_is_drawn_whole():

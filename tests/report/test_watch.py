@@ -147,3 +147,49 @@ def test_a_missing_rich_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.raises(MissingDependency, match=r"geodiag\[watch\]"):
         run(tmp_path / "run.jsonl", once=True)
+
+
+def test_numbers_are_never_cut(tmp_path, capsys, monkeypatch):
+    """In a narrow terminal columns give way, the costs first; the last note has its own line."""
+    monkeypatch.setenv("COLUMNS", "54")
+    path = tmp_path / "run.jsonl"
+    many = {"loss": 0.12345678, "threshold": 12.3456, "num_hvps": 12345, "realized_edge": 0.98765}
+    path.write_text(lines(record(0, note="first"), record(100000, note="the last", **many)))
+    run(path, once=True)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(text in out for text in ("0.1235", "12.35", "≥ 3", "0.9877", "0.5"))
+    assert "HVPs" not in out
+    assert "step 100000: the last" in out
+    assert max(map(len, out.splitlines())) <= 54
+
+
+def test_several_logs(tmp_path, capsys, monkeypatch, wide):
+    monkeypatch.chdir(tmp_path)
+    for name, first in (("a", 0), ("b", 50)):
+        found = (record(first + i) for i in range(9))
+        (tmp_path / f"{name}.jsonl").write_text(lines(*found))
+    paths = [f"{name}.jsonl" for name in "ab"]
+    assert main(["watch", *paths, "--once", "--lines", "4"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split()[0] for line in out.splitlines() if line.split()[:1]]
+    assert [row for row in rows if row.isdigit()] == ["7", "8", "57", "58"]
+    assert out.count("S/threshold ") == 4  # a heading and a trend of each
+    assert all(path in out for path in paths)
+
+
+def test_piped_each_new_record_is_a_line(tmp_path, capsys, monkeypatch):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    paths[0].write_text(lines(record(1), record(2, note="two\nlines")))
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        paths[1].write_text(lines(record(7)))
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["watch", *map(str, paths)]) == 130
+    told = [line.partition(":")[2].split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [x.partition(": S")[0].strip() for x in told] == ["step 1", "step 2", "step 7"]

@@ -14,11 +14,12 @@ from geodiag.records.csv_format import to_csv
 from geodiag.records.header import Header, new_run
 from geodiag.records.jsonl import from_json, to_json
 from geodiag.records.reading import read_records
-from geodiag.records.record import BUILT_IN, RATES, Record, quantities, value_text
+from geodiag.records.record import BUILT_IN, EDGE, RATES, Record, quantities, value_text
 from geodiag.records.runs import Run, read_runs, to_pandas, to_polars
 
 __all__ = [
     "BUILT_IN",
+    "EDGE",
     "RATES",
     "Header",
     "Panel",

@@ -17,7 +17,7 @@ import numpy as np
 from geodiag.errors import cut, printable
 from geodiag.records import Panel, Quantity, Record, value_text
 from geodiag.report.panels import LINE, LONGEST, Panels, Runs
-from geodiag.report.series import Run, thinned
+from geodiag.report.series import RunSeries, thinned
 from geodiag.report.styles import Style
 
 PIXELS = 170  # of a panel of height 1
@@ -68,7 +68,7 @@ def figure(runs: Runs, panels: Panels, look: Style, title: str | None, dark: boo
 
 
 def _trace(
-    quantity: Quantity, run: Run, label: str, number: int, look: Style, several: bool
+    quantity: Quantity, run: RunSeries, label: str, number: int, look: Style, several: bool
 ) -> dict[str, Any] | None:
     """A line or dots of one quantity in one run; None where no value is known."""
     values = run.values(quantity)

@@ -11,7 +11,7 @@ import numpy as np
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
 from geodiag.records import Panel, Quantity, quantities
 from geodiag.report.scales import fit
-from geodiag.report.series import Floats, Run, thinned
+from geodiag.report.series import Floats, RunSeries, thinned
 from geodiag.report.styles import LINES, MARKERS, Style
 
 BAND = 0.22  # the opacity of a band
@@ -21,7 +21,7 @@ COLUMN = 75  # of a line of it
 LINE = 90  # characters of a label, of which a legend has one to a line
 ALONE = "sharpness"  # the quantity whose panel is drawn where there is one set of axes
 
-Runs: TypeAlias = dict[str, Run]
+Runs: TypeAlias = dict[str, RunSeries]
 Panels: TypeAlias = dict[Panel, list[Quantity]]
 Look: TypeAlias = dict[str, Any]
 
@@ -113,13 +113,13 @@ def draw(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _fill(axes: Any, run: Run, low: Floats, high: Floats, look: Look) -> None:
+def _fill(axes: Any, run: RunSeries, low: Floats, high: Floats, look: Look) -> None:
     if not np.isnan(high - low).all():
         at = thinned(run.steps, low, high)
         axes.fill_between(run.steps[at], low[at], high[at], **look)
 
 
-def _errors(quantity: Quantity, run: Run) -> Floats | None:
+def _errors(quantity: Quantity, run: RunSeries) -> Floats | None:
     """The standard errors of a quantity, if it has any."""
     found = quantities().get(quantity.error)
     return None if found is None else np.abs(run.values(found))

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import as_number, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import BUILT_IN, RATES, Record, quantities, read_runs
-from geodiag.records import Run as LoggedRun
+from geodiag.records import BUILT_IN, EDGE, RATES, Record, Run, quantities, read_runs
 from geodiag.records.header import Header
 from geodiag.records.header import labels as labels_of
 from geodiag.records.runs import by_run
@@ -34,7 +33,7 @@ from geodiag.report.panels import (
     run_keys,
     text,
 )
-from geodiag.report.series import Run
+from geodiag.report.series import RunSeries
 from geodiag.report.styles import Style, chosen
 
 if TYPE_CHECKING:
@@ -202,25 +201,25 @@ def _runs(source: Any) -> Runs:
     return runs
 
 
-def _split(logs: Mapping[str, list[LoggedRun]]) -> Runs:
+def _split(logs: Mapping[str, list[Run]]) -> Runs:
     """Each run of each log: by the log's label, where it has one run; else by the run's too."""
     runs: Runs = {}
     for label, found in logs.items():
         if len(found) < 2:
-            runs[label] = Run(found[0] if found else [])
+            runs[label] = RunSeries(found[0] if found else [])
             continue
         alone = len(logs) == 1
         for own, run in zip(
             labels_of(Header(run.id, run.header) for run in found), found, strict=True
         ):
-            runs[own if alone or not label else f"{label}: {own}"] = Run(run)
+            runs[own if alone or not label else f"{label}: {own}"] = RunSeries(run)
     return runs
 
 
-def _read(source: Any) -> list[LoggedRun]:
+def _read(source: Any) -> list[Run]:
     if isinstance(source, (str, os.PathLike)):
         return read_runs(source)  # type: ignore[arg-type]
-    if isinstance(source, LoggedRun):
+    if isinstance(source, Run):
         return [source]
     found = list(source) if isinstance(source, Iterable) else [source]
     wrong = [each for each in found if not isinstance(each, Record)]
@@ -263,6 +262,11 @@ def _panels(runs: Runs) -> Panels:
             panel = replace(each.panel, label=printable(cut(each.panel.label or each.title)))
             found.setdefault(panel, []).append(each)
     rates = found.pop(RATES)
+    # A note says why it is not known; of checkpoints it cannot be.
+    if not any(known(each, runs).size for each in found[EDGE]) and not any(
+        r.note and "checkpoint" not in r.extras for run in runs.values() for r in run
+    ):
+        del found[EDGE]
     return found | ({RATES: rates} if known(BUILT_IN["critical_lr"], runs).size else {})
 
 

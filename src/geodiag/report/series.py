@@ -23,7 +23,7 @@ STATED, NOISE = re.compile(r"\bD ± (inf|[\d.]+(?:e[+-]?\d+)?)"), 0.5
 COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
 
 
-class Run(list[Record]):
+class RunSeries(list[Record]):
     """The records of a run, with each quantity as an array."""
 
     def __init__(self, records: list[Record]) -> None:
