@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import geodiag
 from geodiag.blocks import Array, Blocks
+from geodiag.oracles import Oracle
+from geodiag.records import Record
+from geodiag_jax.monitor import Monitor
 from geodiag_jax.optimizers.non_euclidean import non_euclidean_gd
 
 Params: TypeAlias = "dict[str, Any]"
@@ -19,28 +23,60 @@ HEADS = 2
 
 
 class Trainer:
-    """Full-batch training that can be measured between steps.
+    """Training that can be measured between steps.
 
     It runs in the precision of the weights, which have outputs first: float64 only where JAX has it
     enabled. ``model`` is a key of ``MODELS``; ``x, y`` is the batch.
     """
 
     def __init__(self, model: str, weights: dict[str, np.ndarray[Any, Any]], x: Any, y: Any):
-        self._batch = (jnp.asarray(x), jnp.asarray(y))
+        self._data = self._batch = (jnp.asarray(x), jnp.asarray(y))
         # Flax's order, height × width × in × out, from which geodiag reads kernels as matrices.
         ordered = {n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in weights.items()}
         self._params: Params = {name: jnp.asarray(w) for name, w in ordered.items()}
+        self._held: Params = {}  # what no step moves
         run = MODELS[model]
         criterion = cross_entropy if model == "transformer" else squared_error
 
         def loss(params: Params, x: Array, y: Array) -> Array:
-            return criterion(run(params, x), y)
+            return criterion(run(params | self._held, x), y)
 
         self._loss: Callable[..., Array] = loss
-        self.problem = geodiag.problem(loss, params=self._params, data=self._batch)
+        self.problem = geodiag.problem(loss, params=self._params, data=self._data)
+        self._monitor: Monitor | None = None
+        self._taken = 0
 
     def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
-        transform = non_euclidean_gd(lr, norm, normalized)
+        self._set(non_euclidean_gd(lr, norm, normalized))
+
+    def observe(
+        self, optimizer: str, lr: float, options: Mapping[str, Any], every: int
+    ) -> Sequence[Record]:
+        if optimizer == "Muon":
+            self._held = {name: w for name, w in self._params.items() if w.ndim != 2}
+            self._params = {name: w for name, w in self._params.items() if w.ndim == 2}
+        own = renamed(optimizer, options)
+        clip = own.pop("clip", None)
+        transform = OPTIMIZERS[optimizer](lr, **own)
+        if clip is not None:
+            transform = optax.chain(optax.clip_by_global_norm(clip), transform)
+        self._set(transform)
+        # The state of SGD does not tell its norm.
+        norm = "l2" if optimizer == "SGD" else None
+        given: dict[str, Any] = {"lr": lr, "hyperparams": own, "every": every}
+        self._monitor = Monitor(self._loss, norm, data=self._data, **given)
+        return self._monitor.records
+
+    def set_batch(self, chosen: Any) -> None:
+        self._batch = self._data[0][chosen], self._data[1][chosen]
+
+    def on_batch(self, point: Blocks) -> Oracle:
+        loss, gradient = self._compiled
+        pair = (lambda w: loss(w, *self._batch), lambda w: gradient(w, *self._batch))
+        return geodiag.problem(pair, params=point).at()
+
+    def _set(self, transform: Any) -> None:
+        self._compiled = jax.jit(self._loss), jax.jit(jax.grad(self._loss))
         self._state = transform.init(self._params)
 
         def update(params: Params, state: Any, *batch: Array) -> Any:
@@ -54,7 +90,30 @@ class Trainer:
         return self._params
 
     def step(self) -> None:
-        self._params, self._state = self._update(self._params, self._state, *self._batch)
+        before = self._params
+        self._params, self._state = self._update(before, self._state, *self._batch)
+        if self._monitor is not None:
+            self._monitor.observe(self._taken, before, self._params, self._state)
+        self._taken += 1
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "Muon": optax.contrib.muon,
+    "Lion": optax.lion,
+    "AdamW": optax.adamw,
+    "SGD": optax.sgd,
+}
+
+
+def renamed(optimizer: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """torch's options under optax's names. Weights have outputs first, which Muon is told."""
+    own = dict(options)
+    if "betas" in own:
+        own["b1"], own["b2"] = own.pop("betas")
+    if optimizer == "Muon":
+        own["beta"] = own.pop("momentum")
+        own["muon_weight_dimension_numbers"] = optax.contrib.MuonDimensionNumbers(1, 0)
+    return own
 
 
 def mlp(p: Params, x: Array) -> Array:

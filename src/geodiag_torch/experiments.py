@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch.nn import functional as F  # noqa: N812 (as everyone calls it)
 
 import geodiag
 from geodiag.blocks import Blocks
+from geodiag.oracles import Oracle, Problem
+from geodiag.records import Record
+from geodiag_torch.attach import attach
 from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 
 Params: TypeAlias = "dict[str, Tensor]"
@@ -19,28 +22,74 @@ HEADS = 2
 
 
 class Trainer:
-    """Full-batch training that can be measured between steps, in the precision of the weights.
+    """Training that can be measured between steps, in the precision of the weights.
 
     ``model``: one of :data:`MODELS`.
     """
 
     def __init__(self, model: str, weights: dict[str, np.ndarray[Any, Any]], x: Any, y: Any):
-        inputs, targets = torch.tensor(x), torch.tensor(y)
+        self._data = self._batch = torch.tensor(x), torch.tensor(y)
         self._net = Net(MODELS[model], weights)
-        criterion = cross_entropy if model == "transformer" else squared_error
-        self._loss = lambda: criterion(self._net(inputs), targets)
-        self.problem = geodiag.problem(self._net, criterion=criterion, data=(inputs, targets))
+        self._criterion = cross_entropy if model == "transformer" else squared_error
+        self._optimizer: torch.optim.Optimizer
+        self._clip: float | None = None
+        self.problem = self._problem(self._data)
 
     def set_optimizer(self, norm: Any, lr: float, normalized: bool) -> None:
         self._optimizer = NonEuclideanGD(self._net.named_parameters(), lr, norm, normalized)
+
+    def observe(
+        self, optimizer: str, lr: float, options: Mapping[str, Any], every: int
+    ) -> Sequence[Record]:
+        own = dict(options)
+        self._clip = own.pop("clip", None)
+        for p in self._net.parameters():
+            p.requires_grad_(optimizer != "Muon" or p.ndim == 2)
+        moved = [p for p in self._net.parameters() if p.requires_grad]
+        kind = Lion if optimizer == "Lion" else getattr(torch.optim, optimizer)
+        self._optimizer = kind(moved, lr, **own)
+        probe: dict[str, Any] = {"criterion": self._criterion, "data": self._data}
+        return attach(self._optimizer, self._net, every=every, **probe).records
+
+    def set_batch(self, chosen: Any) -> None:
+        self._batch = self._data[0][chosen], self._data[1][chosen]
+
+    def on_batch(self, point: Blocks) -> Oracle:
+        return self._problem(self._batch).at(point)
 
     def point(self) -> Blocks:
         return self.problem.at().point()
 
     def step(self) -> None:
         self._optimizer.zero_grad()
-        self._loss().backward()  # type: ignore[no-untyped-call]
+        x, y = self._batch
+        self._criterion(self._net(x), y).backward()  # type: ignore[no-untyped-call]
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self._net.parameters(), self._clip)
         self._optimizer.step()
+
+    def _problem(self, data: Any) -> Problem:
+        return geodiag.problem(self._net, criterion=self._criterion, data=data)
+
+
+class Lion(torch.optim.Optimizer):
+    """w ← w − lr·(sign(β₁m + (1 − β₁)g) + γw), then m ← β₂m + (1 − β₂)g (arXiv 2302.06675)."""
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step."""
+        for group in self.param_groups:
+            lr, (beta, slow) = group["lr"], group["betas"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.mul_(1 - lr * group["weight_decay"])
+                p.sub_(torch.lerp(p.grad, m, beta).sign_(), alpha=lr)
+                m.lerp_(p.grad, 1 - slow)
 
 
 class Net(nn.Module):

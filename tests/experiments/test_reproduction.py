@@ -25,25 +25,9 @@ from geodiag.experiments.reproduction import (
     training,
 )
 from geodiag.records import Record
+from tests.experiments.tiny_cells import DESCENTS, FRAMEWORKS, USED, flat, tiny, trainer
 
-FRAMEWORKS = ["torch", "jax"]
 MODELS = list(cells.MODELS)
-
-
-def tiny(framework, model, method, lr=1e-3, steps=4, **changed):
-    digest = data.task(model, None, 0).digest
-    settings = {"measurements": 2, "seed": 0, "data": digest} | changed
-    return cells.Cell(framework, method, model, lr, steps, **settings)
-
-
-def trainer(framework, model, task=None):
-    module = pytest.importorskip(f"geodiag_{framework}.experiments")
-    task = task or data.task(model, None, 0)
-    return module.Trainer(model, task.weights, task.x, task.y)
-
-
-def flat(blocks):
-    return {name: np.asarray(x) for name, x in blocks.items()}
 
 
 # What is learned
@@ -113,7 +97,7 @@ def test_what_is_not_cifar_is_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("framework", "method"),
     [
-        *(("torch", m) for m in cells.METHODS),
+        *(("torch", m) for m in DESCENTS),
         ("jax", "gd"),
         pytest.param("jax", "muon", marks=pytest.mark.slow),
     ],
@@ -139,6 +123,11 @@ def test_every_method_on_the_mlp(framework, method):
         assert record.threshold == pytest.approx(edge)
         assert record.ratio == pytest.approx(record.sharpness / edge)
         assert d <= record.sharpness * 1.05  # S is the largest curvature; the step is short
+        # For a step of the method itself ζ is D in units of the threshold, without a loss.
+        assert record.realized_edge == pytest.approx(extra["quadrature"] / edge, rel=1e-7)
+        assert record.timing == pytest.approx(1.0, rel=1e-9)
+        # The curvature is D but for the third derivative.
+        assert record.ratio * record.occupation == pytest.approx(record.realized_edge, rel=0.1)
     assert rows[1].loss < rows[0].loss
 
 
@@ -189,14 +178,21 @@ def test_keys_differ_where_any_setting_does():
 
 
 def test_every_cell_has_settings():
-    assert set(cells.TRAININGS) == {(a, b) for a in cells.METHODS for b in cells.MODELS}
+    wanted = {(a, b) for a in DESCENTS for b in cells.MODELS} | {(a, "mlp") for a in USED}
+    assert set(cells.TRAININGS) == wanted
 
 
 @pytest.mark.parametrize(
-    "choice", [{"methods": ["adam"]}, {"models": ["rnn"]}, {"models": ["cnn"], "quick": True}]
+    "choice",
+    [
+        {"methods": ["adam"]},
+        {"models": ["rnn"]},
+        {"models": ["cnn"], "quick": True},
+        {"methods": ["lion"], "models": ["cnn"]},
+    ],
 )
 def test_unusable_choices_are_refused(choice, tmp_path):
-    with pytest.raises(ArgumentError, match=r"adam|rnn|quick"):
+    with pytest.raises(ArgumentError, match=r"adam|rnn|quick|lion"):
         runner.run(out=tmp_path / "out", **choice)
     assert not (tmp_path / "out").exists()
 
@@ -246,7 +242,8 @@ def test_an_outcome_is_of_the_late_phase():
     cell = tiny("torch", "mlp", "gd", steps=100)
     records = [
         Record(s, loss=1.0 - s / 200, threshold=10.0, sharpness=4.0 + s / 10, ratio=0.4 + s / 100,
-               directional_smoothness=5.0, extras={"identity": s * 1e-12})
+               directional_smoothness=5.0, realized_edge=0.5 if s % 2 else math.nan,
+               occupation=s / 100, extras={"identity": s * 1e-12})
         for s in range(0, 100, 5)
     ]  # fmt: skip
     records[2].extras["quadrature"] = 5.5
@@ -254,12 +251,32 @@ def test_an_outcome_is_of_the_late_phase():
     assert found.early == pytest.approx(0.45)
     assert found.late == pytest.approx(1.275)  # the median of S at 80, 85, 90, 95, over 10
     assert found.growth == pytest.approx(1.275 / 0.45)
-    assert found.late_d == 0.5
+    assert found.late_zeta == (0.5, 0.5, 0.5)
+    assert found.ascents == (2, 4)
+    assert found.occupation == pytest.approx(0.875)
+    assert found.timing == 1.0  # D/ζ is the threshold
     assert math.isnan(found.late_top)
     assert found.identity == pytest.approx(95e-12)
     assert found.quadrature == pytest.approx(0.5 / 5.5)
     assert found.sharpened
     assert found.at_the_edge
+
+
+def test_tables_show_the_realized_edge():
+    records = [
+        Record(s, loss=1.0, sharpness=15.0, realized_edge=0.9, directional_smoothness=9.0,
+               occupation=0.3, extras={"threshold_by_hand": 10.0, "realized_edge_batch": 0.4})
+        for s in range(4)
+    ]  # fmt: skip
+    shown = results.table(
+        [results.outcome(tiny("torch", "mlp", m), records) for m in ("gd", "lion")], {}
+    )
+    descent, used = (part for part in shown.split("###") if part.strip())
+    assert "ζ late" in descent
+    assert "| 1.500" in descent
+    assert descent.count("| 0.900 (0.900–0.900)") == used.count("| 0.900 (0.900–0.900)") == 1
+    assert "| 0.400 (0.400–0.400)" in used
+    assert {c.method for c in runner.plan("torch", None, runner.QUICK, None, 0)} == {*cells.METHODS}
 
 
 # Section 5

@@ -1,6 +1,6 @@
-"""The paper's figures: for each method the loss, and below it S, D and 2/lr over the steps.
+"""The paper's figures: for each method the loss, and below it S and ζ over the steps.
 
-Curves of normalized methods are divided by ‖g‖*, so that their edge is 2/lr too.
+S is in units of its threshold, and D in the same units is ζ: the edge of stability is at 1.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, Cell
 from geodiag.experiments.reproduction.quadratics import ABOVE, BELOW, Quadratic
+from geodiag.experiments.reproduction.results import edge_of
 from geodiag.records import Record
 from geodiag.report.plotting import new_figure
 from geodiag.report.scales import fit, logarithmic
@@ -21,8 +22,11 @@ from geodiag.report.styles import STYLES
 
 Run: TypeAlias = "tuple[Cell, Sequence[Record]]"
 LOOK = STYLES[""]
-SHARPNESS = ("sharpness S (lower bound)", "sharpness S (in some norms a lower bound)")
+EDGE = "S / threshold"
+BOUNDS = (" (S: a lower bound)", " (S: in some norms a lower bound)")
+BY_HAND = "S / threshold by hand"
 TOP = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "-."}
+ON_BATCH = {"color": "#009E73", "linestyle": "", "marker": "x", "markersize": 3}
 DPI = 90
 
 
@@ -41,41 +45,41 @@ def draw(title: str, runs: Sequence[Run], path: Path) -> None:
         if len(usable) == len(losses):
             logarithmic(top, min(usable), max(usable))
         heading = MODELS[cell.model] if one_method else method.title
-        top.set_title(f"{heading}\nlr = {cell.lr:g}", fontsize=10)
-        _curvatures(bottom, records, method.normalized, cell.lr)
+        top.set_title(f"{heading}\nlr = {cell.lr:g}, {method.norm} norm", fontsize=10)
+        _edges(bottom, records)
         bottom.set_xlabel("step")
-        divided = ",\ndivided by ‖g‖*" if method.normalized else ""
-        if column == 0 or not one_method:
-            bottom.set_ylabel(f"curvature in the {method.norm} norm{divided}")
         lines, labels = bottom.get_legend_handles_labels()
         legend |= dict(zip(labels, lines, strict=True))
     axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("S / threshold, ζ")
     bounds = {records[-1].bound for _, records in runs}
-    names = [SHARPNESS[len(bounds) > 1] if x == "S" and "LOWER" in bounds else x for x in legend]
-    names = ["sharpness S" if x == "S" else x for x in names]
-    columns = min(4, 2 * len(runs))
+    bound = BOUNDS[len(bounds) > 1] if "LOWER" in bounds else ""
+    names = [x + bound if x in (EDGE, BY_HAND) else x for x in legend]
+    columns = min(len(names), 2 * len(runs))
     figure.legend(legend.values(), names, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI)
 
 
-def _curvatures(axes: Any, records: Sequence[Record], normalized: bool, lr: float) -> None:
-    steps, edge = [r.step for r in records], 2 / lr
-
-    def curve(name: str) -> list[float]:
-        return [getattr(r, name) / (r.dual_norm if normalized else 1.0) for r in records]
-
-    marks, dots, lines = LOOK.marks, curve("directional_smoothness"), curve("sharpness")
-    axes.plot(steps, dots, label="directional smoothness D", **marks["dots"])
-    axes.plot(steps, lines, label="S", **marks["line"])
+def _edges(axes: Any, records: Sequence[Record]) -> None:
+    """S and ζ in one panel, whose edge is at 1."""
+    steps, marks = [r.step for r in records], LOOK.marks
+    by_hand = "threshold_by_hand" in records[-1].extras
+    dots = [r.realized_edge for r in records]
+    lines = [r.sharpness / edge_of(r) for r in records]
+    if "realized_edge_batch" in records[0].extras:
+        on_batch = [r.realized_edge_batch for r in records]
+        axes.plot(steps, on_batch, label="ζ on the mini-batch", **ON_BATCH)
+        dots = dots + on_batch
+    axes.plot(steps, dots[: len(steps)], label="realized edge ζ", **marks["dots"])
+    look = marks["line"] | ({"linestyle": ":"} if by_hand else {})
+    axes.plot(steps, lines, label=BY_HAND if by_hand else EDGE, **look)
     if "lambda_max" in records[0].extras:
-        axes.plot(steps, curve("lambda_max"), label="λ_max, as Euclidean GD sees it", **TOP)
-    axes.axhline(edge, label="edge of stability 2/lr", **marks["dashes"])
-    solid, single = (
-        np.array([x for x in values if math.isfinite(x)])
-        for values in ([*lines, *([edge] * len(steps))], dots)
-    )
-    fit(axes, solid, single, "zero")
+        top = [r.lambda_max / edge_of(r) for r in records]
+        axes.plot(steps, top, label="λ_max / threshold, as Euclidean GD sees it", **TOP)
+    axes.axhline(1.0, label="edge of stability", **marks["dashes"])
+    solid, single = (np.array([x for x in each if math.isfinite(x)]) for each in (lines, dots))
+    fit(axes, solid, single, "zero", edge=1.0)
 
 
 def draw_quadratics(found: Sequence[Quadratic], path: Path) -> None:

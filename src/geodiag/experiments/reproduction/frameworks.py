@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module, util
-from typing import Protocol
+from typing import Any, Protocol
 
 from geodiag.blocks import Blocks
 from geodiag.errors import ArgumentError, MissingDependency, shown
 from geodiag.experiments.reproduction.data import Task
 from geodiag.norms import Norm
-from geodiag.oracles import Problem
+from geodiag.oracles import Oracle, Problem
+from geodiag.records import Record
 
 # What the experiments import, by framework: all of it optional for geodiag itself.
 PACKAGES = {
@@ -19,12 +21,26 @@ PACKAGES = {
 
 
 class Trainer(Protocol):
-    """Full-batch training that can be measured between steps."""
+    """Training that can be measured between steps; full batch, if no batch is set."""
 
-    problem: Problem
+    problem: Problem  # on all data
 
     def set_optimizer(self, norm: Norm, lr: float, normalized: bool) -> None:
         """Set the optimizer of the following steps."""
+
+    def observe(
+        self, optimizer: str, lr: float, options: Mapping[str, Any], every: int
+    ) -> Sequence[Record]:
+        """Set an optimizer as people use it, and measure by a Monitor; its records, as they come.
+
+        Muon moves the matrices, and nothing moves the other parameters.
+        """
+
+    def set_batch(self, chosen: Any) -> None:
+        """Set the examples that the following steps are taken on, by their numbers."""
+
+    def on_batch(self, point: Blocks) -> Oracle:
+        """The loss and the gradient of these examples at a point."""
 
     def point(self) -> Blocks:
         """The current parameters."""

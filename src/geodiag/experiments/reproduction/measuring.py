@@ -66,6 +66,7 @@ def measured(cell: Cell, trainer: Trainer) -> Iterator[Record]:
         yield replace(
             record,
             curvature=curvature,
+            occupation=curvature / record.sharpness if record.sharpness else math.nan,
             num_hvps=oracle.num_hvps,
             seconds=seconds,
             extras=extra,

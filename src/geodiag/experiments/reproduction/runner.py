@@ -22,8 +22,15 @@ from geodiag.experiments.reproduction import data, figures
 from geodiag.experiments.reproduction.cells import METHODS, MODELS, TRAININGS, Cell, chosen
 from geodiag.experiments.reproduction.frameworks import check_installed, make_trainer
 from geodiag.experiments.reproduction.measuring import measured
+from geodiag.experiments.reproduction.observed import observed
 from geodiag.experiments.reproduction.quadratics import Quadratic, quadratics
-from geodiag.experiments.reproduction.results import outcome, quadratics_table, table
+from geodiag.experiments.reproduction.results import (
+    USED,
+    edge_of,
+    outcome,
+    quadratics_table,
+    table,
+)
 from geodiag.records import read_records, to_json
 from geodiag.report.watch import Tail
 
@@ -83,16 +90,21 @@ def plan(
     data_folder: Path | None,
     seed: int,
 ) -> list[Cell]:
-    """The chosen cells, model by model."""
+    """The chosen cells, model by model; optimizers as people use them learn digits alone."""
     cells = []
     names = chosen("method", methods, METHODS)
     for model in chosen("model", models, MODELS):
         digest = data.task(model, data_folder, seed).digest
         for method in names:
+            if (method, model) not in TRAININGS:
+                continue
             t = TRAININGS[method, model]
             cells.append(
                 Cell(framework, method, model, t.lr, t.steps, t.measurements, seed, digest)
             )
+    if not cells:
+        used = [name for name in names if METHODS[name].optimizer]
+        raise ArgumentError(f"{', '.join(used)} run on the MLP alone", do="add mlp to the models")
     return cells
 
 
@@ -115,7 +127,9 @@ def work(cell: Cell, data_folder: Path | None, out: Path) -> None:
     trainer = make_trainer(cell.framework, cell.model, task)
     part = out / f"{cell.key}.part"
     with part.open("w", encoding="utf-8") as log:
-        for record in measured(cell, trainer):
+        used = METHODS[cell.method].optimizer
+        found = observed(cell, trainer, len(task.x)) if used else measured(cell, trainer)
+        for record in found:
             if record.step == 0:
                 record = replace(record, extras=record.extras | {"settings": asdict(cell)})
             log.write(to_json(record) + "\n")
@@ -167,14 +181,19 @@ def _show(progress: Any, bar: Any, cell: Cell, future: Future[None], out: Path) 
     log = Tail(out / f"{cell.key}.part")  # another process writes to it
     if future.running() and log.update():
         last = log.records[-1]
-        now = f"loss {last.loss:.4f}  S/edge {last.ratio:.2f}"
+        now = f"loss {last.loss:.4f}  S/edge {last.sharpness / edge_of(last):.2f}"
+        now += f"  ζ {last.realized_edge:.2f}"
         progress.update(bar, completed=last.step, now=now)
 
 
 def _draw_all(runs: Sequence[figures.Run], shown: list[Quadratic], out: Path) -> None:
+    used = [run for run in runs if METHODS[run[0].method].optimizer]
+    if used:
+        title = f"{USED}\n{MODELS['mlp']}, in {used[0][0].framework}"
+        figures.draw(title, used, out / "used.png")
     for key, method in METHODS.items():
         own = [(cell, records) for cell, records in runs if cell.method == key]
-        if own:
+        if own and not method.optimizer:
             title = (
                 f"{method.title[0].upper()}{method.title[1:]}\nfull batch, in {own[0][0].framework}"
             )

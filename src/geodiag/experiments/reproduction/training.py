@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from geodiag.blocks import Blocks, subtract, to_numpy
+from geodiag.blocks import Blocks, dot, subtract, to_numpy
 from geodiag.directional import directional_smoothness
 from geodiag.experiments.reproduction.cells import METHODS, Cell
 from geodiag.experiments.reproduction.frameworks import Trainer
 from geodiag.norms import Norm, Preconditioned
 from geodiag.optimizers.thresholds import threshold
-from geodiag.oracles import CountingOracle
+from geodiag.oracles import CountingOracle, Oracle
 from geodiag.problems import as_norm
 from geodiag.records import Record
 from geodiag.sharpness import sharpness
@@ -57,6 +58,8 @@ def train(cell: Cell, trainer: Trainer, rtol: float | None = None) -> Iterator[S
         loss = float(oracle.loss())
         trainer.step()
         moved = subtract(trainer.point(), before)
+        d = float(directional_smoothness(oracle, moved, norm))
+        descent = descent_per_square(oracle, norm, moved)
         record = Record(
             step,
             loss=loss,
@@ -64,13 +67,21 @@ def train(cell: Cell, trainer: Trainer, rtol: float | None = None) -> Iterator[S
             sharpness=last.value,
             bound=last.bound.name,
             dual_norm=last.dual_norm,
-            directional_smoothness=float(directional_smoothness(oracle, moved, norm)),
+            directional_smoothness=d,
             threshold=float(edge),
             ratio=last.value / edge,
+            realized_edge=d / descent,
+            timing=descent / edge,
             num_hvps=oracle.num_hvps,
             seconds=time.perf_counter() - began,
         )
         yield Step(record, oracle, norm, moved)
+
+
+def descent_per_square(oracle: Oracle, norm: Norm, s: Blocks) -> float:
+    """−2⟨g, s⟩/‖s‖², by which D is divided for ζ; NaN where the step does not descend."""
+    descent = -2 * float(dot(oracle.gradient(), s))
+    return descent / float(norm.bind(oracle.space).value(s)) ** 2 if descent > 0 else math.nan
 
 
 def preconditioner(gradient: Blocks) -> dict[str, np.ndarray[Any, Any]]:
