@@ -19,7 +19,6 @@ from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.run_header import rule_values
 from geodiag.norms import Norm
-from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
@@ -76,6 +75,7 @@ class Monitor(geodiag.Monitor):
         certificate: whether to compute an upper bound on S.
         sharpness: False: ζ, D and curvature of the step alone, as in :class:`geodiag.Monitor`.
         critical: whether records have the critical learning rate.
+        clip_norm: as in :class:`geodiag.Monitor`: of ``optax.clip_by_global_norm``.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``: as in
             :func:`geodiag.problem`.
@@ -120,6 +120,7 @@ class Monitor(geodiag.Monitor):
         certificate: bool = False,
         sharpness: bool = True,
         critical: bool = False,
+        clip_norm: float | None = None,
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
@@ -138,7 +139,7 @@ class Monitor(geodiag.Monitor):
         when = {"every": every, "budget": budget, "log": log, "mode": mode}
         how = {"estimator": estimator, "max_hvps": max_hvps, "rtol": rtol, "seed": seed}
         options: dict[str, Any] = when | how | {"certificate": certificate, "update": update}
-        options |= {"sharpness": sharpness, "critical": critical}
+        options |= {"sharpness": sharpness, "critical": critical, "clip_norm": clip_norm}
         super().__init__(self._deferred, self._norm_now, **options)
         self._parts = lambda: as_parts(self._parts_in(self._states, None))
 
@@ -311,7 +312,8 @@ class Monitor(geodiag.Monitor):
             lr = rates(self._given_lr, pending.step, counts)[0]
             ends = ends_of(self._points, self._deferred.at)
             parts = self._parts_in(self._states, lr)
-            return rule_of_parts(pending, parts, ends, self._deferred.unit)
+            clipping = self._clipping(pending)
+            return rule_of_parts(pending, parts, ends, self._deferred.unit, clipping)
         updates = [
             self._rule_at(pending, None if lr is None else float(lr))
             for lr in rates(self._given_lr, pending.step, counts)
@@ -330,7 +332,7 @@ class Monitor(geodiag.Monitor):
                 found = self._geometry(self._states, lr)
                 update = found.update(None if self._source is None else self._measured)
             elif lr is None or self._measured is None:
-                return None if lr is None else Update(lr)
+                return None if lr is None else self._clipped(Update(lr), pending)
             else:
                 update = Update(lr)
                 found = Geometry(plain_descent(self._measured, lr, space), space)
@@ -340,8 +342,9 @@ class Monitor(geodiag.Monitor):
             return replace(update, unknown=STATE_BEFORE)
         ends = ends_of(self._points, self._deferred.at)
         if ends is None or self._measured is None or update.unknown:
-            return update
+            return self._clipped(update, pending)
         if pending.oracle is None:
             return replace(update, unknown=NOT_COMPARED)
-        said = found.compare(*ends, pending.oracle.gradient(), self._deferred.unit)
-        return follow(update, said._replace(unknown=with_advice(said.unknown)))
+        unit, clipping = self._deferred.unit, self._clipping(pending)
+        update = found.follow(update, ends, pending.oracle.gradient(), unit, clipping)
+        return replace(update, unknown=with_advice(update.unknown))

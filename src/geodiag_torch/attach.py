@@ -42,6 +42,7 @@ def attach(
     certificate: bool = False,
     sharpness: bool = True,
     critical: bool = False,
+    clip_norm: float | None = None,
     seed: int = 0,
     **problem_arguments: Any,
 ) -> OptimizerMonitor:
@@ -79,6 +80,8 @@ def attach(
         sharpness: False: ζ, D and curvature of the step alone, at a fraction of the cost, and for
             any optimizer: where its norm is not known, there is no D.
         critical: whether records have the critical learning rate.
+        clip_norm: the largest gradient norm that the training clips to, as in
+            :class:`geodiag.Monitor`: where the probe's gradient does not show it.
         seed: of the random starts.
         **problem_arguments: ``weight``, ``reduction``, ``engine``, ``memory``,
             ``process_group``, ``stop_gradient``, ``guard``: as in :func:`geodiag.problem`.
@@ -133,6 +136,7 @@ def attach(
         certificate=certificate,
         sharpness=sharpness,
         critical=critical,
+        clip_norm=clip_norm,
         seed=seed,
     )
     for each in steps:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import hypot
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, norm2
 from geodiag.core.validation import whole_step
 from geodiag.errors import ArgumentError
 from geodiag.monitoring.monitor import Monitor
 from geodiag.monitoring.observation import Observation
+from geodiag.monitoring.rules import rule_at
 from geodiag.monitoring.unmeasured import copied, listed
+from geodiag.optimizers.clipping import Clipping, Received
 from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.thresholds import Update
 from geodiag_torch.optimizers.following import Following
@@ -49,6 +52,7 @@ class OptimizerMonitor(Monitor):
         self._gradient: Blocks | None = None  # of the measured loss, before the step
         self._selected: Selection | None = None
         self._copies: Mapping[str, Tensor] = {}  # of what is selected, if S waits for the step
+        self._lengths: list[tuple[float, float]] = []  # of gradients received: whole, measured
         optimizers = [each.outer for each in steps]
         self._inner = {id(each.outer): weakref.ref(each.inner) for each in steps}
         self._iteration = Iteration(optimizers)
@@ -111,6 +115,7 @@ class OptimizerMonitor(Monitor):
     def _measure_before(self, pending: Observation, params: Any) -> None:
         """Follow the optimizer; S waits for the step where the norm is that of its state then."""
         self._selected, self._copies, self._gradient = None, {}, None
+        self._lengths = []
         with pending.noting("the measurement"):
             self._selected = found = self._following.now()
             pending.note(found.note)
@@ -134,6 +139,7 @@ class OptimizerMonitor(Monitor):
             if self._copies:
                 self._measure_at_copies(pending, found, besides)
         self._compare(pending)
+        self._gradient = None
         with pending.noting("the step"):
             pending.measure_step(params, besides)
 
@@ -164,28 +170,41 @@ class OptimizerMonitor(Monitor):
 
     def _gradient_of(self, pending: Observation) -> Blocks | None:
         known = pending.result is not None or bool(pending.parts) or self._noise is not None
-        if not known or pending.oracle is None or self._rule_given:
+        asked = (known and not self._rule_given) or self._clip_norm is not None
+        if not asked or pending.oracle is None:
             return None
         return pending.oracle.gradient()
 
     def _rule(self, pending: Observation) -> Update | None:
         """The update rule in force at the step, unless the step contradicts it."""
-        rule = super()._rule(pending)
-        gradient, self._gradient = self._gradient, None
+        rule = rule_at(pending.step, self._lr, self._update)
         known = rule is not None and (bool(pending.parts) or not rule.unknown)
-        if rule is None or not known or gradient is None or pending.here is None:
-            return rule
+        compared = known and pending.here is not None and not self._rule_given
+        gradient = self._gradient if compared else None
+        if rule is None or gradient is None or pending.here is None:
+            return self._clipped(rule, pending)
         there, geometry = self._problem.point(), self._following.geometry
-        found = geometry.compare(gradient, pending.here, there)
+        found, clipping = geometry.compare(gradient, pending.here, there), self._clipping(pending)
+        says = follow if clipping is None else clipping.follow
         for part in pending.parts.values():
             if part.update is not None and (said := found.get(part.joins, found.get(""))):
-                part.update = follow(part.update, said)
+                part.update = says(part.update, said)
         if pending.parts:
             return rule
         if left_out := self._iteration.left_out():
             return replace(rule, unknown=f"{' and '.join(left_out)} took no part in the step")
         (said,) = found.values()
-        return follow(rule, said)
+        return says(rule, said)
+
+    def _clipping(self, pending: Observation) -> Clipping | None:
+        if self._clip_norm is None or self._gradient is None:
+            return None
+        received = None
+        if self._lengths:
+            each, measured = zip(*self._lengths, strict=True)
+            received = Received(max(each), hypot(*each), hypot(*measured))
+        length = float(norm2(self._gradient))
+        return Clipping(self._clip_norm, length, not pending.rest, received)
 
     def _follow(self, pending: Observation, chosen: Mapping[str, Tensor]) -> None:
         """Measure these parameters."""
@@ -202,10 +221,13 @@ class OptimizerMonitor(Monitor):
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._iteration.took(optimizer)
-        inner = self._inner[id(optimizer)]()
-        if self._pending is not None and len(self._inner) > 1 and inner is not None:
-            with self._pending.noting("the step"):
-                self._following.geometry.took(inner)
+        inner, pending = self._inner[id(optimizer)](), self._pending
+        if pending is not None and inner is not None:
+            with pending.noting("the step"):
+                if self._clip_norm is not None:
+                    self._lengths.append(self._following.geometry.received(inner))
+                if len(self._inner) > 1:
+                    self._following.geometry.took(inner)
         if self._iteration.complete:
             self._end()
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import geodiag
 from geodiag import errors
+from geodiag.optimizers.clipping import STATED
 from geodiag.optimizers.comparison import OTHER_GRADIENT
 from geodiag_torch import callbacks
 from tests.geodiag_torch.models import Calls, regression
@@ -46,13 +47,14 @@ def test_an_unknown_name_is_an_attribute_error():
         callbacks.KerasMonitor  # noqa: B018
 
 
-def only_other_data(records):
+def only_other_data(records, *besides):
     """Whether a note says, once, that training batches are not the probe.
 
     For which a step along another batch's gradient need not descend.
     """
     found = [note for r in records for note in r.note.split("; ") if note]
-    return [n for n in found if "the step does not descend" not in n] == [OTHER_GRADIENT]
+    found = [n for n in found if "the step does not descend" not in n and n not in besides]
+    return set(found) == {OTHER_GRADIENT} and len(found) <= 1 + len(besides)
 
 
 # Its advice on workers and logging, and torch's on what it calls.
@@ -65,7 +67,7 @@ class TestLightning:
         hide_torchvision()
         return pytest.importorskip("lightning.pytorch")
 
-    def module(self, pl, optimizers=1, dropout=0.0):
+    def module(self, pl, optimizers=1, dropout=0.0, together=False):
         class Regression(pl.LightningModule):
             def __init__(self):
                 super().__init__()
@@ -82,6 +84,12 @@ class TestLightning:
                     loss = mse(self(x), y)
                     self.log("train_loss", loss)
                     return loss
+                if together:
+                    self.zero_grad()
+                    self.manual_backward(mse(self(x), y))
+                    for optimizer in self.optimizers():
+                        optimizer.step()
+                    return None
                 for optimizer in self.optimizers():
                     optimizer.zero_grad()
                     self.manual_backward(mse(self(x), y))
@@ -96,7 +104,7 @@ class TestLightning:
         torch.manual_seed(0)
         return Regression()
 
-    def fit(self, pl, module, tmp_path, callback=None, ckpt_path=None, max_epochs=3):
+    def fit(self, pl, module, tmp_path, callback=None, ckpt_path=None, max_epochs=3, **options):
         class Log(pl.loggers.logger.Logger):
             name, version = "test", 0
 
@@ -124,7 +132,8 @@ class TestLightning:
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            callbacks=[] if callback is None else [callback],
+            callbacks=callback if isinstance(callback, list) else [callback] if callback else [],
+            **options,
         )
         torch.manual_seed(5)
         trainer.fit(module, loader, ckpt_path=ckpt_path)
@@ -157,14 +166,21 @@ class TestLightning:
         ends = []
         for callback in (None, self.monitor(every=1)):
             module = self.module(pl, dropout=0.3)
-            _, seen = self.fit(pl, module, tmp_path, callback)
+            _, seen = self.fit(pl, module, tmp_path, callback, gradient_clip_val=1.2)
             ends.append((module, [m["train_loss"] for _, m in seen if "train_loss" in m]))
         assert equal(ends[0][0], ends[1][0])
         assert ends[0][1] == ends[1][1]
         assert torch.is_grad_enabled()
         assert len(callback.records) == 12
-        assert only_other_data(callback.records)
+        assert only_other_data(callback.records[1:], STATED)  # the first is seen
         assert all(math.isfinite(r.ratio) for r in callback.records)
+        # The Trainer's own clipping: of a clipped step 2‖g‖/(ηc), of another 2/η.
+        assert {r.threshold > 10.0 for r in callback.records} == {False, True}
+        assert all(
+            r.threshold == pytest.approx(max(10.0, 10.0 * r.dual_norm / 1.2), rel=1e-4)
+            or r.threshold == pytest.approx(10.0)
+            for r in callback.records
+        )
 
     def test_a_resumed_run_goes_on_counting(self, pl, tmp_path):
         callback, module = self.monitor(), self.module(pl)
@@ -190,6 +206,31 @@ class TestLightning:
         assert [r.step for r in callback.records] == [0, 3, 6, 9]
         assert [r.sharpness for r in callback.records] == pytest.approx([top] * 4)
 
+    def test_several_optimizers_together(self, pl, tmp_path):
+        """Two rates weight the Hessian; without S there are ζ and the critical rate alone."""
+        _, data, h = regression(n=38, seed=3)
+        callback = self.monitor(optimizer=[0, 1], data=data)
+        cheap = self.monitor(
+            optimizer=[0, 1], data=data, every=1, sharpness=False, critical=True, norm=None
+        )
+        plain, module = (self.module(pl, optimizers=2, together=True) for _ in range(2))
+        self.fit(pl, plain, tmp_path, max_epochs=1)
+        self.fit(pl, module, tmp_path, [callback, cheap], max_epochs=1)
+        assert equal(plain, module)
+        assert [r.step for r in callback.records] == [0, 3]
+        for r in callback.records:
+            assert r.ratio == pytest.approx(np.linalg.eigvalsh(h)[-1] * 0.1 / 2)
+            assert math.isfinite(r.curvature)  # of the whole step
+        assert [r.step for r in cheap.records] == [0, 1, 2, 3]
+        assert [cheap.records[i].realized_edge for i in (0, 3)] == pytest.approx(
+            [r.realized_edge for r in callback.records]
+        )
+        descents = [r for r in cheap.records if "does not descend" not in r.note]
+        assert descents
+        assert all(r.num_hvps == 0 and math.isnan(r.sharpness) for r in cheap.records)
+        for r in descents:  # on a quadratic
+            assert r.critical_lr == pytest.approx(r.lr / r.realized_edge, rel=1 / 16)
+
     def test_no_failure_ends_the_fit(self, pl, tmp_path):
         """Training is the same bit by bit, with one warning for each kind of failure."""
 
@@ -202,7 +243,7 @@ class TestLightning:
         plain = self.module(pl)
         self.fit(pl, plain, tmp_path)
         cases = {
-            "no such optimizer": {"optimizer": 1},
+            "no such optimizer": {"optimizer": [0, 1]},
             "KeyError: 'a key'": {"criterion": None, "loss_fn": fails},
             "LossError": {"criterion": lambda out, y: (out - y) ** 2},
             "DataError": {"data": [1, 2]},
@@ -230,7 +271,15 @@ class TestLightning:
         assert len(callback.records) == 12
 
     def test_arguments_are_checked_before_training(self, pl):
-        for arguments in ({"norm": "spectrl"}, {"every": 0}, {"evry": 3}, {"estimator": "x"}):
+        for arguments in (
+            {"norm": "spectrl"},
+            {"every": 0},
+            {"evry": 3},
+            {"estimator": "x"},
+            {"clip_norm": 0},
+            {"optimizer": []},
+            {"optimizer": "first"},
+        ):
             with pytest.raises(errors.GeodiagError):
                 self.monitor(**arguments)
 
@@ -293,10 +342,16 @@ class TestHuggingFace:
                 seen.append((state.global_step, dict(logs)))
 
         def both(trainer):
+            cheap = callbacks.HuggingFaceMonitor(
+                trainer, every=2, sharpness=False, critical=True, prefix="cheap/"
+            )
             trainer.add_callback(Reporter())
+            trainer.add_callback(cheap)
+            others.append(cheap)
             return callbacks.HuggingFaceMonitor(trainer, every=1)
 
-        options = {"gradient_accumulation_steps": 2, "optim": "adamw_torch"}
+        others = []
+        options = {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "max_grad_norm": 0.2}
         plain, _, _ = self.train(hf, tmp_path, **options)
         watched, callback, _ = self.train(hf, tmp_path, both, **options)
         assert equal(plain.model, watched.model)
@@ -306,6 +361,14 @@ class TestHuggingFace:
         assert [r.step for r in callback.records] == list(range(6))
         assert [math.isfinite(r.ratio) for r in callback.records] == [True] * 6
         assert [s for s, x in seen if "geodiag/ratio" in x] == [1, 2, 3, 4, 5, 6]
+        (cheap,) = others
+        assert [r.step for r in cheap.records] == [0, 2, 4]
+        assert [r.num_hvps for r in cheap.records] == [0, 0, 0]
+        for r, other in zip(cheap.records, callback.records[::2], strict=True):
+            assert r.realized_edge == pytest.approx(other.realized_edge, rel=1e-3)
+            assert r.threshold == pytest.approx(other.threshold, rel=1e-5)  # as it is clipped
+        assert any("as clip_norm= states" in r.note for r in callback.records)
+        assert {"cheap/realized_edge", "cheap/critical_lr"} <= set().union(*(x for _, x in seen))
 
     def test_given_data_and_no_trainer(self, hf, tmp_path):
         probe = {}

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from geodiag.blocks import norm2
 from geodiag.certificates.certificate import require_envelope
 from geodiag.core.validation import is_true, require_flag, whole_step
-from geodiag.errors import ArgumentError, one_line
+from geodiag.errors import one_line
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.parts import Part, PartTrackers
 from geodiag.monitoring.realized import LossNoise, norm_of_step
-from geodiag.monitoring.rules import check_rule
+from geodiag.monitoring.rules import check_rule, rule_at
 from geodiag.monitoring.run_header import rule_values, run_header
 from geodiag.monitoring.run_log import RunLog, try_to_close
 from geodiag.monitoring.schedule import Schedule
@@ -29,6 +30,7 @@ from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.states import loaded
 from geodiag.monitoring.warn_once import WarnOnce
 from geodiag.norms.base import Norm
+from geodiag.optimizers.clipping import Clipping, require_clip_norm
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormLike, current_norm, norm_source, problem
 from geodiag.records import Record, new_run, quantities
@@ -74,6 +76,8 @@ class Monitor(DisplayedRun):
             rounding leaves ζ open: two or three forward passes, one gradient, and no
             Hessian-vector product, or one. It needs neither a norm nor second derivatives.
         critical: whether records have the critical learning rate, by further forward passes.
+        clip_norm: c, where the training shortens a gradient whose ℓ2 norm is larger to c, and no
+            step shows it: the threshold is then of that step, 2‖g‖/(ηc) for plain descent.
         seed: of the random starts.
         **problem_arguments: those of :func:`geodiag.problem`.
 
@@ -113,11 +117,13 @@ class Monitor(DisplayedRun):
         certificate: bool = False,
         sharpness: bool = True,
         critical: bool = False,
+        clip_norm: float | None = None,
         seed: int = 0,
         **problem_arguments: Any,
     ) -> None:
         options = Options(rtol=rtol, max_hvps=max_hvps, seed=seed)
         check_rule(lr, update)
+        self._clip_norm = require_clip_norm(clip_norm, update)
         named_estimator(estimator)  # raises here, not at the first measurement
         self._lr, self._update = lr, update
         self._critical = require_flag(critical, "critical=")
@@ -289,7 +295,7 @@ class Monitor(DisplayedRun):
         with pending.noting("no threshold"):
             rule = self._rule(pending)
             pending.compare(rule)
-            self._note_once(pending, () if rule is None else (rule.caveat,))
+            self._note_once(pending, () if rule is None else rule.caveat.split("; "))
 
     def _measure(self, pending: Observation) -> None:
         if self._noise is not None:
@@ -313,13 +319,19 @@ class Monitor(DisplayedRun):
 
     def _rule(self, pending: Observation) -> Update | None:
         """The update rule at the step that is measured; S and ‖g‖* are known."""
-        step = pending.step
-        if self._lr is not None:
-            return Update(float(self._lr(step) if callable(self._lr) else self._lr))
-        rule = self._update(step) if callable(self._update) else self._update
-        if rule is not None and not isinstance(rule, Update):
-            raise ArgumentError("update= must return an Update", got=type(rule).__name__)
-        return rule
+        return self._clipped(rule_at(pending.step, self._lr, self._update), pending)
+
+    def _clipped(self, rule: Update | None, pending: Observation) -> Update | None:
+        """A rule that no step was compared with, with what ``clip_norm=`` says."""
+        clipping = None if rule is None else self._clipping(pending)
+        return rule if rule is None or clipping is None else clipping.of_stated(rule)
+
+    def _clipping(self, pending: Observation) -> Clipping | None:
+        """What ``clip_norm=`` says of the step."""
+        if self._clip_norm is None or pending.oracle is None:
+            return None
+        length = float(norm2(pending.oracle.gradient()))
+        return Clipping(self._clip_norm, length, is_whole=not pending.rest)
 
     def _write(self, pending: Observation) -> Record:
         began = time.perf_counter()

@@ -16,7 +16,7 @@ from geodiag.blocks import Blocks
 from geodiag.errors import one_line
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.norms import Norm
-from geodiag.optimizers.comparison import follow
+from geodiag.optimizers.clipping import Clipping
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
 from geodiag.oracles import CountingOracle, Oracle
@@ -73,12 +73,17 @@ class PartTrackers(dict[str, SharpnessTracker]):
 
 
 def compare_step(
-    part: Part, geometry: Geometry, here: Blocks, there: Blocks, gradient: Blocks, unit: float
+    part: Part,
+    geometry: Geometry,
+    ends: tuple[Blocks, Blocks],
+    gradient: Blocks,
+    unit: float,
+    clipping: Clipping | None = None,
 ) -> None:
-    """Take the step that was taken into the rule of a part."""
-    w, new, g = ({name: x[name] for name in part.names} for x in (here, there, gradient))
+    """Take the step that was taken into the rule of a part; ``clipping`` is of all parts."""
+    w, new, g = ({name: x[name] for name in part.names} for x in (*ends, gradient))
     if part.update is not None and not part.update.unknown:
-        part.update = follow(part.update, geometry.compare(w, new, g, unit))
+        part.update = geometry.follow(part.update, (w, new), g, unit, clipping)
 
 
 def part_of(geometry: Geometry) -> Part:

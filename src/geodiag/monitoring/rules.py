@@ -27,3 +27,17 @@ def check_rule(lr: Any, update: Any) -> None:
         raise ArgumentError(
             "update= must be an Update or a function of the step", got=shown(update)
         )
+
+
+def rule_at(step: int, lr: Any, update: Any) -> Update | None:
+    """The rule at a step, as ``lr=`` or ``update=`` states it.
+
+    Raises:
+        ArgumentError: the function that gives it returns something else.
+    """
+    if lr is not None:
+        return Update(float(lr(step) if callable(lr) else lr))
+    rule = update(step) if callable(update) else update
+    if rule is not None and not isinstance(rule, Update):
+        raise ArgumentError("update= must return an Update", got=type(rule).__name__)
+    return rule

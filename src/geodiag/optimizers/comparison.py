@@ -48,6 +48,7 @@ class Comparison(NamedTuple):
     caveat: str = ""  # what could not be compared
     rate: bool = True  # whether the learning rate may be as stated
     scale: float = 1.0  # of the gradient, where it was scaled or clipped as a whole
+    seen: bool = True  # whether what the optimizer received follows from the measured loss
 
 
 def follow(rule: Update, said: Comparison) -> Update:
@@ -89,7 +90,7 @@ def compare(
         >>> slots = [Slot("w", sgd, lr=0.1, gradient=g["w"])]
         >>> there = {"w": w["w"] - 0.1 * g["w"]}
         >>> compare(sgd, slots, Space.of(w), w, there, g)
-        Comparison(unknown='', caveat='', rate=True, scale=1.0)
+        Comparison(unknown='', caveat='', rate=True, scale=1.0, seen=True)
         >>> compare(sgd, slots, Space.of(w), w, there, {"w": 4 * g["w"]}).scale
         0.25
     """
@@ -105,13 +106,13 @@ def compare(
         return said
     if len(received) < len(slots):  # the step has shown it, where it depends on it alone
         seen = all(family.needs_gradient(s) for s in slots)
-        return Comparison("" if seen else UNKNOWN_GRADIENT)
+        return Comparison("" if seen else UNKNOWN_GRADIENT, seen=seen)
     rounding = math.sqrt(sum(_rounding_of_average(s) ** 2 for s in slots))
     if whole is not None and _agree(family, whole, ROUNDING * rounding):
         return said
     found = _explanation(received, gradient, here, ROUNDING * rounding, space)
     if found is None:
-        return Comparison("", OTHER_GRADIENT)
+        return Comparison("", OTHER_GRADIENT, seen=False)
     if found.factor > 0.0:
         caveat = f"the threshold is of {found.of(MEASURED)}, which the optimizer received"
         lasting = any(s.momentum or s.second_moment is not None for s in slots)
@@ -175,7 +176,7 @@ def _compare_step(
         )
     found = _explanation(step.direction, predicted[0], here, step.rounding, space)
     if found is None:
-        return Comparison("", OTHER_GRADIENT)
+        return Comparison("", OTHER_GRADIENT, seen=False)
     said = found.of("what lr and the gradient predict")
     return Comparison(found.text and f"the step is {said}", rate=not found.text)
 

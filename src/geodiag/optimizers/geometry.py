@@ -7,11 +7,12 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, scale
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError, NormError
 from geodiag.norms import Norm
-from geodiag.optimizers.comparison import Comparison
+from geodiag.optimizers.clipping import Clipping
+from geodiag.optimizers.comparison import Comparison, follow
 from geodiag.optimizers.joint import compare_all, joined, parts_of
 from geodiag.optimizers.slots import NoThreshold, Slot
 from geodiag.optimizers.thresholds import Update
@@ -70,6 +71,24 @@ class Geometry:
     ) -> Comparison:
         """:func:`geodiag.optimizers.joint.compare_all` of a step with these slots."""
         return compare_all(self.slots, self._space, here, there, gradient, unit)
+
+    def follow(
+        self,
+        rule: Update,
+        ends: tuple[Blocks, Blocks],
+        gradient: Blocks,
+        unit: float,
+        clipping: Clipping | None = None,
+    ) -> Update:
+        """The rule, as far as the step between these ends does not contradict it."""
+        said = self.compare(*ends, gradient, unit)
+        if clipping is None:
+            return follow(rule, said)
+
+        def again(factor: float) -> Comparison:
+            return self.compare(*ends, scale(gradient, factor), unit)
+
+        return clipping.follow(rule, said, again)
 
     def _require_known_rates(self) -> None:
         for i, s in enumerate(self.slots):

@@ -89,7 +89,9 @@ def compare_all(
         unknown.append("the optimizers' gradients were scaled by different factors")
     caveats = dict.fromkeys(said.caveat for said in found if said.caveat)
     rate = all(said.rate for said in found)
-    return Comparison("; ".join(unknown), "; ".join(caveats), rate, min(scales, default=1.0))
+    seen = all(said.seen for said in found)
+    scale = min(scales, default=1.0)
+    return Comparison("; ".join(unknown), "; ".join(caveats), rate, scale, seen)
 
 
 class Joint(Family):

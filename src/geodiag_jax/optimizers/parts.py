@@ -10,6 +10,7 @@ from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.parts import SEVERAL, Part, compare_step, part_of
+from geodiag.optimizers.clipping import Clipping
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.joint import label_of, parts_of
 from geodiag.optimizers.thresholds import Update
@@ -52,6 +53,7 @@ def rule_of_parts(
     parts: Mapping[str, Geometry],
     ends: tuple[Blocks, Blocks] | None,
     unit: float,
+    clipping: Clipping | None = None,
 ) -> Update:
     """Give each part its rule, as far as the step does not contradict it; all have none."""
     lr = math.nan
@@ -60,5 +62,5 @@ def rule_of_parts(
         own.update = geometry.update()
         lr = own.update.lr if math.isnan(lr) else lr
         if ends is not None and pending.oracle is not None:
-            compare_step(own, geometry, *ends, pending.oracle.gradient(), unit)
+            compare_step(own, geometry, ends, pending.oracle.gradient(), unit, clipping)
     return Update(lr, unknown=SEVERAL)

@@ -18,6 +18,7 @@ import torch
 from geodiag.errors import ArgumentError, DistributedError, one_line
 from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.schedule import Schedule
+from geodiag.optimizers.clipping import require_clip_norm
 from geodiag.problems import is_of_optimizer, norm_source
 from geodiag.records import Record
 from geodiag.sharpness import named_estimator
@@ -49,6 +50,7 @@ class Attachment:
         _check(arguments)
         self.data, self._log, self._arguments = data, log, arguments
         self.monitor: OptimizerMonitor | None = None
+        self.clips: float | None = None  # the norm at which the trainer itself clips gradients
         self.together = False  # whether all ranks measure, and have the same records
         self._past: list[Record] = []  # of trainings that have ended
         self._taken = 0
@@ -91,6 +93,9 @@ class Attachment:
                 the loss is raised as it is.
         """
         arguments = self._arguments | instead
+        stated = getattr(arguments.get("update"), "scale", 1.0) != 1.0
+        if arguments.get("clip_norm") is None and not stated:
+            arguments["clip_norm"] = self.clips
         ranks = None
         if self.together:
             ranks = ranks_together(model, arguments.get("process_group"))
@@ -163,3 +168,4 @@ def _check(arguments: dict[str, Any]) -> None:
     named_estimator(arguments.get("estimator", "auto"))
     Schedule(arguments["every"], arguments.get("budget"))
     check_rule(None, arguments.get("update"))
+    require_clip_norm(arguments.get("clip_norm"), arguments.get("update"))

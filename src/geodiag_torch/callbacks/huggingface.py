@@ -86,6 +86,7 @@ class HuggingFaceMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()  # the last training may have ended in an exception
+        self._attachment.clips = args.max_grad_norm or None
         if not self._attachment.takes_part(kwargs["model"], state.is_world_process_zero):
             return
         if self._attachment.data is not None:

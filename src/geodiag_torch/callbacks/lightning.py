@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from geodiag.errors import ArgumentError
+from geodiag.core.validation import is_whole
+from geodiag.errors import ArgumentError, shown
 from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
@@ -40,7 +41,8 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         criterion: the loss, ``criterion(module(x), y)``.
         loss_fn: or ``loss_fn(module, batch)``.
         data: probe data; None: a copy of the first training batch.
-        optimizer: the index of one of the module's optimizers.
+        optimizer: the index of one of the module's optimizers; or those of several in a list, whose
+            step is then measured as one.
         every: as for :func:`geodiag_torch.attach`, like ``log``.
         prefix: of each metric's name.
         **arguments: the others of :func:`geodiag_torch.attach`.
@@ -59,7 +61,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         criterion: Callable[..., Any] | None = None,
         loss_fn: Callable[..., Any] | None = None,
         data: Any = None,
-        optimizer: int = 0,
+        optimizer: int | Sequence[int] = 0,
         every: int | Callable[[int], bool] = 10,
         log: Log = None,
         prefix: str = "geodiag/",
@@ -73,8 +75,15 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
             )
         arguments |= {"norm": norm, "criterion": criterion, "loss_fn": loss_fn, "every": every}
         self._attachment = Attachment(data, log, **arguments)
-        self._optimizer, self._prefix = optimizer, prefix
-        self._key = self._generate_state_key(norm=repr(norm), optimizer=optimizer)
+        self._optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        if not self._optimizers or not all(map(is_whole, self._optimizers)):
+            what = "optimizer= must be the index of an optimizer, or a list of indices"
+            raise ArgumentError(what, got=shown(optimizer))
+        self._prefix = prefix
+        apart = {"prefix": prefix, "sharpness": arguments.get("sharpness", True)}
+        usual = {"prefix": "geodiag/", "sharpness": True}
+        apart = {name: x for name, x in apart.items() if x != usual[name]}
+        self._key = self._generate_state_key(norm=repr(norm), optimizer=optimizer, **apart)
         self._seen = False  # whether this fit has begun
         self._steps: int | None = None  # seen before this fit, where a checkpoint says so
 
@@ -84,7 +93,7 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
 
     @property
     def state_key(self) -> str:
-        """Of this norm and this optimizer: a Trainer may have several of these callbacks."""
+        """Of norm, optimizer, prefix and mode: a Trainer may have several of these callbacks."""
         return str(self._key)
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,13 +114,15 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
             return
         with self._attachment.warning("nothing is measured"):
             count = len(trainer.optimizers)
-            if not 0 <= self._optimizer < count:
+            if not all(0 <= i < count for i in self._optimizers):
                 raise ArgumentError(
                     "the module has no such optimizer",
-                    got=f"optimizer={self._optimizer} of {count}",
+                    got=f"optimizer={shown(self._optimizers)} of {count}",
                 )
             steps = trainer.global_step // count if self._steps is None else self._steps
-            self._attachment.attach(trainer.optimizers[self._optimizer], pl_module, batch, steps)
+            optimizers = [trainer.optimizers[i] for i in self._optimizers]
+            self._attachment.clips = _clips_at(trainer)
+            self._attachment.attach(optimizers, pl_module, batch, steps)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -147,3 +158,9 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
         for logger in trainer.loggers:
             with self._attachment.warning(f"{type(logger).__name__} failed to log a record"):
                 logger.log_metrics(metrics(record, self._prefix), step=record.step)
+
+
+def _clips_at(trainer: Any) -> float | None:
+    """The norm at which the Trainer itself clips gradients, if it does."""
+    value, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    return value if value and (how is None or str(getattr(how, "value", how)) == "norm") else None

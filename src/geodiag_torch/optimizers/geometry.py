@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch.optim import Optimizer
 
-from geodiag.blocks import Blocks
+from geodiag.blocks import Blocks, norm2
 from geodiag.core.spaces import Space
 from geodiag.core.validation import as_number
 from geodiag.errors import ArgumentError, NormError
@@ -22,6 +22,7 @@ from geodiag.optimizers.slots import Slot
 from geodiag.optimizers.thresholds import Update
 from geodiag.problems import NormSource, current_norm
 from geodiag_torch.optimizers.readers import Entry, options_of, reader_of
+from geodiag_torch.sharding.detection import as_sharded
 
 HIDDEN = ("params", "param_names")  # of a parameter group, in the header of a log
 
@@ -130,6 +131,11 @@ class LiveGeometry:
         moving = [e for e in own if e.param.grad is not None]
         self._taken[id(optimizer)] = self._read(moving), [e.name for e in own]
 
+    def received(self, optimizer: Optimizer) -> tuple[float, float]:
+        """The lengths of what an optimizer received, and of what is measured of that."""
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        return _length(own), _length([p for p in own if id(p) in self._names])
+
     def compare(self, gradient: Blocks, here: Blocks, there: Blocks) -> dict[str, Comparison]:
         """Whether the step that was taken is that of the rule, for the measured loss.
 
@@ -208,6 +214,14 @@ def _entries(optimizer: Optimizer, names: Mapping[int, str]) -> list[Entry]:
         for p in group["params"]
         if id(p) in names
     ]
+
+
+def _length(parameters: Sequence[torch.Tensor]) -> float:
+    """The ℓ2 norm of their gradients."""
+    grads = [p.grad.detach() for p in parameters if p.grad is not None]
+    plain = [g.coalesce().values() if g.is_sparse else g for g in grads]
+    blocks = {str(i): as_sharded(g.to(torch.float64)) for i, g in enumerate(plain)}
+    return float(norm2(blocks)) if blocks else 0.0
 
 
 def _plain(x: object) -> object:
