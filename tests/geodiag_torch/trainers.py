@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 
+from geodiag.optimizers.comparison import OTHER_GRADIENT
+
 
 @functools.cache
 def hide_torchvision():
@@ -29,6 +31,16 @@ def hide_torchvision():
 def equal(a, b):
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
+
+
+def only_other_data(records, *besides):
+    """Whether a note says, once, that training batches are not the probe.
+
+    For which a step along another batch's gradient need not descend.
+    """
+    found = [note for r in records for note in r.note.split("; ") if note]
+    found = [n for n in found if "the step does not descend" not in n and n not in besides]
+    return set(found) == {OTHER_GRADIENT} and len(found) <= 1 + len(besides)
 
 
 def train_gpt(hf, tmp_path, monitor=None, steps=6, resume=None, kind=None, given=None, **options):
