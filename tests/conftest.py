@@ -45,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Frameworks and compiled programs are many objects, and looking through them takes long.
+    gc.set_threshold(20_000, 20, 20)
     seed = config.getoption("--perturb")
     if seed is not None:
         os.environ[perturbation.VARIABLE] = str(seed)  # for the processes that tests start

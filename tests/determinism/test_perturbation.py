@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import perturbation
+from tests.isolation.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[2]
 DRAWS = """
 import os, sys
+sys.path.insert(0, root)
+os.environ.pop(variable, None)
+if seed is not None:
+    os.environ[variable] = str(seed)
 import jax, numpy as np, torch
 from tests import perturbation
 jax.config.update("jax_enable_x64", True)
 perturbation.install_as_parent()
-perturbation.single = "single" in sys.argv
+perturbation.single = single
 found = {"numpy": np.random.default_rng(0).standard_normal((2, 3))}
 found["again"] = np.random.default_rng(0).standard_normal(6).reshape(2, 3)
 found["one"] = np.full((), np.random.default_rng(0).normal())
@@ -30,29 +32,23 @@ for name, dtype in (("double", torch.float64), ("single", torch.float32)):
     found[f"jax, {name}"] = jax.random.normal(jax.random.key(0), (500,), f"float{bits}")
 torch.manual_seed(0)
 found["weights"] = torch.nn.Linear(20, 20).weight.detach().numpy()
-np.savez(sys.argv[1], **found)
+np.savez(path, **found)
 """
-
-
-def drawn(path, seed=None, *options):
-    """The draws of a fresh interpreter."""
-    env = {name: x for name, x in os.environ.items() if name != perturbation.VARIABLE}
-    if seed is not None:
-        env[perturbation.VARIABLE] = str(seed)
-    subprocess.run(
-        [sys.executable, "-c", DRAWS, str(path), *options],
-        cwd=ROOT,
-        env=env | {"PYTHONPATH": os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])},
-        check=True,
-    )
-    return dict(np.load(path))
 
 
 @pytest.fixture(scope="module")
 def draws(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("draws")
-    asked = {"plain": (), "one": (1,), "same": (1,), "two": (2,), "single": (1, "single")}
-    return {name: drawn(folder / f"{name}.npz", *how) for name, how in asked.items()}
+    """The draws of several interpreters."""
+    asked = {"plain": None, "one": 1, "same": 1, "two": 2, "single": 1}
+    interpreter, found = Preloaded("torch", "jax"), {}
+    for name, seed in asked.items():
+        folder = tmp_path_factory.mktemp("draws")
+        told = {"root": str(ROOT), "variable": perturbation.VARIABLE, "seed": seed}
+        told |= {"single": name == "single", "path": str(folder / "drawn.npz")}
+        interpreter.run("".join(f"{k} = {v!r}\n" for k, v in told.items()) + DRAWS, folder)
+        found[name] = dict(np.load(folder / "drawn.npz"))
+    interpreter.close()
+    return found
 
 
 def test_draws_move_by_their_last_bits(draws):
