@@ -6,8 +6,10 @@ others use too.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +19,20 @@ from benchmarks.cases import build_wide
 from benchmarks.overhead import EVERY, RUNS
 from benchmarks.problems import MODELS, Training, build
 from benchmarks.report import spread, table
-from geodiag.critical_lr import search
+from geodiag.blocks import axpy, subtract
+from geodiag.critical_lr import critical_lr, search
+from geodiag.experiments.reproduction.cells import METHODS, TRAININGS
+from geodiag.experiments.reproduction.data import IMAGES, task
+from geodiag.experiments.reproduction.frameworks import make_trainer
+from geodiag.experiments.reproduction.observed import minibatches
+from geodiag.experiments.reproduction.training import geometry
+from geodiag.realized_edge import realized_edge
 from geodiag_torch import NonEuclideanGD
 
+# Methods of the reproduction, at every how many of whose steps both searches run.
+EDGES = ("gd", "lion", "muon-momentum", "adamw-clipped", "sgd-batches")
+ODD = 7
+SEARCHES = ("from 1/ζ: median", "most", "published, from lr: median", "most")
 PROBE = 8  # the part of the batch that is measured, where not all of it is
 PLANS: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("whole batch", {}, 1),
@@ -39,7 +52,7 @@ def run(quick: bool) -> None:
     ]
     heads = ["model", "norm", "probe", "overhead, in steps", "HVPs a record", "same weights"]
     table(f"Training with sharpness=False, every={EVERY}, against training without", heads, rows)
-    heads = ["model", "norm", "from 1/ζ: median", "most", "published, from lr: median", "most"]
+    heads = ["model", "norm", *SEARCHES]
     table(
         "Losses of the search for the critical step, L(w) not counted",
         heads,
@@ -48,6 +61,48 @@ def run(quick: bool) -> None:
             for (model, norm), training in chosen.items()
         ],
     )
+    heads = ["method", "steps", "measured", "ζ: median", *SEARCHES]
+    rows = [row for method in (EDGES[:1] if quick else EDGES) for row in _to_the_edge(method)]
+    table("The same along runs of the reproduction, to the edge: MLP, float64", heads, rows)
+
+
+def _to_the_edge(method: str) -> list[list[Any]]:
+    """The losses of both searches at every seventh step: in all of the run, and by its ζ."""
+    kind, training = METHODS[method], TRAININGS[method, "mlp"]
+    trainer = make_trainer("torch", "mlp", task("mlp", None, 0))
+    if kind.optimizer:  # its Monitor never measures
+        trainer.observe(kind.optimizer, training.lr, kind.options, lambda step: False)
+    else:
+        norm = geometry(kind.norm, trainer.problem.at().gradient())
+        trainer.set_optimizer(norm, training.lr, kind.normalized)
+    batches, found = minibatches(IMAGES, kind.batch or IMAGES, seed=0), []
+    for step in range(training.steps):
+        trainer.set_batch(next(batches))
+        before = trainer.point()
+        trainer.step()
+        if step % ODD:
+            continue
+        moved, oracle = subtract(trainer.point(), before), trainer.problem.at(before)
+        zeta = float(realized_edge(oracle, moved))
+        if math.isfinite(zeta):
+            ours = critical_lr(oracle, moved).num_losses
+            found.append((zeta, ours, _published_along(oracle, before, moved)))
+    parts = {
+        "all": found,
+        "ζ below 0.1": [each for each in found if each[0] < 0.1],
+        "ζ from 0.7 to 1.3": [each for each in found if 0.7 <= each[0] <= 1.3],
+    }
+    return [
+        [kind.title, label, len(chosen), f"{statistics.median(z for z, _, _ in chosen):.3f}"]
+        + [x for i in (1, 2) for x in _summary([each[i] for each in chosen])]
+        for label, chosen in parts.items()
+        if chosen
+    ]
+
+
+def _published_along(oracle: Any, before: Any, moved: Any) -> int:
+    here = float(oracle.loss())
+    return _as_published(lambda a: float(oracle.loss_at(axpy(a, moved, before))), here)
 
 
 def _compare(
@@ -120,12 +175,11 @@ def _losses(model: str, norm: str, training: Training) -> list[Any]:
         there = [p.detach().clone() for p in net.parameters()]
         published.append(_published(net, criterion, (x, y), here, there))
         _put(net, there)
-    return [
-        f"{statistics.median(ours):g}",
-        max(ours),
-        f"{statistics.median(published):g}",
-        max(published),
-    ]
+    return [*_summary(ours), *_summary(published)]
+
+
+def _summary(counts: list[int]) -> list[Any]:
+    return [f"{statistics.median(counts):g}", max(counts)]
 
 
 def _published(net: Any, criterion: Any, batch: Any, here: Any, there: Any) -> int:
@@ -136,8 +190,11 @@ def _published(net: Any, criterion: Any, batch: Any, here: Any, there: Any) -> i
         with torch.no_grad():
             return float(criterion(net(batch[0]), batch[1]))
 
-    start = loss(0.0)
-    return search(lambda alpha: not loss(alpha) <= start, 1.0, 1 / 16, 40).num_losses
+    return _as_published(loss, loss(0.0))
+
+
+def _as_published(loss: Callable[[float], float], here: float) -> int:
+    return search(lambda alpha: not loss(alpha) <= here, 1.0, 1 / 16, 40).num_losses
 
 
 def _put(net: Any, weights: Any) -> None:
