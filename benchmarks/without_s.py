@@ -20,7 +20,8 @@ from benchmarks.overhead import EVERY, RUNS
 from benchmarks.problems import MODELS, Training, build
 from benchmarks.report import spread, table
 from geodiag.blocks import axpy, subtract
-from geodiag.critical_lr import critical_lr, search
+from geodiag.core.crossing import search
+from geodiag.critical_lr import critical_lr
 from geodiag.experiments.reproduction.cells import METHODS, TRAININGS
 from geodiag.experiments.reproduction.data import IMAGES, task
 from geodiag.experiments.reproduction.frameworks import make_trainer
@@ -152,26 +153,31 @@ def _train(
 def _losses(model: str, norm: str, training: Training) -> list[Any]:
     """Of both searches at every tenth step: ours by the passes of a record, and as published."""
     net, criterion, (x, y), optimizer = _made(model, norm, training)
-    calls = [0]
-
-    def counted(output: Any, target: Any) -> Any:
-        calls[0] += 1
-        return criterion(output, target)
-
-    options = {"criterion": counted, "data": (x, y), "every": EVERY, "sharpness": False}
-    monitor = geodiag_torch.attach(optimizer, net, critical=True, **options)
+    monitor = geodiag_torch.attach(
+        optimizer,
+        net,
+        criterion=criterion,
+        data=(x, y),
+        every=EVERY,
+        sharpness=False,
+        critical=True,
+    )
     ours, published = [], []
+    search_of_record = monitor._critical.search
+
+    def counted(*arguments: Any) -> Any:
+        found = search_of_record(*arguments)
+        ours.append(found.num_losses)
+        return found
+
+    monitor._critical.search = counted
     for number in range(training.steps + 1):
         here = [p.detach().clone() for p in net.parameters()]
         optimizer.zero_grad()
         criterion(net(x), y).backward()
-        calls[0] = 0
         optimizer.step()
         if number % EVERY or number == 0:
             continue
-        record = monitor.records[-1]
-        # All but L(w), a product, and a sample of the rounding, which both searches go without.
-        ours.append(calls[0] - 1 - record.num_hvps)
         there = [p.detach().clone() for p in net.parameters()]
         published.append(_published(net, criterion, (x, y), here, there))
         _put(net, there)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from geodiag.blocks import Blocks, axpy, dot, epsilon
+from geodiag.core.crossing import Crossing, Earlier, by_values, search
 from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, as_step, is_whole, own_arithmetic
 from geodiag.errors import ArgumentError, EngineError, NonFiniteError, shown
@@ -35,6 +35,7 @@ class CriticalLR(float):
             has. Where it has not been found on one side, that end is 0 or infinite.
         num_losses: losses that were evaluated, L(w) not counted.
         bracketed: whether both ends were found; if not, the value is NaN.
+        rate: the slope of the line by which it was found; the next search of a run goes by it.
         note: why the value is NaN; else "".
 
     Examples:
@@ -52,6 +53,7 @@ class CriticalLR(float):
     bracket: tuple[float, float]
     num_losses: int
     bracketed: bool
+    rate: float
     note: str
 
     def __new__(cls, found: Crossing, lr: float | None = None, note: str = "") -> CriticalLR:
@@ -60,14 +62,14 @@ class CriticalLR(float):
         self = super().__new__(cls, factor * unit)
         self.factor, self.lr, self.note = factor, lr, note
         self.sharpness = math.nan if lr is None else 2.0 / (factor * unit)
-        self.bracket = found.lo * unit, found.hi * unit
+        self.bracket, self.rate = (found.lo * unit, found.hi * unit), found.rate
         self.num_losses, self.bracketed = found.num_losses, found.bracketed and not note
         return self
 
     def __getnewargs__(self) -> Any:
         unit = 1.0 if self.lr is None else self.lr
         lo, hi = (end / unit for end in self.bracket)
-        return Crossing(lo, hi, self.num_losses), self.lr, self.note
+        return Crossing(lo, hi, self.num_losses, self.rate), self.lr, self.note
 
     def _repr_html_(self) -> str:
         lo, hi = self.bracket
@@ -100,9 +102,10 @@ def critical_lr(
 
     The search starts where a quadratic through L(w), L(w⁺) and the slope crosses L(w) again, so
     that three or four losses usually do, with one gradient; without a gradient it starts at the
-    step itself. It doubles or halves until the crossing lies between two multiples of the step, and
-    then bisects. If the loss falls and rises several times along the step, it may find another
-    crossing than the first.
+    step itself, and doubles or halves. It goes on by secants of logarithms, which are exact where
+    the loss bends as a power of the step, until the crossing lies between two multiples of it.
+    If the loss falls and rises several times along the step, it may find another crossing than the
+    first.
 
     Args:
         model: as in :func:`geodiag.sharpness`.
@@ -170,34 +173,6 @@ def not_descending(slope: float) -> str:
     return f"the step does not descend: ⟨∇L, s⟩ is {slope:.3g}, not below 0"
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Multiples of a step: the loss has not risen at ``lo``, and has at ``hi``."""
-
-    lo: float
-    hi: float
-    num_losses: int
-
-    @property
-    def bracketed(self) -> bool:
-        """Whether both ends were found."""
-        return self.lo > 0.0 and self.hi < math.inf
-
-    @property
-    def middle(self) -> float:
-        """The value between them."""
-        return 0.5 * (self.lo + self.hi)
-
-    @property
-    def note(self) -> str:
-        """Why there is no value; "" if there is one."""
-        if self.bracketed:
-            return ""
-        if self.hi == math.inf:
-            return f"no bracket in {self.num_losses} losses: none rises up to {self.lo:.3g} steps"
-        return f"no bracket in {self.num_losses} losses: all rise down to {self.hi:.3g} steps"
-
-
 def from_step(
     rise: Callable[[float], float],
     slope: float,
@@ -208,6 +183,7 @@ def from_step(
     *,
     rtol: float = 1 / 16,
     most: int = 20,
+    earlier: Earlier | None = None,
 ) -> CriticalLR:
     """The search from what the step itself tells, in which one loss is spent.
 
@@ -220,88 +196,12 @@ def from_step(
         lr: as in :func:`critical_lr`, like the next one.
         rtol: the bracket's largest 1 − below/above.
         most: the largest number of losses, that of the step among them.
+        earlier: where to begin, if not at 1/ζ.
     """
-    found = _by_values(rise, slope, bend, not taken <= 0.0, rtol, most)
+    found = by_values(rise, slope, bend, not taken <= 0.0, rtol, most, earlier)
     if found.bracketed and found.middle * -slope < noise:
         return CriticalLR(found, lr, "the losses along the step differ by rounding alone")
     return CriticalLR(found, lr, found.note)
-
-
-def _by_values(
-    rise: Callable[[float], float], slope: float, bend: float, up: bool, rtol: float, most: int
-) -> Crossing:
-    """Bracket the root of h(α) = rise(α)/α by secants, which are exact on a quadratic.
-
-    ``up``: whether the loss rises at α = 1.
-    """
-    lo, hi = (0.0, 1.0) if up else (1.0, math.inf)
-    narrow, spent = 1.0 - 0.99 * rtol, 1
-    # The two best points of h so far; (0, slope) and, if it is any good, (1, slope + bend).
-    points = [(0.0, slope), (1.0, slope + bend)]
-    while spent < most and not (lo > 0.0 and hi < math.inf and 1.0 - lo / hi <= rtol):
-        root = _secant(*points)
-        wide = hi > 4.0 * lo
-        if lo > 0.0 and lo >= root * narrow:
-            alpha = lo / narrow
-        elif hi < math.inf and hi * narrow <= root:
-            alpha = hi * narrow
-        else:
-            alpha = root * (0.5 + 0.5 * narrow)
-        if not lo < alpha < hi or not math.isfinite(alpha):
-            alpha = 2.0 * lo if hi == math.inf else 0.5 * hi if wide else 0.5 * (lo + hi)
-        spent += 1
-        value = rise(alpha)
-        before = hi - lo
-        lo, hi = (alpha, hi) if value <= 0.0 else (lo, alpha)
-        if math.isfinite(value):
-            points = [min(points, key=lambda each: abs(each[1])), (alpha, value / alpha)]
-        elif spent < most and lo > 0.0 and hi - lo > 0.5 * before:
-            points = [(lo, -1.0), (hi, 1.0)]  # only its sign is known: bisect
-    return Crossing(lo, hi, spent)
-
-
-def _secant(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Where the line through two points of h crosses zero; NaN if it rises nowhere."""
-    rise = (b[1] - a[1]) / (b[0] - a[0]) if b[0] != a[0] else math.nan
-    return b[0] - b[1] / rise if rise > 0.0 else math.nan
-
-
-def search(
-    rises: Callable[[float], bool],
-    start: float,
-    rtol: float,
-    most: int,
-    *,
-    close: bool = False,
-    known: tuple[float, float] = (0.0, math.inf),
-    spent: int = 0,
-) -> Crossing:
-    """Bracket a multiple at which the loss begins to rise.
-
-    Args:
-        rises: whether the loss at a multiple is above that at w, or not finite.
-        start: the first multiple.
-        rtol: the bracket's largest 1 − lo/hi.
-        most: the largest number of calls.
-        close: whether ``start`` is an estimate: the first two multiples are then just below and
-            just above it.
-        known: multiples at which the loss is known not to have risen, and to have.
-        spent: calls before this one.
-    """
-    lo, hi = known
-    narrow = 1.0 - 0.99 * rtol
-    alpha = start * (0.5 + 0.5 * narrow) if close else start
-    while spent < most and not (lo > 0.0 and hi < math.inf and 1.0 - lo / hi <= rtol):
-        spent += 1
-        up = rises(alpha)
-        lo, hi = (lo, min(hi, alpha)) if up else (max(lo, alpha), hi)
-        if close:
-            alpha, close = (alpha * narrow if up else alpha / narrow), False
-        elif lo > 0.0 and hi < math.inf:
-            alpha = 0.5 * (lo + hi)
-        else:
-            alpha = hi / 2.0 if hi < math.inf else 2.0 * lo
-    return Crossing(lo, hi, spent)
 
 
 def _within(x: Any, name: str, low: float, high: float) -> float:

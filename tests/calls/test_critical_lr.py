@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import geodiag
-from geodiag.critical_lr import Crossing, search
+from geodiag.core.crossing import Crossing, search
 from geodiag.errors import ArgumentError, NonFiniteError, ShapeError
 
 H = np.diag([18.0, 4.0, 1.0])

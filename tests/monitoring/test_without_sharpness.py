@@ -21,7 +21,7 @@ import geodiag
 import geodiag_jax
 import geodiag_torch
 from geodiag.errors import ArgumentError
-from geodiag.monitoring import observation, realized
+from geodiag.monitoring.critical_step import CriticalSteps
 from tests.geodiag_torch.models import Calls
 from tests.monitored import LR, G, H, W, gradient, loss, note, pair, run
 
@@ -195,8 +195,9 @@ def test_what_a_record_of_attach_takes(name, double, monkeypatch):
         assert math.isnan(record.directional_smoothness) == (name == "unknown")
     assert ("no D" in records[0].note) == (name == "unknown")
     asked = []
+    found = CriticalSteps.search
     monkeypatch.setattr(
-        observation, "critical", lambda *args: asked.append(realized.critical(*args)) or asked[-1]
+        CriticalSteps, "search", lambda *args: asked.append(found(*args)) or asked[-1]
     )
     weights, searched, more = train(OPTIMIZERS[name], double, sharpness=False, critical=True)
     assert all(map(torch.equal, weights, plain))

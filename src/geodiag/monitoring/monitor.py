@@ -18,6 +18,7 @@ from geodiag.certificates.certificate import require_envelope
 from geodiag.core.validation import is_true, require_flag, whole_step
 from geodiag.errors import one_line
 from geodiag.estimators import Options, SharpnessEstimator
+from geodiag.monitoring.critical_step import CriticalSteps
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.parts import Part, PartTrackers
@@ -126,7 +127,7 @@ class Monitor(DisplayedRun):
         self._clip_norm = require_clip_norm(clip_norm, update)
         named_estimator(estimator)  # raises here, not at the first measurement
         self._lr, self._update = lr, update
-        self._critical = require_flag(critical, "critical=")
+        self._critical = CriticalSteps() if require_flag(critical, "critical=") else None
         self._noise = LossNoise.where(sharpness, certificate)
         self._tracker = SharpnessTracker(options, estimator, certificate)
         self._part_trackers = PartTrackers(options, estimator, certificate)
@@ -249,6 +250,7 @@ class Monitor(DisplayedRun):
         """What a resumed run needs: plain numbers, texts, lists and dicts."""
         tracker, schedule = self._tracker.state_dict(), self._schedule.state_dict()
         state: dict[str, Any] = {"version": 1, "tracker": tracker, "schedule": schedule}
+        state |= {"critical": self._critical.state()} if self._critical else {}
         return state | {"noted": sorted(self._noted), "run": self.run} | self._part_trackers.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -257,8 +259,8 @@ class Monitor(DisplayedRun):
         Raises:
             ArgumentError: ``state`` is something else.
         """
-        found = loaded(state, self._tracker, self._part_trackers, self._schedule)
-        self._tracker, self._part_trackers, self._schedule = found
+        own = self._tracker, self._part_trackers, self._schedule, self._critical
+        self._tracker, self._part_trackers, self._schedule, self._critical = loaded(state, *own)
         self._noted = {str(note) for note in state.get("noted", ())}
         self.run = str(state.get("run", self.run))
 

@@ -17,8 +17,9 @@ from geodiag.core.quantity import Quantity
 from geodiag.core.validation import own_arithmetic
 from geodiag.errors import StaleOracle, cut, one_line, printable
 from geodiag.estimators.roundoff import PointErrors, coarsest
+from geodiag.monitoring.critical_step import CriticalSteps
 from geodiag.monitoring.parts import ONCE, Part, PartTrackers, compare_parts, measure_parts
-from geodiag.monitoring.realized import LossNoise, Realized, critical, realized
+from geodiag.monitoring.realized import LossNoise, Realized, realized
 from geodiag.monitoring.rounding import point_errors, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
@@ -61,7 +62,7 @@ class Observation:
         process: the process that measured it.
         descent: −2⟨∇L, s⟩/‖s‖² along the step s.
         noise: what is known of the rounding of losses, where S is not measured; else None.
-        critical: whether to search for the critical step.
+        critical: the searches for the critical step so far; None where there are none.
         parts: by name, where the step has several geometries.
     """
 
@@ -84,7 +85,7 @@ class Observation:
     process: int = field(default_factory=os.getpid)
     descent: float = math.nan
     noise: LossNoise | None = None
-    critical: bool = False
+    critical: CriticalSteps | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -287,15 +288,16 @@ class Observation:
             "curvature": found.curvature,
         }
         self.known |= {name: x for name, x in numbers.items() if math.isfinite(x)}
-        if self.critical:
+        if self.critical is not None:
             with self.noting("the critical step"), own_arithmetic():
                 self._critical(there, losses, found)
 
     def _critical(self, there: Blocks, losses: tuple[float, float], found: Realized) -> None:
         assert self.here is not None
         assert self.oracle is not None
+        assert self.critical is not None
         lr = self.known.get("lr", math.nan)
-        answer = critical(self.oracle, self.here, there, losses, found, lr)
+        answer = self.critical.search(self.oracle, self.here, there, losses, found, lr)
         if answer is None:
             return
         self.known["critical_lr"] = float(answer)

@@ -1,4 +1,4 @@
-"""ζ, D and the critical step of a record without S: from losses, one gradient, at most one product.
+"""ζ and D of a record without S: from losses, one gradient, at most one product.
 
 A product is taken only where rounding takes the difference of the losses and leaves ζ open: the
 curvature along the step is then what is left of both. None is spent where D alone is lost, since ζ
@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geodiag.blocks import Blocks, add, axpy, divide, dot, largest, map_blocks, subtract
+from geodiag.blocks import Blocks, add, divide, dot, largest, map_blocks, subtract
 from geodiag.core.spaces import Space
 from geodiag.core.validation import require_flag
-from geodiag.critical_lr import CriticalLR, from_step
 from geodiag.directional import is_too_short, per_square
 from geodiag.errors import ArgumentError, one_line
 from geodiag.estimators.roundoff import NOISE, coarsest
@@ -26,7 +25,6 @@ from geodiag.problems import NormSource, current_norm
 # Of a difference of two losses, in roundings of one; and of the sample of an error.
 ROUNDINGS, SAMPLE = 4.0, 4.0
 KNOWN = 0.05  # an error of ζ up to which no product is spent
-MOST_LOSSES = 12  # of the search for the critical step; L(w⁺) is one of them
 NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
 TOO_SHORT = "the step is too short for D: its square underflows"
 NO_DESCENT = "no ζ: the step does not descend, ⟨∇L, s⟩ is not below 0"
@@ -151,27 +149,3 @@ def _curved(oracle: Oracle, s: Blocks, size: float) -> tuple[float, str]:
     except Exception as e:
         return math.nan, f"no curvature along the step: {one_line(e)}"
     return found, "" if math.isfinite(found) else "the product along the step is not finite"
-
-
-def critical(
-    oracle: Oracle,
-    here: Blocks,
-    there: Blocks,
-    losses: tuple[float, float],
-    found: Realized,
-    lr: float,
-) -> CriticalLR | None:
-    """The critical step; None if the step does not descend. ``lr``: NaN where it is not known."""
-    after, before = losses
-    if not (math.isfinite(before) and found.slope < 0.0):
-        return None  # the notes of ``found`` say why
-    s = subtract(there, here)
-    return from_step(
-        lambda alpha: float(oracle.loss_at(axpy(alpha, s, here))) - before,
-        found.slope,
-        after - before,
-        found.bend,
-        found.noise,
-        lr if lr > 0.0 else None,
-        most=MOST_LOSSES,
-    )
