@@ -52,6 +52,7 @@ def finite(records):
         (optax.chain(optax.scale(0.1), optax.lion(LR, b1=0.0, weight_decay=0.0)),
          {"hyperparams": {"b1": 0.0}}),
         (optax.sgd(LR / 100), {"lr": LR / 100, "norm": "l2", "state": False}),
+        (optax.sgd(LR / 100, 0.9), {"lr": LR / 100, "hyperparams": {"momentum": 0.9}}),
     ],
 )  # fmt: skip
 def test_told_rightly(transform, told):
@@ -76,7 +77,9 @@ def test_told_rightly(transform, told):
         (optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(LR)),
          {"norm": "l2", "state": False}, "times what lr and the gradient predict"),
         (optax.chain(optax.lion(LR, b1=0.0, weight_decay=0.0), optax.scale(2.0)),
-         {"hyperparams": {"b1": 0.0}}, "the step is 2 times"),
+         {"hyperparams": {"b1": 0.0}}, "the step differs from what state"),
+        (optax.sgd(LR / 100, 0.9, nesterov=True),
+         {"lr": LR / 100, "hyperparams": {"momentum": 0.9}}, "the step differs from what state"),
     ],
 )  # fmt: skip
 def test_told_wrongly(transform, told, why):

@@ -156,7 +156,6 @@ class TestQuestions:
         ("transform", "got"),
         [
             (optax.sgd(LR), "a state without statistics"),
-            (optax.sgd(LR, momentum=0.9), "TraceState"),
             (optax.adafactor(LR), "FactoredState"),
             (optax.adabelief(LR), "ScaleByBeliefState"),
             (optax.contrib.schedule_free_adamw(LR), "ScheduleFreeState"),

@@ -226,3 +226,41 @@ def test_lion():
     step = train(optax.partition(parts, {"a": "a", "b": "b"}))
     norm, update = read_from(step.state)
     assert_close(step.move, {k: -update.lr * d for k, d in norm.lmo(step.gradient).items()})
+
+
+def compared(transform, factor=1.0, steps=4, **told):
+    """What the last step, multiplied with a factor, says of the rule that is read."""
+    step = train(transform, steps)
+    there = {name: step.here[name] + factor * x for name, x in step.move.items()}
+    geometry = read_geometry(step.state, read(PARAMS, None).space, LR, told, step.before)
+    return geometry, geometry.compare(step.here, there, step.gradient)
+
+
+@pytest.mark.parametrize("told", [{}, {"b1": 0.95, "b2": 0.98}])
+def test_lions_step_is_that_of_its_averages(told):
+    """Of the m before the step and the gradient; its b2 is 0.99 unless it is said."""
+    lion = optax.lion(LR, weight_decay=1.0, **told)
+    assert compared(lion, **told, weight_decay=1.0)[1].unknown == ""
+    for factor, decay in ((0.5, 1.0), (1.0, 0.0)):
+        _, said = compared(lion, factor, **told, weight_decay=decay)
+        assert "the step differs from what state" in said.unknown
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_is_read_from_its_trace(nesterov):
+    sgd = optax.sgd(LR, 0.7, nesterov=nesterov)
+    found, said = compared(sgd, momentum=0.7, nesterov=nesterov)
+    k = 3.4 / 2.4 if nesterov else 3.4
+    assert repr(found.norm()) == "L2()"
+    assert float(found.update().threshold(None)) == pytest.approx(k / LR)
+    assert (said.unknown, said.caveat) == ("", "")
+    assert "differs" in compared(sgd, momentum=0.7, nesterov=not nesterov)[1].unknown
+    decayed = optax.chain(optax.add_decayed_weights(20.0), sgd)
+    told = {"momentum": 0.7, "nesterov": nesterov}
+    assert "plus 20 times the weights" in compared(decayed, steps=1, **told)[1].unknown
+    clipped = optax.chain(optax.clip_by_global_norm(1e-3), sgd)
+    assert compared(clipped, steps=1, **told)[1].scale < 0.1
+    found, _ = compared(sgd)
+    assert "momentum is not in the optimizer's state" in found.update().unknown
+    injected = optax.inject_hyperparams(optax.sgd)(LR, momentum=0.7)
+    assert geometry(train(injected).state, PARAMS)[1].momentum == pytest.approx(0.7)

@@ -36,11 +36,70 @@ class SignSGD(_Plain):
 
 
 class Lion(_Plain):
+    """Google's: sign(β₁m + (1 − β₁)g), then m ← β₂m + (1 − β₂)g."""
+
     def __init__(self, params, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0):
         super().__init__(params, lr, betas=betas, weight_decay=weight_decay)
 
     def direction(self, p, g):
-        return torch.sign(g)
+        group = next(x for x in self.param_groups if any(p is q for q in x["params"]))
+        fast, slow = group["betas"]
+        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        along = torch.sign(fast * m + (1 - fast) * g)
+        m.mul_(slow).add_(g, alpha=1 - slow)
+        return along
+
+
+class QHM(torch.optim.Optimizer):
+    """The authors': along (1 − ν)g + νm, with decay of the gradient or of the weights."""
+
+    def __init__(
+        self, params, lr=0.1, momentum=0.0, nu=0.0, weight_decay=0.0, weight_decay_type="grad"
+    ):
+        given = {"lr": lr, "momentum": momentum, "nu": nu, "weight_decay": weight_decay}
+        super().__init__(params, given | {"weight_decay_type": weight_decay_type})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            rate, beta, nu, decay = (group[k] for k in ("lr", "momentum", "nu", "weight_decay"))
+            for p in group["params"]:
+                g = p.grad
+                if group["weight_decay_type"] == "grad":
+                    g = g + decay * p
+                else:
+                    p.mul_(1 - rate * decay)
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                m.mul_(beta).add_(g, alpha=1 - beta)
+                p.sub_(nu * m + (1 - nu) * g, alpha=rate)
+
+
+class AdEMAMix(torch.optim.Optimizer):
+    """The authors', without warmups: Adam along m₁/(1 − β₁ᵗ) + αm₂."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999, 0.9999), alpha=5.0, weight_decay=0.0):
+        given = {"lr": lr, "betas": betas, "alpha": alpha, "eps": 1e-8}
+        given |= {"weight_decay": weight_decay, "alpha_warmup": None, "beta3_warmup": None}
+        super().__init__(params, given)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            b1, b2, b3 = group["betas"]
+            for p in group["params"]:
+                g, s = p.grad, self.state[p]
+                if not s:
+                    s["step"] = torch.zeros(())
+                    for name in ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq"):
+                        s[name] = torch.zeros_like(p)
+                s["step"] += 1
+                t = float(s["step"])
+                s["exp_avg_fast"].mul_(b1).add_(g, alpha=1 - b1)
+                s["exp_avg_slow"].mul_(b3).add_(g, alpha=1 - b3)
+                s["exp_avg_sq"].mul_(b2).addcmul_(g, g, value=1 - b2)
+                root = (s["exp_avg_sq"] / (1 - b2**t)).sqrt() + group["eps"]
+                along = s["exp_avg_fast"] / (1 - b1**t) + group["alpha"] * s["exp_avg_slow"]
+                p.sub_(along / root + group["weight_decay"] * p, alpha=group["lr"])
 
 
 class SingleDeviceMuon(_Plain):

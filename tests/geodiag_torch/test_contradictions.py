@@ -57,7 +57,11 @@ RULES = {
     "spectral": lambda p: NonEuclideanGD(p, 1e-3, "spectral"),
     "linf": lambda p: NonEuclideanGD(p, 1e-3, "linf", normalized=True),
     "sign": lambda p: zoo.SignSGD(p, lr=1e-3),
+    "qhm": lambda p: zoo.QHM(p, 0.05, 0.9, 0.7, weight_decay=0.1),
+    "ademamix": lambda p: zoo.AdEMAMix(p, lr=1e-3, weight_decay=0.1),
 }
+# Of which no threshold is established.
+LION = {"lion": lambda p: zoo.Lion(p, lr=1e-3, weight_decay=0.1)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -180,10 +184,17 @@ def halved(optimizer, args, kwargs):
             p.data.mul_(0.5).add_(optimizer.before[id(p)], alpha=0.5)
 
 
-@pytest.mark.parametrize("name", [*SCALED, "linf", "sign", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lions_step_is_compared(dtype):
+    for record in run(LION["lion"], dtype=dtype):
+        assert "none established for normalized updates" in record.note
+        assert "differs" not in record.note
+
+
+@pytest.mark.parametrize("name", [*SCALED, "linf", "sign", "adamw", "qhm", "ademamix", "lion"])
 def test_the_step_was_changed_after_the_optimizer(name):
     model, (x, y) = problem()
-    optimizer = RULES[name](model.parameters())
+    optimizer = (RULES | LION)[name](model.parameters())
     optimizer.register_step_post_hook(halved)
     monitor = attach(optimizer, model, criterion=mse, data=(x, y), every=1)
     for _ in range(3):

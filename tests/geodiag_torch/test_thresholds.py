@@ -64,6 +64,13 @@ RULES = {
     "nadam, decay": lambda m: NAdam(
         m.parameters(), 0.02, (0.8, 1 - 1e-12), 1e-8, 20.0, 1.0, decoupled_weight_decay=True
     ),
+    "qhm": lambda m: zoo.QHM(m.parameters(), 0.02, 0.9, 0.7),
+    "qhm, decay": lambda m: zoo.QHM(m.parameters(), 0.02, 0.8, 0.6, weight_decay=20.0),
+    "qhm, direct decay": lambda m: zoo.QHM(m.parameters(), 0.02, 0.8, 0.6, 20.0, "direct"),
+    "ademamix": lambda m: zoo.AdEMAMix(m.parameters(), 0.02, (0.8, 1 - 1e-12, 0.9), 2.0),
+    "ademamix, decay": lambda m: zoo.AdEMAMix(
+        m.parameters(), 0.02, (0.8, 1 - 1e-12, 0.95), 3.0, weight_decay=10.0
+    ),
     "dampened groups": lambda m: SGD(
         [{"params": [m.a], "dampening": 0.5}, {"params": [m.b]}], lr=0.02, momentum=0.9
     ),

@@ -8,11 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import torch
 
 import geodiag
 from tests.geodiag_torch.optimizers import Quadratic, geometry, one_step, own_loss
 from tests.geodiag_torch.test_thresholds import RULES, settled
+from tests.support import thresholds_changed as changed
+from tests.support import thresholds_optax as of_optax
 
 PAGE = Path(__file__).parents[2] / "docs" / "thresholds.md"
 BELOW, ABOVE = 0.98, 1.02  # S/threshold
@@ -24,7 +27,8 @@ The threshold that is read from each optimizer, against what the optimizer itsel
 that S in the optimizer's norm is {BELOW} and then {ABOVE} of the threshold. Second moments are
 held: β₂ is 1 but for rounding. Growth is that of the largest |w|: far below 1 it has converged, far
 above 1 it diverges. `python -m tests.support.thresholds` simulates all rows and writes this page;
-the test suite measures each row again. [How they are read](attach.md#norm-and-threshold).
+the test suite measures each row again (those of optax with its slow tests).
+[How they are read](attach.md#norm-and-threshold).
 
 | rule | optimizer and its groups | threshold on S | growth at {BELOW} | growth at {ABOVE} |
 |---|---|---|---|---|
@@ -68,12 +72,21 @@ def row(name: str) -> tuple[str, str, str]:
 
 def page() -> str:
     """The whole page, simulated."""
-    found = ((*row(name), *(_said(growth(name, at)) for at in (BELOW, ABOVE))) for name in RULES)
-    lines = [f"| {' | '.join(cells)} |\n" for cells in found]
-    return HEAD + "".join(lines)
+    found = HEAD + _table(RULES, row, growth)
+    found += changed.HEAD + _table(changed.CHANGES, changed.row, changed.growth)
+    with jax.enable_x64(True):
+        found += of_optax.HEAD + _table(of_optax.RULES, of_optax.row, of_optax.growth)
+        return found + changed.ONE_STEP + _table(changed.ONE, changed.told, changed.one_step)
+
+
+def _table(names: Any, row: Any, growth: Any) -> str:
+    found = ((*row(name), *(_said(growth(name, at)) for at in (BELOW, ABOVE))) for name in names)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in found)
 
 
 def _said(factor: float) -> str:
+    if 0.9 < factor < 1.1:  # of one step
+        return f"{factor:.2f}"
     return "over 1000" if factor > MOST else f"{factor:.1e}"
 
 
@@ -94,7 +107,7 @@ def _settings(optimizer: Any) -> list[str]:
 def _shown(x: Any) -> str:
     if isinstance(x, tuple):
         return "(" + ", ".join(map(_shown, x)) + ")"
-    return str(x) if isinstance(x, bool) else f"{float(x):g}"
+    return str(x) if isinstance(x, (bool, str)) else f"{float(x):g}"
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from geodiag.blocks import Array, Blocks, array_namespace, norm2, subtract
+from geodiag.blocks import Array, Blocks, array_namespace, epsilon, norm2, subtract
 from geodiag.core.slices import Slices
 from geodiag.core.spaces import Space
 from geodiag.errors import ArgumentError
 from geodiag.norms import L2, Linf, Muon, Norm, Spectral, Stacked
 from geodiag.norms.muon import muon_radius
+from geodiag.optimizers.comparison import ROUNDING
 from geodiag.optimizers.families import IMMATERIAL, at_least_float32, averaged
 from geodiag.optimizers.newton_schulz import newton_schulz, singular_values
 from geodiag.optimizers.rates import RadiiByName, with_rates
@@ -32,7 +34,7 @@ class _Normalized(Family):
 
 
 class SignDescent(_Normalized):
-    """w⁺ = w − η sign(m): SignSGD, Signum, Lion."""
+    """w⁺ = w − η sign(m): SignSGD, Signum."""
 
     label = "sign"
     entrywise = True
@@ -46,6 +48,47 @@ class SignDescent(_Normalized):
 
     def needs_gradient(self, slot: Slot) -> bool:
         return not slot.momentum or slot.first_moment is None
+
+
+class Lion(SignDescent):
+    """w⁺ = w − η sign(β₁m + (1 − β₁)g), then m ← β₂m + (1 − β₂)g (arXiv 2302.06675)."""
+
+    def received(self, slot: Slot) -> Array | None:
+        m, beta, earlier = slot.first_moment, slot.more["beta2"], slot.earlier_moment
+        if slot.gradient is not None or m is None or earlier is None:
+            return slot.gradient
+        return (at_least_float32(m) - beta * at_least_float32(earlier)) / (1 - beta)
+
+    def direction(self, slot: Slot, gradient: Array | None) -> Array | None:
+        found = self._averaged(slot, gradient)
+        return None if found is None else array_namespace(found[0]).sign(found[0])
+
+    def needs_gradient(self, slot: Slot) -> bool:
+        return slot.first_moment is None or slot.earlier_moment is None
+
+    def rounding(self, slots: Sequence[Slot], gradients: Blocks | None, space: Space) -> float:
+        """That of signs which rounding may turn: 2√(their share)."""
+        unsure, entries = 0, 0
+        for s in slots:
+            found = self._averaged(s, None if gradients is None else gradients[s.name])
+            if found is not None:
+                xp, (along, error) = array_namespace(found[0]), found
+                unsure += int(xp.sum(xp.astype((abs(along) <= error) & (error > 0), xp.int32)))
+                entries += math.prod(along.shape)
+        return 2.0 * math.sqrt(unsure / entries) if entries else 0.0
+
+    def _averaged(self, slot: Slot, gradient: Array | None) -> tuple[Array, Array] | None:
+        """β₁m + (1 − β₁)g with the m before the step, and its rounding error."""
+        beta, decay = slot.momentum, slot.more["beta2"]
+        m, after = slot.earlier_moment, slot.first_moment
+        if gradient is None or (after is None and beta):
+            return None
+        after = gradient if after is None else after
+        unit = ROUNDING * max(epsilon({slot.name: x}) for x in (gradient, after))
+        after, g = at_least_float32(after), at_least_float32(gradient)
+        m = (after - (1 - decay) * g) / decay if m is None else at_least_float32(m)
+        size = abs(after) + (1 - decay) * abs(g)
+        return beta * m + (1 - beta) * g, unit * (beta * size / decay + (1 - beta) * abs(g))
 
 
 class MuonDescent(_Normalized):

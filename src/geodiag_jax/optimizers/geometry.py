@@ -14,7 +14,8 @@ from geodiag.optimizers.comparison import UNKNOWN_GRADIENT
 from geodiag.optimizers.families import plain_descent
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.thresholds import Update
-from geodiag_jax.optimizers.readers import DEFAULTS, DIMENSIONS, plain_rate, slots_of
+from geodiag_jax.optimizers.readers import plain_rate, slots_of
+from geodiag_jax.optimizers.states import DEFAULTS, DIMENSIONS
 from geodiag_jax.pytree import read
 
 STATE_BEFORE = (

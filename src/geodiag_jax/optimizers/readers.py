@@ -7,9 +7,8 @@ state; others are arguments. Transformations without state (clipping, trust rati
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,65 +18,26 @@ import optax
 import optax.contrib
 
 from geodiag.blocks import Array
-from geodiag.core.batch_forms import DEEPEST
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ArgumentError
-from geodiag.optimizers.families import Adam, AdEMAMix, RMSprop
-from geodiag.optimizers.geometry import unknown_geometry
-from geodiag.optimizers.normalized import MuonDescent, SignDescent
+from geodiag.optimizers.families import Adam, AdEMAMix, GradientDescent, RMSprop
+from geodiag.optimizers.normalized import Lion, MuonDescent
 from geodiag.optimizers.slots import Family, Slot
-from geodiag_jax.pytree import is_array, name_of
+from geodiag_jax.optimizers.states import (
+    DIMENSIONS,
+    IDLE,
+    SCALE,
+    by_name,
+    options_of,
+    unknown_state,
+    walk,
+)
+from geodiag_jax.pytree import name_of
 
-# Hyperparameters under optax's names, with optax's defaults (but no weight decay).
-DEFAULTS: Mapping[str, float | None] = {
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "eps_root": 0.0,
-    "eps_in_sqrt": True,
-    "nesterov": False,
-    "momentum": None,
-    "beta": 0.95,
-    "consistent_rms": None,
-    "weight_decay": 0.0,
-    "b3": 0.9999,
-    "alpha": 5.0,
-}
-
-
-# optax's own argument, with which contrib.muon was built.
-DIMENSIONS = "muon_weight_dimension_numbers"
-
-_unknown = functools.partial(unknown_geometry, "this optimizer state")
-
-
-def _known(*names: str) -> tuple[type, ...]:
-    """Those of optax's classes that its version has."""
-    return tuple(getattr(optax, name) for name in names if hasattr(optax, name))
-
-
+NO_MOMENTUM = "momentum is not in the optimizer's state: pass it in hyperparams="
+# optax's defaults, where they are not those of Adam.
+OWN_DEFAULTS: Mapping[type, Mapping[str, float]] = {optax.ScaleByLionState: {"b2": 0.99}}
 TREES = ("mu", "nu", "nu_max", "m1", "m2")  # fields of a state with one array per parameter
-
-# States that hold others, where they hold them, and states that change no direction.
-WRAPPERS = _known(
-    "MaskedState",
-    "PartitionState",
-    "MultiTransformState",
-    "InjectHyperparamsState",
-    "InjectStatefulHyperparamsState",
-    "ApplyIfFiniteState",
-    "MultiStepsState",
-    "ConditionallyTransformState",
-    "ConditionallyMaskState",
-    "LookaheadState",
-)
-INNER = ("inner_state", "inner_states", "inner_opt_state", "fast_state")
-IDLE = (
-    *_known("EmptyState", "ScaleByScheduleState", "MonitorState", "SnapshotState"),
-    *_known("ZeroNansState", "AddNoiseState"),
-)
-PLATEAU = optax.contrib.ReduceLROnPlateauState
-SCALE = "plateau_scale"  # by which it has multiplied the learning rate of what precedes it
 
 
 @dataclass(frozen=True)
@@ -96,8 +56,8 @@ class Entry:
 
     def slot(self, family: Family, unknown: str = "", **fields: Any) -> Slot:
         """A slot with the fields that all transformations share."""
-        if self.trace is not None and not isinstance(family, RMSprop):
-            raise _unknown(f"{self.kind.__name__} with TraceState")
+        if self.trace is not None and not isinstance(family, (RMSprop, GradientDescent)):
+            raise unknown_state(f"{self.kind.__name__} with TraceState")
         lr, decay = self.options["learning_rate"], self.options["weight_decay"]
         if lr is None:
             lr, unknown = math.nan, "the learning rate is not in the optimizer's state: pass lr="
@@ -143,13 +103,26 @@ def read_ademamix(e: Entry) -> Slot:
     )
 
 
+def read_sgd(e: Entry) -> Slot:
+    """sgd with momentum, whose state is its trace."""
+    momentum = e.options["momentum"]
+    return e.slot(
+        GradientDescent(),
+        NO_MOMENTUM if momentum is None else "",
+        momentum=momentum or 0.0,
+        first_moment=e.trace,
+        earlier_moment=e.trace_before,
+        nesterov=bool(e.options["nesterov"]),
+    )
+
+
 def read_rmsprop(e: Entry) -> Slot:
     """rmsprop, also centered."""
     momentum, inside = e.options["momentum"], bool(e.options["eps_in_sqrt"])
     missing, lr = e.trace is not None and momentum is None, e.options["own_rate"]
     return e.slot(
         RMSprop(),
-        "momentum is not in the optimizer's state: pass it in hyperparams=" if missing else "",
+        NO_MOMENTUM if missing else "",
         momentum=momentum or 0.0,
         # The trace is of −η P⁻¹g.
         first_moment=None if e.trace is None or not lr else -e.trace / lr,
@@ -164,7 +137,13 @@ def read_rmsprop(e: Entry) -> Slot:
 
 def read_lion(e: Entry) -> Slot:
     """lion."""
-    return e.slot(SignDescent(), momentum=e.options["b1"])
+    return e.slot(
+        Lion(),
+        momentum=e.options["b1"],
+        first_moment=e.arrays["mu"] if e.steps else None,
+        earlier_moment=e.before.get("mu"),
+        more={"beta2": e.options["b2"]},
+    )
 
 
 def read_muon(e: Entry) -> Slot:
@@ -220,6 +199,7 @@ READERS: dict[type, Reader] = {
     optax.ScaleByRStdDevState: read_rmsprop,
     optax.ScaleByLionState: read_lion,
     optax.contrib.MuonState: read_muon,
+    optax.TraceState: read_sgd,
 }
 if hasattr(optax.contrib, "ScaleByAdemamixState"):
     READERS[optax.contrib.ScaleByAdemamixState] = read_ademamix
@@ -256,84 +236,42 @@ def plain_rate(opt_state: Any, given: Mapping[str, Any]) -> float | None:
 
     NaN where it is not known, or the parameters have several; None for other states.
     """
-    nodes = list(_walk(opt_state, {}))
+    nodes = list(walk(opt_state, tuple(READERS), {}))
     if not nodes or not all(isinstance(node, IDLE) for node, _ in nodes):
         return None
-    found = [_options(injected, given, muon=False)["own_rate"] for _, injected in nodes]
+    found = [options_of(injected, given, muon=False)["own_rate"] for _, injected in nodes]
     rates = {rate for rate in found if rate is not None}
     return rates.pop() * nodes[0][1].get(SCALE, 1.0) if len(rates) == 1 else math.nan
 
 
 def _entries(opt_state: Any, given: Mapping[str, Any]) -> dict[str, Entry]:
     """The entries of all parameters in a state, by name."""
-    nodes = list(_walk(opt_state, {}))
+    nodes = list(walk(opt_state, tuple(READERS), {}))
     traces: dict[str, Array] = {}
-    for node, _ in nodes:
+    alone: dict[str, Entry] = {}  # the parameters with a trace and nothing else
+    for node, injected in nodes:
         if isinstance(node, optax.TraceState):
-            traces |= _by_name(node.trace)
+            own, options = by_name(node.trace), options_of(injected, given, muon=False)
+            traces |= own
+            for name, x in own.items():
+                alone[name] = Entry(name, type(node), {"trace": x}, 0, options, x, node)
     found: dict[str, Entry] = {}
     for node, injected in nodes:
         kind = type(node)
-        if kind not in READERS:
+        if kind not in READERS or kind is optax.TraceState:
             continue
-        trees = {t: _by_name(getattr(node, t)) for t in TREES if t in node._fields}
+        trees = {t: by_name(getattr(node, t)) for t in TREES if t in node._fields}
         muon, told = kind is optax.contrib.MuonState, given.get(DIMENSIONS)
-        options = _options(injected, given, muon)
+        options = options_of({**OWN_DEFAULTS.get(kind, {}), **injected}, given, muon)
         dimensions = _dimensions(told, node.mu) if muon and told is not None else {}
         steps = int(node.count) if "count" in node._fields else 0
         for name in next(iter(trees.values())):
             if name in found:
-                raise _unknown(f"two states for {name!r}")
+                raise unknown_state(f"two states for {name!r}")
             arrays = {t: leaves[name] for t, leaves in trees.items()}
             own = options | {DIMENSIONS: dimensions.get(name)}
             found[name] = Entry(name, kind, arrays, steps, own, traces.get(name), node)
+    found = alone | found
     if not found:
-        raise _unknown("TraceState" if traces else "a state without statistics")
-    return found
-
-
-def _walk(
-    node: Any, injected: Mapping[str, Any], depth: int = 0
-) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """The states of single transformations, each with the injected hyperparameters there."""
-    if depth > DEEPEST:
-        raise _unknown("states in states without an end")
-    if isinstance(node, (*READERS, optax.TraceState, *IDLE)):
-        yield node, injected
-    elif isinstance(node, WRAPPERS):
-        # Muon's own Adam is nesterov where Muon is, which is the default.
-        muons = {"nesterov": True} if "muon" in getattr(node, "inner_states", ()) else {}
-        injected = {**muons, **injected, **getattr(node, "hyperparams", {})}
-        for inner in INNER:
-            if hasattr(node, inner):
-                yield from _walk(getattr(node, inner), injected, depth + 1)
-    elif type(node) in (tuple, list) or isinstance(node, Mapping):
-        children = list(node.values() if isinstance(node, Mapping) else node)
-        for i, child in enumerate(children):
-            scales = [x.scale for x in children[i + 1 :] if isinstance(x, PLATEAU)]
-            scale = math.prod(map(float, scales), start=injected.get(SCALE, 1.0))
-            yield from _walk(child, {**injected, SCALE: scale}, depth + 1)
-    elif hasattr(node, "opt_state") and not isinstance(node, tuple):
-        yield from _walk(node.opt_state, injected, depth + 1)  # flax's Optimizer and TrainState
-    elif not isinstance(node, PLATEAU):
-        raise _unknown(type(node).__name__)
-
-
-def _by_name(tree: Any) -> dict[str, Array]:
-    """The arrays of a tree like the parameters, by name; masked leaves are left out."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {name_of(path): leaf for path, leaf in paths if is_array(leaf)}
-
-
-def _options(injected: Mapping[str, Any], given: Mapping[str, Any], muon: bool) -> dict[str, Any]:
-    """All hyperparameters as floats. In Muon's partition, Adam's have a prefix."""
-    known = {k: x for k, x in injected.items() if k.removeprefix("adam_") not in given}
-    known.update(given)
-    found = {}
-    for name, default in {"learning_rate": None, **DEFAULTS}.items():
-        value = known.get(name, default)
-        value = value if muon else known.get(f"adam_{name}", value)
-        found[name] = None if value is None else float(np.asarray(value))
-    own = found["own_rate"] = found["learning_rate"]
-    found["learning_rate"] = None if own is None else own * injected.get(SCALE, 1.0)
+        raise unknown_state("a state without statistics")
     return found

@@ -27,7 +27,7 @@ from geodiag.optimizers.families import (
     SteepestDescent,
 )
 from geodiag.optimizers.geometry import two_geometries, unknown_geometry
-from geodiag.optimizers.normalized import MuonDescent, SignDescent
+from geodiag.optimizers.normalized import Lion, MuonDescent, SignDescent
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 from geodiag_torch.sharding.detection import as_sharded
@@ -147,8 +147,9 @@ def read_qhm(e: Entry) -> Slot:
     """QHM in user code, recognised by the authors' names."""
     if "nu" not in e.group:
         raise unknown_geometry("QHM")
-    m = e.array("momentum_buffer")
-    return e.slot(QHM(), first_moment=m, more={"nu": float(e.group["nu"])})
+    decoupled = e.group.get("weight_decay_type", "grad") == "direct"
+    nu, m = float(e.group["nu"]), e.array("momentum_buffer")
+    return e.slot(QHM(), decoupled=decoupled, first_moment=m, more={"nu": nu})
 
 
 def read_rmsprop(e: Entry) -> Slot:
@@ -169,8 +170,14 @@ def read_non_euclidean(e: Entry) -> Slot:
 
 
 def read_sign(e: Entry) -> Slot:
-    """SignSGD, Signum and Lion in user code."""
+    """SignSGD and Signum in user code."""
     return e.slot(SignDescent())
+
+
+def read_lion(e: Entry) -> Slot:
+    """Lion in user code, with the authors' names."""
+    beta2, m = float(e.group["betas"][1]), e.array("exp_avg")
+    return e.slot(Lion(), decoupled=True, first_moment=m, more={"beta2": beta2})
 
 
 def read_torch_muon(e: Entry) -> Slot:
@@ -220,7 +227,8 @@ if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
 
 # By class name, for implementations in user code.
 NAMED_READERS: dict[str, Reader] = {
-    **dict.fromkeys(("SignSGD", "Signum", "Lion"), read_sign),
+    **dict.fromkeys(("SignSGD", "Signum"), read_sign),
+    "Lion": read_lion,
     "AdEMAMix": read_ademamix,
     "QHM": read_qhm,
     **dict.fromkeys(("Muon", "MuonWithAuxAdam"), read_copied_muon),
