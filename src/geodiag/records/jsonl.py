@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from geodiag.errors import ArgumentError
@@ -20,6 +21,7 @@ from geodiag.records.header import Header, text_of
 from geodiag.records.record import Record, record_of, shortened
 
 SCHEMA = 1
+_BETWEEN = re.compile(r"\}\s*,\s*\{")
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # those below 0x20 are, by JSON
 
 
@@ -52,6 +54,29 @@ def from_json(line: str) -> Record | Header:
         found = json.loads(line)
     except (ValueError, RecursionError) as e:
         raise ArgumentError("a line of a log is not JSON", got=shortened(line)) from e
+    return from_object(found, line)
+
+
+def objects(lines: Sequence[str]) -> list[Any] | None:
+    """The JSON object of each line, decoded together, which takes two thirds of the time.
+
+    None where a line is something else. Between n objects are n − 1 commas: if there are no others
+    between braces, they are those between the lines.
+    """
+    if not all(line[:1] == "{" and line[-1:] == "}" for line in lines):
+        return None
+    text = ",".join(lines)
+    if len(_BETWEEN.findall(text)) != len(lines) - 1:
+        return None
+    try:
+        found: list[Any] = json.loads(f"[{text}]")
+    except (ValueError, RecursionError):
+        return None
+    return found if len(found) == len(lines) else None
+
+
+def from_object(found: Any, line: str) -> Record | Header:
+    """What the decoded JSON of a line says; see :func:`from_json`."""
     if not isinstance(found, dict):
         raise ArgumentError("a line of a log is not a JSON object", got=shortened(line))
     if "header" in found and "step" not in found:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from geodiag.errors import ArgumentError, printable, shown
 from geodiag.records.csv_format import Rows
 from geodiag.records.header import Header
-from geodiag.records.jsonl import from_json
+from geodiag.records.jsonl import from_json, from_object, objects
 from geodiag.records.record import Record
+
+T = TypeVar("T")
+BLOCK, LONG = 256, 2**18  # lines that are decoded together, and their bytes
 
 Line: TypeAlias = "Callable[[str], Record | Header | None]"
 
@@ -68,7 +72,7 @@ def read_lines(path: str | Path) -> list[Record | Header]:
         if not is_file(path):
             raise OSError(f"not a file: {str(path)!r}")
         with path.open("rb") as file:  # line by line: the text of a long log may not fit in memory
-            found, bad = parse(file, parser(path))
+            found, bad = _without_collector(lambda: parse(file, parser(path)))
     except (OSError, ValueError) as e:  # a path with a NUL is a ValueError
         raise ArgumentError(
             "the log cannot be read", got=str(e), do="pass the path of a .jsonl or .csv log"
@@ -85,25 +89,57 @@ def read_lines(path: str | Path) -> list[Record | Header]:
     return found
 
 
+def _without_collector(run: Callable[[], T]) -> T:
+    """``run()`` without Python's cyclic collector, which would look at every record many times."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        return run()
+    finally:
+        if was:
+            gc.enable()
+
+
 def parse(
     lines: Iterable[bytes], read: Line
 ) -> tuple[list[Record | Header], list[tuple[int, str]]]:
     """What a log's lines hold, and (line number, reason) of each line that is left out."""
     found: list[Record | Header] = []
-    bad = []
-    for number, raw in enumerate(lines, 1):
-        line = raw.decode("utf-8", errors="replace").removesuffix("\n").removesuffix("\r")
-        if not line.strip():
-            continue
-        if isinstance(read, Rows) and not raw.endswith(b"\n"):
-            # A row cut within its last column looks whole.
-            bad.append((number, "it is not finished"))
-            continue
-        try:
-            each = read(line)
-        except ArgumentError as e:
-            bad.append((number, str(e)))
-            continue
-        if each is not None:
-            found.append(each)
+    bad: list[tuple[int, str]] = []
+    start = 1
+    for raws in _blocks(lines):
+        texts = b"".join(raws).decode("utf-8", errors="replace").split("\n")[: len(raws)]
+        decoded = objects(texts) if read is from_json else None
+        for number, (raw, line) in enumerate(zip(raws, texts, strict=True), start):
+            try:
+                if decoded is not None:
+                    each: Record | Header | None = from_object(decoded[number - start], line)
+                elif not line.strip():
+                    continue
+                elif isinstance(read, Rows) and not raw.endswith(b"\n"):
+                    # A row cut within its last column looks whole.
+                    bad.append((number, "it is not finished"))
+                    continue
+                else:
+                    each = read(line.removesuffix("\r"))
+            except ArgumentError as e:
+                bad.append((number, str(e)))
+                continue
+            if each is not None:
+                found.append(each)
+        start += len(raws)
     return found, bad
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines, as many at a time as are soon decoded together and take little memory."""
+    block: list[bytes] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if len(block) == BLOCK or size > LONG:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

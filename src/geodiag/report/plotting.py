@@ -194,7 +194,8 @@ def _runs(source: Any) -> Runs:
                 do="wait for the first measurement of the run",
             )
         for r in found:
-            if not is_whole(r.step) or abs(r.step) > LARGEST_STEP:
+            whole = type(r.step) is int or is_whole(r.step)
+            if not whole or abs(r.step) > LARGEST_STEP:
                 raise ArgumentError("a step cannot be drawn", got=shown(r.step))
     if not runs:
         raise ArgumentError("there are no records to draw", got="no runs")

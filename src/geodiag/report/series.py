@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from geodiag.records import Quantity, Record
+from geodiag.records import BUILT_IN, Quantity, Record
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
@@ -40,9 +41,12 @@ class RunSeries(list[Record]):
     def values(self, quantity: Quantity) -> Floats:
         """The values that can be drawn; texts, and numbers beyond LARGEST, are NaN."""
         if quantity.name not in self._values:
-            found = [getattr(r, quantity.name, math.nan) for r in self]
             if quantity.name == "directional_smoothness":
-                found = [resolved(r) for r in self]
+                found = [resolved(r) if "±" in r.note else r.directional_smoothness for r in self]
+            elif quantity.name in BUILT_IN:
+                found = list(map(itemgetter(quantity.name), map(vars, self)))
+            else:
+                found = [r.extras.get(quantity.name, math.nan) for r in self]
             if set(map(type, found)) != {float}:
                 known = (x if isinstance(x, (int, float)) else math.nan for x in found)
                 found = [x if abs(x) <= LARGEST else math.nan for x in known]
