@@ -198,6 +198,7 @@ def test_a_missing_package_names_the_extra(package, sink, monkeypatch, tmp_path)
 def test_tensorboard_reads_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
 
     sink = TensorBoard(tmp_path, prefix="edge/")
     sink.start(Header("3f2a", {"norm": "L2()", "optimizer": {"lr": 0.1}}))
@@ -217,6 +218,11 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     (run,) = events.Tensors("edge/run")
     (text,) = run.tensor_proto.string_val
     assert text.split() == b"run: 3f2a norm: L2() optimizer.lr: 0.1".split()
+    (layout,) = events.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts["S / threshold, ζ"] == ["^edge/ratio$", "^edge/realized_edge$"]
+    assert "^edge/loss$" in charts["loss"]
     (note,) = events.Tensors("edge/note")
     assert (note.step, note.tensor_proto.string_val) == (10, [B.note.encode()])
 

@@ -36,8 +36,8 @@ class Run:
         self.defined, self.finished, self.config = [], False, Config()
         self._telemetry_obj = SimpleNamespace(feature=SimpleNamespace(set_step_log=False))
 
-    def define_metric(self, name, step_metric=None):
-        self.defined.append((name, step_metric))
+    def define_metric(self, name, step_metric=None, summary=None):
+        self.defined.append((name, step_metric, summary))
 
     def log(self, values, step=None, commit=None):
         assert not self.finished
@@ -168,7 +168,12 @@ def test_the_users_run_is_not_finished_and_has_an_axis_for_the_metrics():
         sink.write(record)
     sink.close()
     assert not run.finished
-    assert run.defined == [("geodiag/step", None), ("geodiag/*", "geodiag/step")]
+    assert run.defined == [
+        ("geodiag/step", None, None),
+        ("geodiag/*", "geodiag/step", None),
+        ("geodiag/ratio", "geodiag/step", "max,last"),
+        ("geodiag/realized_edge", "geodiag/step", "max,last"),
+    ]
     assert run.rows == [
         prefixed({"step": 0} | SHOWN_A),
         prefixed({"step": 10, "note": B.note} | SHOWN_B),

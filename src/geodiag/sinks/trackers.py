@@ -6,17 +6,20 @@ Numbers that are not known are left out of the charts; a record's note is logged
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Any
 
 from geodiag.errors import import_optional, printable
-from geodiag.records import Header, Record
+from geodiag.records import Header, Panel, Quantity, Record, quantities
 from geodiag.sinks.background import Background
 from geodiag.sinks.base import PREFIX, flat, metrics
 
 
 class TensorBoard(Background):
     """Event files for TensorBoard (the package ``tensorboard``; neither torch nor TensorFlow).
+
+    The tab "Custom Scalars" has a chart for each panel of :func:`geodiag.plot`.
 
     See :class:`~geodiag.sinks.background.Background`.
 
@@ -35,6 +38,7 @@ class TensorBoard(Background):
         self._summary = _package("tensorboard.compat.proto.summary_pb2", "tensorboard")
         self._tensor = _package("tensorboard.compat.proto.tensor_pb2", "tensorboard")
         self._types = _package("tensorboard.compat.proto.types_pb2", "tensorboard")
+        self._layouts = _package("tensorboard.plugins.custom_scalar.layout_pb2", "tensorboard")
         self._writer = writers.EventFileWriter(os.fspath(folder))
         self._folder, self._prefix = folder, prefix
 
@@ -53,22 +57,41 @@ class TensorBoard(Background):
     def describe(self, header: Header) -> None:
         lines = [f"    {name}: {x}" for name, x in flat(header.values).items()]
         text = self._text("run", "\n".join([f"    run: {header.run}", *lines]))
-        summary = self._summary.Summary(value=[text])
+        summary = self._summary.Summary(value=[text, self._layout()])
         self._writer.add_event(self._proto.Event(wall_time=time.time(), step=0, summary=summary))
 
     def finish(self) -> None:
         self._writer.close()
 
     def _text(self, name: str, text: str) -> Any:
-        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
+        return self._value(self._prefix + name, "text", printable(text).encode())
+
+    def _layout(self) -> Any:
+        """The charts of the tab "Custom Scalars": a chart for each panel of a figure."""
+        panels: dict[Panel, list[Quantity]] = {}
+        for each in quantities().values():
+            if each.panel is not None and each.kind is not str:
+                panels.setdefault(each.panel, []).append(each)
+        charts = [
+            self._layouts.Chart(
+                title=panel.label or drawn[0].title,
+                multiline=self._layouts.MultilineChartContent(
+                    tag=[f"^{re.escape(self._prefix + each.name)}$" for each in drawn]
+                ),
+            )
+            for panel, drawn in panels.items()
+        ]
+        title = self._prefix.strip("/") or "geodiag"
+        layout = self._layouts.Layout(category=[self._layouts.Category(title=title, chart=charts)])
+        return self._value("custom_scalars__config__", "custom_scalars", layout.SerializeToString())
+
+    def _value(self, tag: str, plugin: str, content: bytes) -> Any:
+        data = self._summary.SummaryMetadata.PluginData(plugin_name=plugin)
         tensor = self._tensor.TensorProto(
-            dtype=self._types.DT_STRING, string_val=[printable(text).encode()], tensor_shape=None
+            dtype=self._types.DT_STRING, string_val=[content], tensor_shape=None
         )
-        return self._summary.Summary.Value(
-            tag=self._prefix + name,
-            metadata=self._summary.SummaryMetadata(plugin_data=plugin),
-            tensor=tensor,
-        )
+        metadata = self._summary.SummaryMetadata(plugin_data=data)
+        return self._summary.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
 
     def __repr__(self) -> str:
         return f"TensorBoard({os.fspath(self._folder)!r})"

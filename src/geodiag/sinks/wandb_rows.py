@@ -15,6 +15,7 @@ from geodiag.records import Header, Record
 from geodiag.sinks.background import QUEUE, Background
 from geodiag.sinks.base import PREFIX, metrics
 
+LARGEST = ("ratio", "realized_edge")  # of which the table of runs has the greatest value, too
 ROW_WAIT = 0.1  # seconds that a record may wait to find the row that is open now
 
 
@@ -48,6 +49,8 @@ class WandB(Background):
         self._prefix = prefix
         self._run.define_metric(prefix + "step")
         self._run.define_metric(prefix + "*", step_metric=prefix + "step")
+        for name in LARGEST:
+            self._run.define_metric(prefix + name, step_metric=prefix + "step", summary="max,last")
         self._held: deque[Record] = deque()
         self._expected = self._run.step  # the open row, if nobody else logs
         self._seen = False  # whether somebody else does
