@@ -1,12 +1,15 @@
 """The pages of the site: each public name has an entry, links lead somewhere, tables are right.
 
-Nothing here needs mkdocs; `make docs` builds strictly, which checks the same and more.
+Only the last test needs mkdocs; `make docs` runs the tutorials, too.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,15 @@ class TestCost:
 def test_the_tests_read_what_is_there():
     assert len(ENTRIES) > 60
     assert "what-a-record-says" in anchors(DOCS / "monitor.md")
+
+
+def test_the_site_is_built_strictly(tmp_path):
+    """Without running its pages. Each class has its signature, and nothing is fetched."""
+    for needed in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(needed)
+    env = os.environ | {"DOCS_EXECUTE": "0", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = re.sub("<[^>]+>", "", (tmp_path / "api/runs.html").read_text("utf-8"))
+    assert re.search(r"Monitor\(\s+model: Any,\s+norm: NormLike", page)
