@@ -77,6 +77,7 @@ def _edges(axes: Any, records: Sequence[Record]) -> None:
     if "lambda_max" in records[0].extras:
         top = [r.lambda_max / edge_of(r) for r in records]
         axes.plot(steps, top, label="λ_max / threshold, as Euclidean GD sees it", **TOP)
+        lines = lines + top
     axes.axhline(1.0, label="edge of stability", **marks["dashes"])
     solid, single = (np.array([x for x in each if math.isfinite(x)]) for each in (lines, dots))
     fit(axes, solid, single, "zero", edge=1.0)
