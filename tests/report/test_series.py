@@ -137,3 +137,26 @@ def test_the_picture_is_the_same(long_run, monkeypatch):
     thin = picture()
     monkeypatch.setattr("geodiag.report.series.COLUMNS", N)
     assert (np.abs(thin - picture()).max(axis=2) > 100).mean() < 0.01
+
+
+def test_errors_that_the_notes_state_are_drawn():
+    """Bars at dots, bands at lines; none at a curvature that is drawn in D's place."""
+    note = "rounding below 32 bits: loss ± 0.25, dual norm ± 9, S ± 0.5, D ± {}, ζ ± 1e-1"
+    values = {"loss": 2.0, "sharpness": 3.0, "bound": "LOWER", "realized_edge": 0.5}
+    values |= {"directional_smoothness": 4.0, "curvature": 1.0, "ratio": 0.7}
+    found = [Record(i, note=note.format(i + 1), **values) for i in range(4)]
+    found.append(Record(4, **values))
+    series = RunSeries(found)
+    expected = {"loss": 0.25, "sharpness": 0.5, "realized_edge": 0.1}
+    for name, error in expected.items():
+        assert series.errors(BUILT_IN[name])[:4] == pytest.approx(error)
+        assert math.isnan(series.errors(BUILT_IN[name])[4])
+    errors = series.errors(BUILT_IN["directional_smoothness"])
+    assert errors[:2].tolist() == [1, 2]
+    assert np.isnan(errors[2:]).all()  # 3 and 4 are more than half of D
+    assert series.errors(BUILT_IN["ratio"]) is None
+    loss, curvature, edge = geodiag.plot(found).axes
+    assert [len(axes.collections) for axes in (loss, curvature, edge)] == [1, 2, 1]
+    (bars,) = edge.collections
+    first = next(s[:, 1] for s in bars.get_segments() if len(s))
+    assert first == pytest.approx([0.4, 0.6])

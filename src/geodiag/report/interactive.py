@@ -78,6 +78,8 @@ def _trace(
     color = (
         look.colours[number % len(look.colours)] if several else look.marks[quantity.mark]["color"]
     )
+    error = run.errors(quantity)
+    bars = {} if error is None else {"error_y": {"array": error[at], "thickness": 1, "width": 0}}
     dash = {"dashes": "dash", "band": "dot"}.get(quantity.mark, "solid")
     return {
         "x": run.steps[at],
@@ -89,6 +91,7 @@ def _trace(
         "marker": {"color": color, "size": 4},
         "hovertext": [_hover(run[i], quantity, label) for i in at],
         "hoverinfo": "text",
+        **bars,
     }
 
 

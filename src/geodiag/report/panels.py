@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import Panel, Quantity, quantities
+from geodiag.records import Panel, Quantity
 from geodiag.report.scales import fit
 from geodiag.report.series import Floats, RunSeries, thinned
 from geodiag.report.styles import LINES, MARKERS, Style
@@ -84,8 +84,11 @@ def draw(
             if "markevery" in kind:
                 kind["markevery"] = max(1, len(at) // 12)
             axes.plot(run.steps[at], values[at], label=text(label), **kind)
-            error = _errors(each, run)
-            if error is not None:
+            error = run.errors(each)
+            if error is not None and each.mark == "dots":
+                bars = {"ecolor": kind["color"], "alpha": 0.5, "elinewidth": 0.8 * look.lines}
+                axes.errorbar(run.steps[at], values[at], error[at], fmt="none", **bars)
+            elif error is not None:
                 band = {"color": kind["color"], "alpha": BAND / len(runs) ** 0.5, "linewidth": 0}
                 _fill(axes, run, values - error, values + error, band)
     lines = [known(each, runs) for each in drawn if each.mark != "dots"]
@@ -117,12 +120,6 @@ def _fill(axes: Any, run: RunSeries, low: Floats, high: Floats, look: Look) -> N
     if not np.isnan(high - low).all():
         at = thinned(run.steps, low, high)
         axes.fill_between(run.steps[at], low[at], high[at], **look)
-
-
-def _errors(quantity: Quantity, run: RunSeries) -> Floats | None:
-    """The standard errors of a quantity, if it has any."""
-    found = quantities().get(quantity.error)
-    return None if found is None else np.abs(run.values(found))
 
 
 def text(text: str, most: int = LONGEST) -> str:

@@ -14,13 +14,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from geodiag.records import BUILT_IN, Quantity, Record
+from geodiag.records import BUILT_IN, Quantity, Record, quantities
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 LARGEST = 1e100  # the largest number that is drawn
-STATED, NOISE = re.compile(r"\bD ± (inf|[\d.]+(?:e[+-]?\d+)?)"), 0.5
+# What the notes say of rounding, by the quantity; beyond the share NOISE of it D is not drawn.
+STATED = re.compile(r"(?:^|[ ,])(loss|S|D|ζ) ± (inf|[\d.]+(?:e[+-]?\d+)?)")
+NAMES = {"loss": "loss", "sharpness": "S", "directional_smoothness": "D", "realized_edge": "ζ"}
+NOISE = 0.5
 COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
 
 
@@ -56,6 +59,28 @@ class RunSeries(list[Record]):
             self._values[quantity.name] = values
         return self._values[quantity.name]
 
+    def errors(self, quantity: Quantity) -> Floats | None:
+        """The standard errors, or the bounds on rounding that the notes state; None without any.
+
+        NaN where none is known, and where a D is drawn that has none.
+        """
+        if quantity.error:
+            found = quantities().get(quantity.error)
+            return None if found is None else np.abs(self.values(found))
+        name = NAMES.get(quantity.name)
+        if name is None or not any("±" in r.note for r in self):
+            return None
+        errors = np.array([stated(r.note, name) if "±" in r.note else math.nan for r in self])
+        if name == "D":
+            errors[self.values(quantity) != [r.directional_smoothness for r in self]] = math.nan
+        errors[~(errors <= LARGEST)] = math.nan
+        return None if np.isnan(errors).all() else errors
+
+
+def stated(note: str, name: str) -> float:
+    """The error that a note states of "S", "D", "ζ" or "loss", the last one; NaN where none."""
+    return float(dict(STATED.findall(note)).get(name, math.nan))
+
 
 def resolved(record: Record) -> Any:
     """D; where the note says that rounding may take half of it, the curvature along the step.
@@ -63,8 +88,8 @@ def resolved(record: Record) -> Any:
     The curvature is exact there, and steps that are lost to rounding are short: it is D's limit.
     Where it was not measured, nothing is drawn.
     """
-    D, stated = record.directional_smoothness, STATED.search(record.note)
-    lost = stated is not None and float(stated[1]) > NOISE * abs(D)
+    D = record.directional_smoothness
+    lost = stated(record.note, "D") > NOISE * abs(D)
     return record.curvature if lost else D
 
 
