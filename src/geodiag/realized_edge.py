@@ -22,15 +22,13 @@ from geodiag.core.display import pairs, titled
 from geodiag.core.validation import as_number, as_step, own_arithmetic
 from geodiag.directional import LOST
 from geodiag.errors import ArgumentError, NonFiniteError, shown
-from geodiag.estimators.roundoff import PointErrors, remainder
+from geodiag.estimators.roundoff import NO_BOUND, PointErrors, edge_error, remainder
 from geodiag.norms.base import Norm
 from geodiag.optimizers.thresholds import Threshold
 from geodiag.optimizers.thresholds import threshold as threshold_of
 from geodiag.oracles import Oracle
 from geodiag.problems import as_norm, resolved_oracle
 from geodiag.sharpness import sharpness
-
-DOUBT = 2.0  # of the error of the slope, to that of samples
 
 
 class RealizedEdge(float):
@@ -39,11 +37,11 @@ class RealizedEdge(float):
     Attributes:
         occupation: ⟨s, Hs⟩/(S‖s‖²); NaN where no norm was given.
         timing: −2⟨g, s⟩/(threshold·‖s‖²); NaN where no norm or no threshold was given.
-        rounding: how far rounding may have moved ζ; in all of 2,000 random steps no further in
-            float32, in 99.9 % of them in bfloat16. Infinite where it leaves nothing of ⟨g, s⟩.
+        rounding: how far rounding may have moved ζ; in all random steps that were drawn no further.
+            Infinite where it may leave nothing of ⟨g, s⟩.
         loss: L(w).
         new_loss: L(w⁺).
-        note: why the value is NaN; else "".
+        note: why the value is NaN, or its rounding infinite; else "".
 
     Examples:
         >>> step = {"x": np.array([-0.25])}
@@ -154,9 +152,8 @@ def realized_edge(
         errors = PointErrors(oracle, gradient, taken, losses=True)
         found = remainder(oracle, here, there, gradient, losses, errors)
         value = found.value / -slope
-        doubt = DOUBT * errors.along(taken) - errors.lost(losses[1]) ** 1.5 * slope
-        rounding = (found.error + abs(value) * doubt) / (-slope - doubt)
-        rounding = rounding if doubt < -slope else math.inf
+        rounding = edge_error(value, found.error, slope, errors, taken, losses[1])
+        parts["note"] = NO_BOUND if math.isinf(rounding) else ""
         return RealizedEdge(value, rounding=rounding, **parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import torch
 
 import geodiag
 from geodiag.errors import ArgumentError, NonFiniteError, ShapeError
+from tests.geodiag_torch import test_rounding as of_torch
+from tests.rounding import CASES
 
 H = np.diag([4.0, 1.0])
 
@@ -180,3 +183,28 @@ def test_records_carry_it():
     record = monitor.observe(10, at, {"x": np.array([1.1, 1.0])})
     assert math.isnan(record.realized_edge)
     assert "no ζ: the step does not descend" in record.note
+
+
+@pytest.mark.parametrize(
+    ("precision", "seed"),
+    [
+        ("bfloat16", 101784),  # one entry moved, which no loss and no gradient shows
+        ("bfloat16", 101960),  # samples at w that are small by chance
+        ("bfloat16", 102116),  # a loss of half its value, and a slope of eight times its own
+        ("autocast bfloat16", 101156),  # a loss that grows tenfold, and its error with it
+    ],
+)
+def test_draws_whose_error_the_samples_at_w_do_not_show(precision, seed):
+    """In single calls, and in the note of a record; see tests/rounding.py for the truth."""
+    found = {each.name: each for each in CASES[f"torch {precision}"](seed)}
+    drawn = of_torch.draw(seed, precision)
+    monitor = geodiag.Monitor(
+        drawn.model, loss_fn=drawn.loss_fn, data=drawn.data, lr=0.1, every=1, max_hvps=12
+    )
+    here = {name: p.detach().clone() for name, p in drawn.model.named_parameters()}
+    there = {name: w + drawn.step[name].to(w.dtype) for name, w in here.items()}
+    record = monitor.observe(0, here, there)
+    assert all(each.error <= 1 for each in found.values())
+    stated = float(re.search(r"D ± ([^,;]+)", record.note)[1])
+    assert abs(record.directional_smoothness - found["D"].truth) <= stated
+    assert ("ζ: its error has no bound" in record.note) == ("ζ ± inf" in record.note)

@@ -5,14 +5,15 @@ curvature_error   ⟨s, Hs⟩, by the same below 32 bits, else by the size of it
 PointErrors       loss and gradient, by differences at distances where these are rounding
 remainder         L(w + s) − L(w) − ⟨∇L(w), s⟩, by losses or by gradients
 
-That of a remainder held in all of 2,000 random draws of networks and steps in float32 and in 99.9 %
-of as many in bfloat16 (``python -m tests.rounding``), the others in at least 95 %; but from 32 bits
-on that of the curvature is too small where a cross-entropy has been fitted to near zero.
+That of a remainder held in all random draws of networks and steps (``python -m tests.rounding``),
+the others in at least 95 %; but from 32 bits on that of the curvature is too small where a
+cross-entropy has been fitted to near zero.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from geodiag.blocks import (
 from geodiag.oracles.base import Oracle
 from geodiag.results import Bound, SharpnessResult, Status, relative
 
+NO_BOUND = "its error has no bound: rounding may take all of ⟨∇L, s⟩ or of the loss"
 SINGLE = float(np.finfo(np.float32).eps)
 SAMPLES = 2
 # At so many root mean squares of the samples lie 95 % of what they are samples of, or more.
@@ -42,6 +44,12 @@ NOISE = 0.5  # relative: a larger error leaves little of a remainder
 # Of a remainder, on the errors of the losses at w and on the change by other rules. Below 32 bits
 # the errors of gradients along a step are correlated, and smaller than the samples at w.
 LOSSES, RULE, CORRELATED = 1.5, 4.0, 0.3
+# Of a slope: to the samples of its error, and to the rounding of each entry of the gradient, which
+# samples miss where it is the same at all points near w.
+SAMPLED, ENTRIES = 2.0, 0.75
+# The share of a loss that may be its own error, from which on nothing is known of its gradient:
+# what is rounded to a bound, as a saturated activation, errs alike at all points near w.
+UNKNOWN = 0.15
 # Of a curvature: an independent product shows one error of its kind, and the terms their size.
 INDEPENDENT, TERMS = 6.0, 8.0
 # How far half a step may move a difference that stands for a second derivative: far above what
@@ -182,6 +190,14 @@ def _spread(samples: Iterable[float]) -> float:
     return found if math.isfinite(found) else math.inf
 
 
+def edge_error(
+    edge: float, error: float, slope: float, errors: PointErrors, s: Blocks, loss: float
+) -> float:
+    """Of ζ = remainder/−slope, by the remainder's ``error``; infinite where the slope is lost."""
+    doubt = SAMPLED * errors.along(s) + min(1.0, (errors.lost(loss) / UNKNOWN) ** 2) * -slope
+    return (error + abs(edge) * doubt) / (-slope - doubt) if doubt < -slope else math.inf
+
+
 class Remainder(NamedTuple):
     """L(w⁺) − L(w) − ⟨∇L(w), s⟩ along s = w⁺ − w."""
 
@@ -224,10 +240,12 @@ def remainder(
         return Remainder(by_losses, math.inf, False)
     slope = (CORRELATED if seen else 1.0) * errors.along(s)
     slope += abs(float(dot(gradient, s))) if lost > NOISE else 0.0
-    size = coarsest(oracle, s) * (abs(before) + abs(after))
-    error = abs(by_losses - integral) + slope + LOSSES * errors.loss() + size
+    eps, of_loss = coarsest(oracle, s), max(errors.loss(), lost * abs(after))
+    error = abs(by_losses - integral) + slope + LOSSES * of_loss
+    error += eps * (abs(before) + abs(after))
     rule = max(abs(end / 2 - integral), abs(third - integral))
     other = RULE * (rule + abs(integral) * lost**1.5) + slope
+    other += ENTRIES * eps * float(norm2(map_blocks(operator.mul, gradient, s)))
     if error > NOISE * abs(by_losses) and other < error:
         return Remainder(integral, other, True)
     return Remainder(by_losses, error if math.isfinite(error) else math.inf, False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from geodiag.blocks import Blocks, add, all_finite
+from geodiag.blocks import Blocks, add, all_finite, subtract
 from geodiag.directional import is_too_short, per_square
 from geodiag.estimators.roundoff import (
+    NO_BOUND,
     NOISE,
     SINGLE,
     PointErrors,
     coarsest,
     curvature_error,
+    edge_error,
     remainder,
 )
 from geodiag.monitoring.realized import NO_DESCENT, NOT_FINITE, ROUNDINGS, TOO_SHORT, Realized
@@ -80,6 +82,11 @@ def smoothness(
         edge = value * factor
         if "D" in errors:
             errors["ζ"] = errors["D"] * factor
+        if "D" in errors and at_point is not None:
+            of_bend, s = -errors["ζ"] * slope, subtract(there, here)
+            errors["ζ"] = edge_error(edge, of_bend, slope, at_point, s, before)
+        if math.isinf(errors.get("ζ", 0.0)):
+            notes.append(f"ζ: {NO_BOUND}")
     if not math.isfinite(curvature):
         notes.append("the product along the step is not finite")
     elif half:
