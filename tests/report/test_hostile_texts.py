@@ -115,7 +115,7 @@ class TestTerminal:
     def test_watch_of_a_plugins_column(self, tmp_path, capsys, monkeypatch):
         pytest.importorskip("rich")
         quantity = geodiag.records.Quantity("odd", column=f"{CLEAR}[red]odd")
-        monkeypatch.setattr("geodiag.report.watch.quantities", lambda: {"odd": quantity})
+        monkeypatch.setattr("geodiag.records.parts.quantities", lambda: {"odd": quantity})
         run(log(tmp_path, Record(1, extras={"odd": 2.0})), once=True)
         assert "[red]odd" in self.clean(capsys).out
 

@@ -102,6 +102,29 @@ def test_without_steps_there_is_no_panel_of_the_ratio():
     ]
 
 
+def test_the_ratios_of_parts_have_their_names(tmp_path):
+    """Of Muon beside AdamW, in the panel of the edge; neither is the run's, which is not known."""
+
+    def of(step, muon):
+        own = {"sharpness_muon": 2.0, "ratio_muon": muon, "sharpness_adam": 9.0, "ratio_adam": 0.93}
+        return Record(step, loss=1.0, realized_edge=0.7, note="no threshold: why", extras=own)
+
+    parts = [of(step, 0.1 * step) for step in range(4)]
+    edge = geodiag.plot(parts).axes[2]
+    names = ["S / threshold of muon alone", "S / threshold of adam alone", "realized edge ζ"]
+    assert labels(edge) == names
+    assert [0.93] * 4 in drawn(edge)
+    assert pytest.approx([0.0, 0.1, 0.2, 0.3]) in drawn(edge)
+    for suffix in ("html", "svg"):
+        geodiag.plot(parts, tmp_path / f"run.{suffix}")
+        text = (tmp_path / f"run.{suffix}").read_text("utf-8")
+        assert all(name in text or name.encode("unicode_escape").decode() in text for name in names)
+    both = geodiag.plot({"a": parts, "b": RUN}).axes[2]
+    assert {*names, "S / threshold"} == set(labels(both))
+    assert [r.ratio for r in RUN] in drawn(both)
+    assert len(geodiag.plot(parts, ax={"ratio": both}).axes) == 3
+
+
 def test_records_of_failures_alone_can_be_drawn():
     figure = geodiag.plot([Record(step=1, note="the loss: NaN"), Record(step=2, loss=math.inf)])
     figure.savefig("/dev/null", format="png")

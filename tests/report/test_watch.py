@@ -193,3 +193,20 @@ def test_piped_each_new_record_is_a_line(tmp_path, capsys, monkeypatch):
     assert main(["watch", *map(str, paths)]) == 130
     told = [line.partition(":")[2].split(",")[0] for line in capsys.readouterr().out.splitlines()]
     assert [x.partition(": S")[0].strip() for x in told] == ["step 1", "step 2", "step 7"]
+
+
+def test_the_ratios_of_parts_have_their_names(tmp_path, capsys, wide):
+    """Of Muon beside AdamW; neither is shown as the run's."""
+    path = tmp_path / "run.jsonl"
+    own = {"sharpness_adam": 9.0, "ratio_adam": 0.93, "sharpness_muon": 2.0, "ratio_muon": 0.27}
+    kept = [Record(t, realized_edge=0.7, extras=own) for t in range(3)]
+    path.write_text(lines(*kept), encoding="utf-8")
+    assert run(path, once=True) == 0
+    shown = capsys.readouterr().out
+    rows = shown.splitlines()
+    at = next(i for i, row in enumerate(rows) if "adam: S/threshold" in row)
+    assert "S/threshold" not in rows[at].replace(": S/threshold", "")
+    assert "0.93" in rows[at + 1]
+    assert "adam: S/threshold ███ (█ is 1)" in shown
+    assert "muon: S/threshold ▃▃▃ (█ is 1)" in shown
+    assert "ratio_adam 0.93, ratio_muon 0.27" in str(kept[0])

@@ -114,6 +114,8 @@ class Record:
     def __str__(self) -> str:
         known = (q for q in BUILT_IN.values() if q.column is not None and q.kind is not str)
         texts = [(q.column or q.name, value_text(self, q)) for q in known if q.name != "step"]
+        parts = [(n, x) for n, x in self.extras.items() if n.startswith("ratio_") and x == x]
+        texts += [(n, f"{x:.4g}") for n, x in parts if isinstance(x, float)]
         said = ", ".join(f"{name} {text}" for name, text in texts if text not in ("", "0"))
         note = f"\n  note: {printable(cut(self.note))}" if self.note else ""
         return f"step {self.step}: {said}{note}"

@@ -87,7 +87,7 @@ def _trace(
         "name": _text(label or "run") if several else _text(quantity.label or quantity.name),
         "legendgroup": str(number) if several else quantity.name,
         "mode": MODES.get(quantity.mark, "lines"),
-        "line": {"color": color, "dash": dash},
+        "line": {"color": color, "dash": dash, "width": 1 if quantity.mark == "thin" else 2},
         "marker": {"color": color, "size": 4},
         "hovertext": [_hover(run[i], quantity, label) for i in at],
         "hoverinfo": "text",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geodiag.core.validation import as_number, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
-from geodiag.records import BUILT_IN, EDGE, RATES, Record, Run, quantities, read_runs
+from geodiag.records import BUILT_IN, EDGE, RATES, Record, Run, read_runs, with_parts
 from geodiag.records.header import Header
 from geodiag.records.header import labels as labels_of
 from geodiag.records.runs import by_run
@@ -66,8 +66,9 @@ def plot(
 
     The panels are the loss; the curvatures, which are the sharpness S with a band up to its
     certified upper bound, the directional smoothness D and the threshold; the ratio S/threshold
-    with the realized edge ζ, where 1 is the edge; and those of quantities from plugins, if a run
-    has values of them. An axis that one value would flatten is linear where most values are, and
+    with the realized edge ζ, where 1 is the edge, and the ratios of the parts of a step with
+    several geometries, each by its name; and those of quantities from plugins, if a run has values
+    of them. An axis that one value would flatten is linear where most values are, and
     logarithmic in the shaded part.
 
     Args:
@@ -258,11 +259,13 @@ def check_target(given: Any) -> Path:
 def _panels(runs: Runs) -> Panels:
     """The quantities of each panel; those of plugins if there is anything to draw."""
     found: Panels = {}
-    for each in quantities().values():
+    every = with_parts(r for run in runs.values() for r in run)
+    for each in every.values():
         if each.panel is not None and (each.name in BUILT_IN or known(each, runs).size):
             panel = replace(each.panel, label=printable(cut(each.panel.label or each.title)))
             found.setdefault(panel, []).append(each)
     rates = found.pop(RATES)
+    found[EDGE].sort(key=lambda each: each.name == "ratio" and not known(each, runs).size)
     # A note says why it is not known; of checkpoints it cannot be.
     if not any(known(each, runs).size for each in found[EDGE]) and not any(
         r.note and "checkpoint" not in r.extras for run in runs.values() for r in run

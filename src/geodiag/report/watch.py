@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from geodiag.errors import ArgumentError, cut, import_optional, printable
-from geodiag.records import Header, Quantity, Record, quantities, value_text
+from geodiag.records import EDGE, Header, Quantity, Record, value_text, with_parts
 from geodiag.records.header import labels
 from geodiag.records.reading import is_file, parse, parser, read_lines
 
@@ -173,7 +173,9 @@ def _fitting(records: Sequence[Record], width: int) -> dict[Quantity, list[str]]
     """
     found = {
         each: texts
-        for each in sorted(quantities().values(), key=lambda q: q.kind is str)  # texts come last
+        for each in sorted(
+            with_parts(records).values(), key=lambda q: q.kind is str
+        )  # texts come last
         if each.column is not None and each.name != "note"
         if any(texts := [value_text(r, each) for r in records])
     }
@@ -199,9 +201,16 @@ def sparkline(values: Sequence[float], top: float) -> str:
 
 
 def _trend(records: Sequence[Record], width: int) -> str:
-    ratios = [r.ratio for r in records[-max(8, width - 24) :]]
-    known = [x for x in ratios if math.isfinite(x)]
-    if not known:
-        return "\nS/threshold is not known"
-    top = max(1.0, *known)
-    return f"\nS/threshold {sparkline(ratios, top)} (█ is {top:.3g})"
+    """The ratios of the run; where it has none, those of its parts by name, a line for each."""
+    last, lines = records[-max(8, width - 24) :], []
+    for each in with_parts(last).values():
+        if each.panel is not EDGE or each.mark == "dots":  # ζ has no line
+            continue
+        found = [getattr(r, each.name, math.nan) for r in last]
+        ratios = [x if isinstance(x, float) else math.nan for x in found]
+        known = [x for x in ratios if math.isfinite(x)]
+        if known:
+            top, name = max(1.0, *known), printable(each.column or each.name)
+            bars = sparkline(ratios[-max(8, width - 13 - len(name)) :], top)
+            lines.append(f"\n{name} {bars} (█ is {top:.3g})")
+    return "".join(lines) or "\nS/threshold is not known"
