@@ -168,14 +168,12 @@ def view(
 def _fitting(records: Sequence[Record], width: int) -> dict[Quantity, list[str]]:
     """The quantities that are known, with their values as texts; as many as fit into ``width``.
 
-    Notes have a line of their own. Where there are too many, costs and texts give way first, then
-    the last ones.
+    Texts come last, and notes have a line of their own. Where there are too many, costs and texts
+    give way first, then the last ones.
     """
     found = {
         each: texts
-        for each in sorted(
-            with_parts(records).values(), key=lambda q: q.kind is str
-        )  # texts come last
+        for each in sorted(with_parts(records).values(), key=lambda q: q.kind is str)
         if each.column is not None and each.name != "note"
         if any(texts := [value_text(r, each) for r in records])
     }
