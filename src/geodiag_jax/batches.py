@@ -19,6 +19,7 @@ from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.core.batch_forms import first_array, holds_arrays
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
+from geodiag_jax.outside_state import Draws
 from geodiag_jax.pytree import Static, flatten
 from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
@@ -52,7 +53,7 @@ class PreparedBatches:
 
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
-        self._placement = Placement()
+        self._placement, self._draws = Placement(), Draws(data)
         self.single, self.notes = self._batches.single, self._batches.notes
         self.description = self._batches.description
         self._kept = list(self._prepared()) if self.single else None
@@ -85,7 +86,7 @@ class PreparedBatches:
         return [(weight / divisor, answer) for weight, answer in answers]
 
     def _prepared(self) -> Iterator[PreparedBatch]:
-        for batch in self._batches:
+        for batch in self._draws.apart(self._batches):
             batch = PreparedBatch(self._batches.weigh(batch), *prepare(batch))
             yield _placed(batch, self._placement)
 

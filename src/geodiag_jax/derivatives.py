@@ -26,6 +26,7 @@ from geodiag.blocks import Array
 from geodiag.errors import EngineError, GeodiagError, LossError, first_line
 from geodiag_jax.batches import StaticBatch
 from geodiag_jax.loss_key import LossKey
+from geodiag_jax.outside_state import Draws, no_tracers_left
 from geodiag_jax.pytree import Tree
 from geodiag_jax.sharding import call_on_user_axes
 
@@ -74,7 +75,9 @@ class StaticCall:
             params = tree.build(every[: n[0]], every[n[0] : n[1]])
             rest = self.batch.arguments(every[n[1] :])
             check_call(loss, (params, *rest))
-            return check_loss(loss(params, *rest)).astype(tree.dtype)
+            with Draws().kept(), no_tracers_left(loss):
+                value = loss(params, *rest)
+            return check_loss(value).astype(tree.dtype)
 
         return call_on_user_axes(
             call, (at.point + at.fixed, tree.user_sharding), (at.batch, self.batch.user_sharding)

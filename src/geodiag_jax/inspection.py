@@ -26,6 +26,7 @@ from jax.interpreters import ad
 
 from geodiag.blocks import Array
 from geodiag_jax.derivatives import Inputs, StaticCall
+from geodiag_jax.outside_state import changed_by, state_of
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 TRANSPOSED = ("linear_call", "custom_transpose_call")  # by the user
@@ -50,12 +51,14 @@ class LossStructure:
         custom: names of the derivative rules that are not JAX's own.
         stopped: whether a part that depends on the parameters is held by ``stop_gradient``.
         constants: the floating arrays that the loss reads apart from its arguments.
+        changes: the names of what else a trace changes.
     """
 
     precision: float = 0.0
     custom: list[str] = field(default_factory=list)
     stopped: bool = False
     constants: list[Array] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
 
 def structure_of(call: StaticCall, at: Inputs) -> LossStructure:
@@ -65,9 +68,12 @@ def structure_of(call: StaticCall, at: Inputs) -> LossStructure:
 
 @functools.lru_cache(maxsize=1024)
 def _structure_of(call: StaticCall, shapes: Inputs) -> LossStructure:
+    loss = call.static.loss.call
+    before = state_of(loss)
     closed = jax.make_jaxpr(call.evaluate)(shapes)
     jaxpr, measured = closed.jaxpr, len(shapes.point)
     found = LossStructure(constants=[x for x in _constants(closed) if _is_tensor(x)])
+    found.changes = changed_by(before, state_of(loss))
     dtypes = _dtypes(jaxpr, set(jaxpr.invars[:measured]))
     found.precision = max(_eps(dtype) for dtype in {call.static.tree.dtype, *dtypes})
     _follow(jaxpr, [i < measured for i in range(len(jaxpr.invars))], found)
@@ -94,6 +100,17 @@ def escaped(constants: Sequence[Any], point: Mapping[str, Array]) -> str:
     listed = ", ".join(map(repr, (same or alike)[:4])) + (" …" if len(same or alike) > 4 else "")
     what = listed if same else f"arrays of the shapes of {listed}"
     return f"the loss also reads {what} from outside of params, where they are held constant"
+
+
+def impure(changes: Sequence[str]) -> str:
+    """A note on what a trace of the loss changes; "" if there is nothing."""
+    if not changes:
+        return ""
+    listed = ", ".join(map(repr, changes[:4])) + (" …" if len(changes) > 4 else "")
+    return (
+        f"a trace of the loss changes {listed}, and measurements trace it beside training: a JAX "
+        "loss must be pure, so keep what training depends on out of it"
+    )
 
 
 def _equal(constant: Any, x: Array) -> bool:

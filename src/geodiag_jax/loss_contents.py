@@ -62,9 +62,9 @@ class Contents:
         elif isinstance(x, functools.partial):
             self._value(functools.partial, tuple(x.keywords))
             self._add_all((x.func, *x.args, *x.keywords.values()))
-        elif _is_known(x):
+        elif is_known(x):
             self._part(x, x)
-        elif isinstance(x, np.dtype) or _is_frozen(x):
+        elif isinstance(x, np.dtype) or is_frozen(x):
             self._part(x, f"{type(x).__module__}.{type(x).__qualname__}")
         elif isinstance(x, types.FunctionType):
             self._add_function(x)
@@ -94,7 +94,7 @@ class Contents:
         except ValueError:  # not bound yet
             self.whole = False
         self._add_all((*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()))
-        self._add_all(f.__globals__[n] for n in _names(f.__code__) if n in f.__globals__)
+        self._add_all(f.__globals__[n] for n in names_in(f.__code__) if n in f.__globals__)
         self._inside.pop()
 
     def _add_all(self, values: Any) -> None:
@@ -126,7 +126,7 @@ def told_apart(contents: Contents, key: Hashable) -> bool:
     return True
 
 
-def _is_known(x: Any) -> bool:
+def is_known(x: Any) -> bool:
     """Whether it is a module, a class or a function of these packages."""
     if isinstance(x, types.ModuleType):
         name: Any = x.__name__
@@ -139,7 +139,7 @@ def _is_known(x: Any) -> bool:
     return _root(name) in KNOWN
 
 
-def _is_frozen(x: Any) -> bool:
+def is_frozen(x: Any) -> bool:
     """Whether it is an object that is not written to: an Equinox module, or one of flax.linen."""
     return any(c.__module__.startswith(("equinox", "flax.linen")) for c in type(x).__mro__)
 
@@ -148,9 +148,9 @@ def _root(name: Any) -> str:
     return name.partition(".")[0] if isinstance(name, str) else ""
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
     """The global names that a function, or one written inside it, may read."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)

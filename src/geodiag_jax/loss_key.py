@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from geodiag.errors import ParameterError
-from geodiag_jax.loss_contents import REDEFINED, Contents, told_apart
+from geodiag_jax.loss_contents import REDEFINED, Contents, names_in, told_apart
 from geodiag_jax.pytree import is_array, leaves_of
 
 
@@ -73,16 +73,8 @@ def captured(call: Any) -> list[Any]:
             seen.append(cell.cell_contents)
         except ValueError:  # not bound yet
             continue
-    seen += [call.__globals__.get(name) for name in _names(call.__code__)]
+    seen += [call.__globals__.get(name) for name in names_in(call.__code__)]
     return list(_arrays(seen))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function, or one written inside it, reads."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _arrays(values: list[Any]) -> Iterator[Any]:

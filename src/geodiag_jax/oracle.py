@@ -24,7 +24,7 @@ from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
 from geodiag_jax.flags import own_flags
-from geodiag_jax.inspection import LossStructure, escaped, structure_of
+from geodiag_jax.inspection import LossStructure, escaped, impure, structure_of
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
 from geodiag_jax.pytree import Parameters, as_blocks
@@ -300,6 +300,7 @@ class JaxOracle(Oracle):
             if structure.stopped:
                 self._note("what stop_gradient stops in the loss is held constant")
             self._note(escaped(structure.constants, self.point()))
+            self._note(impure(structure.changes))
             differences = self._engine == "finite-difference"
             if structure.custom or (not differences and known_verdict(self._static, False)):
                 found = judge(self, self._static, structure, differences)

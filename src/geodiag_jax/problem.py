@@ -19,6 +19,7 @@ from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.flags import own_flags
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
+from geodiag_jax.outside_state import Draws
 from geodiag_jax.pytree import (
     Parameters,
     flatten,
@@ -166,7 +167,8 @@ class JaxProblem(Problem):
                 return e
             return None
 
-        settled, notes = one_or_many(data, failure)
+        with Draws(data).kept():
+            settled, notes = one_or_many(data, failure)
         if settled is not data:
             self._batches, self._placed = PreparedBatches(settled, *options), None
             self._batches.notes += notes

@@ -27,8 +27,10 @@ from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.guard import Guard
+from geodiag_torch.state.interrupts import lent
 from geodiag_torch.state.module_tensors import JOINTS
 from geodiag_torch.state.names import named_parameters, public_names, unwrap
+from geodiag_torch.state.reach import generators_of
 from geodiag_torch.state.rng import FrozenRandomState
 from geodiag_torch.state.state_dicts import (
     of_state_dict,
@@ -133,13 +135,13 @@ class TorchProblem(Problem):
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
         raw_names = {name: "model." + raw[name] for name in chosen}
         loss.tensors().require_replaceable(raw_names)
-        kept = Guard(inner, (loss_fn, criterion, weight), guard)
+        kept = Guard(inner, (loss_fn, criterion, weight, *generators_of(data)), guard)
         objective = Objective(
             loss, data, batches, ranks, self.space, device, dtype, raw_names, kept, stop_gradient
         )
         waits = any(m.training for m in self._synchronised)  # for other ranks
         if is_unsure(data) and self._sharding is None and not waits:
-            with FrozenRandomState(device, data).restored():
+            with FrozenRandomState(device, data).restored(), lent(kept.frozen().one_pass()):
                 settled, notes = one_or_many(data, partial(_failure, objective))
             if settled is not data:
                 batches = (Batches if alone else RankBatches)(settled, weigh, reduction)

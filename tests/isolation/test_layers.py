@@ -53,6 +53,7 @@ FLOORS = {
         "sharding flags",
         "pytree",
         "loss_contents",
+        "outside_state",
         "loss_key batches",
         "derivatives",
         "precision programs inspection",

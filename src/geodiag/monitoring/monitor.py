@@ -310,7 +310,8 @@ class Monitor(DisplayedRun):
             return
         assert self._norm is not None
         result = pending.measure(current_norm(self._norm), self._tracker)
-        self._note_once(pending, () if result is None else result.notes)
+        known = pending.oracle if result is None else result
+        self._note_once(pending, () if known is None else known.notes)
 
     def _note_once(self, pending: Observation, notes: Iterable[str]) -> None:
         """Notes that hold for the whole run are in the first record alone."""

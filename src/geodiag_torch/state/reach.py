@@ -241,3 +241,10 @@ def named(found: Iterable[str]) -> str:
     """A few of them, in words."""
     few = list(dict.fromkeys(found))
     return ", ".join(few[:4]) + (f" and {len(few) - 4} more" if len(few) > 4 else "")
+
+
+def generators_of(data: Any) -> list[Any]:
+    """The generators of NumPy and Python that a loader, its dataset and its samplers hold."""
+    holders = [data, *(getattr(data, n, None) for n in ("dataset", "sampler", "batch_sampler"))]
+    held = (x for h in holders for x in getattr(h, "__dict__", {}).values())
+    return [x for x in held if isinstance(x, DRAWN) and not isinstance(x, nn.Module)]

@@ -18,6 +18,7 @@ from tests.fuzz.targets import (
     situations,
     torches,
     untouched,
+    untouched_jax,
 )
 
 Target = Callable[[Any], None]
@@ -31,5 +32,6 @@ TARGETS: dict[str, tuple[Target, float]] = {
     **flax.TARGETS,
     **situations.TARGETS,
     **untouched.TARGETS,
+    **untouched_jax.TARGETS,
     **command.TARGETS,
 }

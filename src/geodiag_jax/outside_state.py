@@ -1,0 +1,225 @@
+"""State in Python that a loss, or a loader, changes where it runs, beside training.
+
+The generators of NumPy and Python are given back, and a loss keeps no arrays of a trace. What else
+it keeps is not given back: JAX losses are to be pure, and what a trace changes is noted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import random
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from geodiag_jax.loss_contents import PLAIN, is_frozen, is_known, names_in
+
+T = TypeVar("T")
+MOST = 4096  # entries of a container, or of an array, that are looked at
+DEEPEST = 4  # functions that call each other
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+CODE = (type, types.FunctionType, types.ModuleType)
+
+
+class Draws:
+    """The global generators of NumPy and Python, and those that a loader holds."""
+
+    def __init__(self, data: Any = None) -> None:
+        held = getattr(data, "__dict__", {}).values()
+        self._held = [x for x in held if isinstance(x, GENERATORS)]
+
+    @contextmanager
+    def kept(self) -> Iterator[bool]:
+        """Inside, draws from them are of no consequence.
+
+        Beside other threads of Python, which may draw too, the states are left as they are.
+
+        Yields:
+            Whether they are given back.
+        """
+        if any(map(_may_draw, threading.enumerate())):
+            yield False
+            return
+        before = self._read()
+        try:
+            yield True
+        finally:
+            if self._read() != before:
+                self._put(before)
+
+    def apart(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, whose draws are of no consequence to what is in between."""
+        iterator, states = None, None
+        while True:
+            with self.kept() as kept:
+                if states is not None and kept:
+                    self._put(states)
+                iterator = iter(items) if iterator is None else iterator
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                states = self._read()
+            yield item
+
+    def _read(self) -> tuple[Any, bytes]:
+        numpy = np.random.get_state(legacy=False), [_state(x) for x in self._held]
+        return random.getstate(), pickle.dumps(numpy)
+
+    def _put(self, states: tuple[Any, bytes]) -> None:
+        random.setstate(states[0])
+        numpy, held = pickle.loads(states[1])
+        np.random.set_state(numpy)
+        for x, state in zip(self._held, held, strict=True):
+            if isinstance(x, np.random.Generator):
+                x.bit_generator.state = state
+            else:
+                (x.setstate if isinstance(x, random.Random) else x.set_state)(state)
+
+
+@contextmanager
+def no_tracers_left(call: Any) -> Iterator[None]:
+    """Inside a loss runs in a trace: arrays of it that the loss keeps make way for what was there.
+
+    As where it splits a key that an object holds. Such arrays would fail wherever they are used.
+    """
+    before = [(get, put, get()) for get, put in _holders(call)]
+    try:
+        yield
+    finally:
+        for get, put, value in before:
+            if _holds_tracers(get()) and not _holds_tracers(value):
+                put(value)
+
+
+def state_of(call: Any) -> dict[str, Hashable]:
+    """What stands for the state that a loss reaches, by the names that it has there."""
+    return {name: _token(x, 1) for name, x, _ in _reached(call)}
+
+
+def changed_by(before: dict[str, Hashable], after: dict[str, Hashable]) -> list[str]:
+    """The names of what is another now."""
+    return sorted(name for name in after if before.get(name) != after[name])
+
+
+def _may_draw(thread: threading.Thread) -> bool:
+    return thread is not threading.current_thread() and not thread.name.startswith("geodiag")
+
+
+Put = Callable[[Any], Any] | None
+Reached = Iterator[tuple[str, Any, Put]]
+
+
+def _reached(call: Any, depth: int = DEEPEST) -> Reached:
+    """Variables that a function closes over or names, attributes of its own object.
+
+    Yields:
+        The name and the value of each and, of variables, what assigns to it.
+    """
+    if isinstance(call, partial):
+        yield from _reached(call.func, depth)
+        yield from _further(("argument", x, None) for x in (*call.args, *call.keywords.values()))
+    elif isinstance(call, types.MethodType):
+        yield from _of_object("self", call.__self__)
+        yield from _reached(call.__func__, depth)
+    elif isinstance(call, types.FunctionType):
+        yield from _further(_variables(call), depth)
+    elif isinstance(inner := getattr(call, "__wrapped__", None), types.FunctionType):
+        yield from _reached(inner, depth)
+    elif not (is_frozen(call) or is_known(call)):
+        yield from _further(_of_object(type(call).__name__, call), depth)
+        own = inspect.getattr_static(type(call), "__call__", None)
+        if isinstance(own, types.FunctionType):
+            yield from _reached(own, depth)
+
+
+def _further(found: Reached, depth: int = DEEPEST) -> Reached:
+    """The same, and what the functions among them reach."""
+    for name, x, put in found:
+        yield name, x, put
+        calls = isinstance(x, types.FunctionType) and not is_known(x)
+        calls |= not isinstance(x, CODE) and isinstance(
+            inspect.getattr_static(type(x), "__call__", None), types.FunctionType
+        )
+        if depth and calls:
+            yield from _reached(x, depth - 1)
+
+
+def _variables(f: types.FunctionType) -> Reached:
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+        if cell != types.CellType():  # not bound yet
+            yield name, cell.cell_contents, partial(setattr, cell, "cell_contents")
+    for name in names_in(f.__code__):
+        if name in f.__globals__:
+            yield name, f.__globals__[name], partial(f.__globals__.__setitem__, name)
+
+
+def _of_object(name: str, x: Any) -> Reached:
+    yield name, x, None
+    if not isinstance(x, type):
+        own = getattr(x, "__dict__", {})
+        yield from ((f"{name}.{key}", value, None) for key, value in list(own.items()))
+
+
+def _holders(call: Any) -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """What reads and puts back variables, attributes and entries that a loss may assign to."""
+    for _, x, put in list(_reached(call)):
+        if isinstance(put, partial) and put.func is setattr:
+            yield partial(getattr, *put.args), put
+        elif isinstance(put, partial):
+            yield partial(put.func.__self__.get, *put.args), put  # type: ignore[attr-defined]
+        own = x if isinstance(x, dict) else getattr(x, "__dict__", None)
+        if isinstance(x, list):
+            yield x.copy, partial(x.__setitem__, slice(None))
+        elif isinstance(own, dict) and not isinstance(x, CODE):
+            yield own.copy, partial(_put_all, own)
+
+
+def _put_all(own: dict[Any, Any], values: dict[Any, Any]) -> None:
+    own.clear()
+    own.update(values)
+
+
+def _holds_tracers(x: Any) -> bool:
+    if isinstance(x, dict):
+        x = list(x.values())
+    entries = x if isinstance(x, (list, tuple)) else [x]
+    return any(isinstance(y, jax.core.Tracer) for y in entries[:MOST])
+
+
+def _token(x: Any, depth: int) -> Hashable:
+    if isinstance(x, PLAIN):
+        return type(x), repr(x)
+    if isinstance(x, GENERATORS):
+        return id(x), hash(pickle.dumps(_state(x)))
+    if isinstance(x, np.ndarray):
+        return id(x), hash(x.tobytes()) if x.size <= MOST else None
+    if isinstance(x, (list, set, deque, bytearray, dict)):
+        entries = [*x.items()] if isinstance(x, dict) else [*x]
+        return id(x), len(x), tuple(map(_entry, entries[:MOST])) if depth else None
+    if isinstance(x, CODE) or is_known(x) or is_frozen(x):
+        return id(x)
+    own = getattr(x, "__dict__", None)
+    if depth and isinstance(own, dict):
+        return id(x), tuple((name, _token(value, 0)) for name, value in own.items())
+    return id(x)
+
+
+def _entry(x: Any) -> Hashable:
+    if isinstance(x, tuple) and len(x) == 2:  # of a dict
+        return _token(x[0], 0), _token(x[1], 0)
+    return _token(x, 0)
+
+
+def _state(x: Any) -> Any:
+    if isinstance(x, np.random.Generator):
+        return x.bit_generator.state
+    return x.getstate() if isinstance(x, random.Random) else x.get_state(legacy=False)
