@@ -125,6 +125,16 @@ def test_the_ratios_of_parts_have_their_names(tmp_path):
     assert len(geodiag.plot(parts, ax={"ratio": both}).axes) == 3
 
 
+def test_checkpoints_are_drawn_in_the_order_of_their_steps():
+    """The last record of each, in whatever order they were measured."""
+    order = [(100, 1.0), (50, 2.0), (100, 3.0), (75, 4.0)]
+    found = [Record(i, loss=x, sharpness=x, extras={"checkpoint": str(i)}) for i, x in order]
+    (line,) = geodiag.plot(found).axes[0].lines
+    assert line.get_xydata().tolist() == [[50, 2], [75, 4], [100, 3]]
+    (line,) = geodiag.plot([Record(i, loss=x) for i, x in order]).axes[0].lines
+    assert line.get_xdata().tolist() == [100, 50, 100, 75]  # a run that was resumed
+
+
 def test_records_of_failures_alone_can_be_drawn():
     figure = geodiag.plot([Record(step=1, note="the loss: NaN"), Record(step=2, loss=math.inf)])
     figure.savefig("/dev/null", format="png")

@@ -157,6 +157,8 @@ def test_errors_that_the_notes_state_are_drawn():
     assert series.errors(BUILT_IN["ratio"]) is None
     loss, curvature, edge = geodiag.plot(found).axes
     assert [len(axes.collections) for axes in (loss, curvature, edge)] == [1, 2, 1]
+    assert edge.get_ylim()[0] < 0.4  # the ends of bars are in view
+    assert curvature.get_ylim()[1] > 6
     (bars,) = edge.collections
     first = next(s[:, 1] for s in bars.get_segments() if len(s))
     assert first == pytest.approx([0.4, 0.6])

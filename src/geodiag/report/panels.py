@@ -93,6 +93,8 @@ def draw(
                 _fill(axes, run, values - error, values + error, band)
     lines = [known(each, runs) for each in drawn if each.mark != "dots"]
     dots = [known(each, runs) for each in drawn if each.mark == "dots"]
+    if panel.scale != "log":  # the ends of bars and bands are in view
+        dots += [ends for each in drawn for run in runs.values() for ends in run.ends(each)]
     solid, single = (np.concatenate([np.empty(0), *each]) for each in (lines, dots))
     fit(axes, solid, single, panel.scale, panel.line)
     axes.set_ylabel(panel.label)

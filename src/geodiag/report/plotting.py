@@ -208,14 +208,25 @@ def _split(logs: Mapping[str, list[Run]]) -> Runs:
     runs: Runs = {}
     for label, found in logs.items():
         if len(found) < 2:
-            runs[label] = RunSeries(found[0] if found else [])
+            runs[label] = RunSeries(_in_order(found[0]) if found else [])
             continue
         alone = len(logs) == 1
         for own, run in zip(
             labels_of(Header(run.id, run.header) for run in found), found, strict=True
         ):
-            runs[own if alone or not label else f"{label}: {own}"] = RunSeries(run)
+            runs[own if alone or not label else f"{label}: {own}"] = RunSeries(_in_order(run))
     return runs
+
+
+def _in_order(run: Run) -> list[Record]:
+    """The records of a run; of checkpoints the last ones of their steps, in the order of these.
+
+    A log has them in the order in which they were measured, and one that was saved again twice.
+    """
+    if not run or "checkpoint" not in run[0].extras or not all(is_whole(r.step) for r in run):
+        return run
+    last = {r.step: r for r in run}
+    return [last[step] for step in sorted(last)]
 
 
 def _read(source: Any) -> list[Run]:

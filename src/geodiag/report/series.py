@@ -33,6 +33,7 @@ class RunSeries(list[Record]):
     def __init__(self, records: list[Record]) -> None:
         super().__init__(records)
         self._values: dict[str, Floats] = {}
+        self._states_errors: bool | None = None  # whether any note does
 
     @property
     def steps(self) -> Floats:
@@ -68,13 +69,24 @@ class RunSeries(list[Record]):
             found = quantities().get(quantity.error)
             return None if found is None else np.abs(self.values(found))
         name = NAMES.get(quantity.name)
-        if name is None or not any("±" in r.note for r in self):
+        if self._states_errors is None:
+            self._states_errors = any("±" in r.note for r in self)
+        if name is None or not self._states_errors:
             return None
         errors = np.array([stated(r.note, name) if "±" in r.note else math.nan for r in self])
         if name == "D":
             errors[self.values(quantity) != [r.directional_smoothness for r in self]] = math.nan
         errors[~(errors <= LARGEST)] = math.nan
         return None if np.isnan(errors).all() else errors
+
+    def ends(self, quantity: Quantity) -> tuple[Floats, ...]:
+        """The values less and plus their errors, where these are known."""
+        errors = self.errors(quantity)
+        if errors is None:
+            return ()
+        values = self.values(quantity)
+        both = values - errors, values + errors
+        return tuple(ends[np.isfinite(ends)] for ends in both)
 
 
 def stated(note: str, name: str) -> float:
