@@ -22,7 +22,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +246,7 @@ def _inches(text: str) -> tuple[float, float]:
 def _plot(logs: list[Path], out: Path | None, **look: Any) -> int:
     out = out or logs[0].with_suffix(".png")
     plotting.plot(logs, out, **look)
-    print(f"figure: {printable(str(out))}")
-    if out.suffix.lower() == ".html" and find_spec("plotly") is None:
-        print('it is a still picture; to zoom and to read points: pip install "geodiag[html]"')
+    print(plotting.written(out))
     return 0
 
 

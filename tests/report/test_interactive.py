@@ -13,6 +13,7 @@ import pytest
 
 import geodiag
 from geodiag.records import Record
+from geodiag.report.plotting import written
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
@@ -57,6 +58,10 @@ def test_of_a_long_run_the_extremes_are_kept(tmp_path):
 
 
 def test_without_plotly_it_is_a_page_without_a_script(tmp_path, monkeypatch):
+    assert "html" not in written(tmp_path / "run.html").partition("\n")[2]
+    monkeypatch.setattr("geodiag.report.plotting.find_spec", lambda name: None)
+    assert 'pip install "geodiag[html]"' in written(tmp_path / "run.html")
+    assert "pip" not in written(tmp_path / "run.svg")
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     geodiag.plot(records(), tmp_path / "run.html")
     text = (tmp_path / "run.html").read_text("utf-8")

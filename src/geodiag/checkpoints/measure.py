@@ -58,7 +58,7 @@ def run(
             by_norm.setdefault(str(record.extras["norm"]), []).append(record)
         plotting.plot(by_norm, out)
         if not as_json:
-            print(f"figure: {printable(str(out))}")
+            print(plotting.written(out))
     return 0
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -265,6 +266,14 @@ def check_target(given: Any) -> Path:
             "the figure's suffix is not known", got=str(path), do=f"use one of {SUFFIXES}"
         )
     return path
+
+
+def written(path: Path) -> str:
+    """What a command says of the figure that it has written."""
+    text = f"figure: {printable(str(path))}"
+    if path.suffix.lower() == ".html" and find_spec("plotly") is None:
+        text += '\nit is a still picture; to zoom and to read points: pip install "geodiag[html]"'
+    return text
 
 
 def _panels(runs: Runs) -> Panels:
