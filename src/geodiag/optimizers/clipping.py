@@ -26,6 +26,7 @@ CONTRADICTED = (
     "is of the step that it took"
 )
 NOT_WHOLE = "clip_norm= is of the gradient of all parameters, of which only a part is measured"
+NOT_FINITE = "what clip_norm= makes of a gradient that is not finite is not known"
 TWICE = "clip_norm= and the scale of update= both state what becomes of the gradient"
 
 
@@ -90,8 +91,8 @@ class Clipping:
         """A rule that was compared with no step: clipped before the optimizer, or inside of it."""
         if rule.unknown or rule.normalized:
             return rule
-        if rule.scale != 1.0:
-            return replace(rule, unknown=TWICE)
+        if rule.scale != 1.0 or not math.isfinite(self.length):
+            return replace(rule, unknown=NOT_FINITE if rule.scale == 1.0 else TWICE)
         found = self.received
         if found is not None and found.longest > (1 + TOLERANCE) * self.limit:
             return self._scaled(rule, self.limit / found.longest)
@@ -104,6 +105,8 @@ class Clipping:
 
         ``again``: the same comparison, with so many times the measured loss's gradient.
         """
+        if not (rule.normalized or math.isfinite(self.length)):
+            return replace(rule, unknown=rule.unknown or NOT_FINITE)
         longest = said.scale * self.length if self.received is None else self.received.longest
         shown = said.seen and not said.unknown
         if (self.received is not None or shown) and longest > (1 + TOLERANCE) * self.limit:

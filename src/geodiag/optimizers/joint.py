@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from geodiag.blocks import Blocks
 from geodiag.core.spaces import Space
+from geodiag.core.validation import own_arithmetic
 from geodiag.errors import ArgumentError
 from geodiag.norms import ByParameter, L2Over, MaxOver, Norm
 from geodiag.norms.composite import Group
@@ -72,7 +73,8 @@ def compare_all(
         own = space if len(groups) == 1 else space.select(names)
         w, new = ({name: x[name] for name in names} for x in (here, there))
         g = None if gradient is None else {name: gradient[name] for name in names}
-        found.append(compare(group[0].family, group, own, w, new, g, unit))
+        with own_arithmetic():  # also of gradients that are not finite
+            found.append(compare(group[0].family, group, own, w, new, g, unit))
     if len(found) == 1:
         return found[0]
     scales = [

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from geodiag.core.validation import as_number
 from geodiag.errors import ArgumentError, DistributedError, one_line
 from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.schedule import Schedule
@@ -151,6 +152,12 @@ class Attachment:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:
             print(text, file=sys.stderr)
+
+
+def clip_norm(stated: Any) -> float | None:
+    """The norm to which a trainer clips, by its own option; None where it does not."""
+    limit = as_number(stated)
+    return limit if limit is not None and limit > 0.0 else None
 
 
 def _check(arguments: dict[str, Any]) -> None:

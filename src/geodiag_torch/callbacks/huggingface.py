@@ -12,7 +12,7 @@ from geodiag.errors import one_line
 from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
-from geodiag_torch.callbacks.base import Attachment
+from geodiag_torch.callbacks.base import Attachment, clip_norm
 from geodiag_torch.callbacks.trainer_loss import (
     is_of_trainer,
     refusal,
@@ -86,7 +86,7 @@ class HuggingFaceMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()  # the last training may have ended in an exception
-        self._attachment.clips = args.max_grad_norm or None
+        self._attachment.clips = clip_norm(getattr(args, "max_grad_norm", None))
         if not self._attachment.takes_part(kwargs["model"], state.is_world_process_zero):
             return
         if self._attachment.data is not None:

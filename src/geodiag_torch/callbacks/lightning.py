@@ -12,7 +12,7 @@ from geodiag.errors import ArgumentError, shown
 from geodiag.problems import NormLike
 from geodiag.records import Record
 from geodiag.sinks import Log, metrics
-from geodiag_torch.callbacks.base import Attachment
+from geodiag_torch.callbacks.base import Attachment, clip_norm
 
 
 def _callback() -> Any:
@@ -162,5 +162,6 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
 
 def _clips_at(trainer: Any) -> float | None:
     """The norm at which the Trainer itself clips gradients, if it does."""
-    value, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-    return value if value and (how is None or str(getattr(how, "value", how)) == "norm") else None
+    how = getattr(trainer, "gradient_clip_algorithm", None)
+    by_norm = how is None or str(getattr(how, "value", how)) == "norm"
+    return clip_norm(getattr(trainer, "gradient_clip_val", None)) if by_norm else None
