@@ -172,6 +172,8 @@ def measured(
             if not oracle.use_differences():
                 raise
             spent = counted.num_hvps
+            if options.max_hvps is not None:
+                options = replace(options, max_hvps=max(options.max_hvps - spent, 2))
             result = search(CountingOracle(counted))
             _require_second_derivative(result)
             result = replace(result, num_hvps=result.num_hvps + spent)

@@ -63,7 +63,10 @@ class Contents:
             self._value(functools.partial, tuple(x.keywords))
             self._add_all((x.func, *x.args, *x.keywords.values()))
         elif is_known(x):
-            self._part(x, x)
+            made = "<locals>" in getattr(
+                x, "__qualname__", ""
+            )  # around a function, by checkpoint()
+            self._part(x, getattr(x, "__code__", x) if made else x)
         elif isinstance(x, np.dtype) or is_frozen(x):
             self._part(x, f"{type(x).__module__}.{type(x).__qualname__}")
         elif isinstance(x, types.FunctionType):
@@ -77,7 +80,8 @@ class Contents:
             self._add(inner)
         else:
             contents = isinstance(x, (list, dict, set, np.ndarray))
-            self._part(x, type(x).__name__ if contents else id(x))
+            itself = not self.parts and callable(x)  # an object that is the loss
+            self._part(x, type(x).__qualname__ if contents or itself else id(x))
             self.whole = False
 
     def _add_function(self, f: types.FunctionType) -> None:

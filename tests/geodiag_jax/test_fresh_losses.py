@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +90,23 @@ def test_other_arrays_and_numbers_make_another_loss():
     assert measured(of_arrays(3 * SIZES)).notes == ()
     assert measured(of_arrays(SIZES, factor=5.0)).value == pytest.approx(15.0)
     assert measured(of_arrays(SIZES)).value == pytest.approx(3.0)
+
+
+class Callable:
+    def __call__(self, p):
+        return half_squares(p["w"], SIZES)
+
+
+WRAPPED = {"jit": jax.jit, "checkpoint": jax.checkpoint, "object": lambda _: Callable()}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_is_made_around_a_loss_anew_is_said_once(name):
+    said = []
+    for _ in range(3):
+        oracle = geodiag.problem(WRAPPED[name](of_arrays(SIZES)), params=W).at()
+        said.append(loss_contents.REDEFINED in oracle.notes)
+    assert said == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", ["numpy", "list", "class", "object", "global"])

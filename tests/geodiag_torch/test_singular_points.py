@@ -58,6 +58,14 @@ def test_a_vanishing_term_without_second_derivative_is_measured_by_differences(t
     assert along == pytest.approx(4.0, rel=1e-7)
 
 
+def test_what_the_first_try_spends_is_part_of_the_budget():
+    counts = []
+    for term, engine in ((VANISHING["norm"], "auto"), (lambda w, v: 0 * w, "finite-difference")):
+        result = geodiag.sharpness(Model(), loss_fn=loss_of(term), engine=engine, max_hvps=4)
+        counts.append(result.num_hvps)
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("norm", ["linf", "spectral"])
 def test_other_norms_and_precisions(norm):
     loss = loss_of(VANISHING["normalize"])

@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ OPTIMIZERS = {
     "momentum": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
     "adam": torch.optim.Adam,
 }
-EVENTS = ("none", "signal", "thread", "exception", "resumed", "replaced", "frozen", "eval")
+EVENTS = (
+    *("none", "signal", "thread", "compiled thread", "exception"),
+    *("resumed", "replaced", "frozen", "eval"),
+)
 
 
 class Breaking:
@@ -56,9 +60,31 @@ def event(kind: str, at: int) -> Any:
     return between
 
 
+def trainer(x: torch.Tensor) -> tuple[Callable[[], None], torch.nn.Module]:
+    """A step of training another model, and the model."""
+    layer = torch.nn.Linear(3, 3)
+    torch.nn.init.eye_(layer.weight), torch.nn.init.ones_(layer.bias)
+    model = torch.nn.Sequential(layer, torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(x) - x).square().mean().backward()
+        optimizer.step()
+
+    return step, model
+
+
+def steps(step: Callable[[], None], taken: list[int], over: threading.Event) -> None:
+    """Steps, counted, until it is over."""
+    while not over.wait(0.001):
+        step()
+        taken.append(1)
+
+
 @contextlib.contextmanager
 def surroundings(kind: str, seen: list[Any]) -> Any:
-    """Signals at any moment, or a thread that works on another model."""
+    """Signals at any moment, or a thread that trains another model, and loses no step."""
     if kind == "signal":
         before = signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
         signal.setitimer(signal.ITIMER_REAL, 0.002, 0.003)
@@ -67,22 +93,23 @@ def surroundings(kind: str, seen: list[Any]) -> Any:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-    elif kind == "thread":
-        over = threading.Event()
-        other, x = torch.nn.Linear(3, 3), torch.ones(4, 3)
-
-        def work() -> None:
-            while not over.wait(0.001):
-                other.zero_grad()
-                other(x).square().mean().backward()
-
-        thread = threading.Thread(target=work)
+    elif kind in ("thread", "compiled thread"):
+        x = torch.linspace(-1, 1, 12).reshape(4, 3)
+        if kind != "thread":  # from then on torch.compile looks into frames
+            torch.compile(torch.sin, backend="eager")(x)
+        over, taken, step, other = threading.Event(), [], *trainer(x)
+        thread = threading.Thread(target=lambda: steps(step, taken, over))
         thread.start()
         try:
             yield
         finally:
             over.set()
             thread.join()
+        step, alone = trainer(x)
+        for _ in taken:
+            step()
+        expected = alone.state_dict()
+        assert all(torch.equal(y, expected[name]) for name, y in other.state_dict().items())
     else:
         yield
 

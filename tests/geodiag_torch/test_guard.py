@@ -1,0 +1,112 @@
+"""What ``guard=`` names is given back; what nothing gives back is said in the first record."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import geodiag
+import geodiag_torch
+from geodiag import errors
+from tests.geodiag_torch.models import regression
+
+mse = nn.functional.mse_loss
+
+
+class Counted:
+    """Its state is in a slot that no look finds."""
+
+    __slots__ = ("_n",)
+
+    def __init__(self):
+        self._n = 0
+
+    def state_dict(self):
+        return {"n": self._n}
+
+    def load_state_dict(self, state):
+        self._n = state["n"]
+
+    def count(self):
+        self._n += 1
+        return self._n
+
+
+def made(kind):
+    """A state, a function that changes it, and one that tells it."""
+    if kind == "torch.Generator":
+        g = torch.Generator().manual_seed(0)
+        return g, lambda: float(torch.rand((), generator=g)), lambda: g.get_state().tolist()
+    if kind == "numpy":
+        rng = np.random.default_rng(0)
+        return rng, rng.random, lambda: rng.bit_generator.state
+    if kind == "module":
+        norm, x = nn.BatchNorm1d(1), torch.linspace(0, 1, 8)[:, None]
+        tell = lambda: [t.tolist() for t in norm.state_dict().values()]  # noqa: E731
+        return norm, lambda: float(norm(x).square().mean().detach()), tell
+    counted = Counted()
+    return counted, counted.count, counted.state_dict
+
+
+def loss_with(factor):
+    """A loss that reaches ``factor`` by an iterator, so that its state is not found."""
+    hidden = iter([factor] * 10**4)
+    return lambda m, b: mse(m(b[0]), b[1]) * (1 + 0.1 * next(hidden)())
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "torch.Generator", "numpy", "module"])
+def test_what_is_named_is_given_back(kind):
+    model, data, _ = regression()
+    state, factor, said = made(kind)
+    before = said()
+    result = geodiag.sharpness(model, loss_fn=loss_with(factor), data=data, guard=[state])
+    assert said() == before
+    assert not any("changes from pass to pass" in note for note in result.notes)
+
+
+def test_what_is_not_named_is_said():
+    model, data, _ = regression()
+    result = geodiag.sharpness(model, loss_fn=loss_with(Counted().count), data=data)
+    assert any("pass what holds its state in guard=[…]" in note for note in result.notes)
+    assert result.bound is geodiag.Bound.LOWER
+
+
+def of_iterator():
+    steps = itertools.count(1)
+    return lambda m, b: mse(m(b[0]), b[1]) + 0 * next(steps), "the iterator steps"
+
+
+def of_cache():
+    @functools.lru_cache
+    def scale(x):
+        return 1.0
+
+    return lambda m, b: mse(m(b[0]), b[1]) * scale(b[0].mean() + 0), "the cache of scale"
+
+
+@pytest.mark.parametrize("make", [of_iterator, of_cache])
+def test_what_cannot_be_given_back_is_named_in_the_first_record(make):
+    model, (x, y), _ = regression()
+    loss, named = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = geodiag_torch.attach(optimizer, model, loss_fn=loss, data=(x, y), every=1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(model, (x, y)).backward()
+        optimizer.step()
+    first, second = monitor.records
+    assert "what cannot be given back" in first.note
+    assert named in first.note
+    assert "given back" not in second.note
+
+
+@pytest.mark.parametrize("wrong", [3, "loss", [1.5], Counted])
+def test_what_has_no_state_is_refused(wrong):
+    model, data, _ = regression()
+    with pytest.raises(errors.ArgumentError, match="guard= takes modules, generators"):
+        geodiag.sharpness(model, criterion=mse, data=data, guard=wrong)
