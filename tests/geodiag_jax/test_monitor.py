@@ -142,7 +142,7 @@ class TestRule:
     def test_a_state_that_is_not_known(self):
         params = logistic_params()
         monitor = monitor_of(lr=LR)
-        record = monitor.observe(0, params, moved(params), optax.sgd(LR, 0.9).init(params))
+        record = monitor.observe(0, params, moved(params), optax.adabelief(LR).init(params))
         assert math.isfinite(record.sharpness)
         assert "no threshold: the geometry of this optimizer state is not known" in record.note
 

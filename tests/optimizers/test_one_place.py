@@ -29,10 +29,11 @@ JAX = "geodiag_jax/optimizers/readers.py"
 
 # All files that name a family.
 TOUCHED = {
-    "GradientDescent": {CORE, TORCH},
+    "GradientDescent": {CORE, TORCH, JAX},
     "Adam": {CORE, TORCH, JAX},
     "RMSprop": {CORE, TORCH, JAX},
-    "SignDescent": {NORMALIZED, TORCH, JAX},
+    "SignDescent": {NORMALIZED, TORCH},
+    "LionDescent": {NORMALIZED, TORCH, JAX},
     "NAdam": {CORE, TORCH},
     "AdEMAMix": {CORE, TORCH, JAX},
     "QHM": {CORE, TORCH},

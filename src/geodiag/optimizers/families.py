@@ -8,7 +8,7 @@ QHM               w − η((1 − ν)g + νm)       ℓ2                      it
 RMSprop           w − η P⁻¹ m                √⟨d, Pd⟩                momentum
 MuonDescent       w − η r UVᵀ of m           spectral, radii r       normalized, without momentum
 SignDescent       w − η sign(m)              ℓ∞                      normalized, without momentum
-Lion              w − η sign(β₁m + (1 − β₁)g)  ℓ∞                    normalized, without momentum
+LionDescent       w − η sign(β₁m + (1 − β₁)g)  ℓ∞                    normalized, without momentum
 SteepestDescent   w − η ‖g‖* lmo(g)          its own                 plain, or normalized
 
 A parameter's own learning rate belongs to the norm: relative to the first one it divides P, or is a

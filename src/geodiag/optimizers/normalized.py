@@ -50,7 +50,7 @@ class SignDescent(_Normalized):
         return not slot.momentum or slot.first_moment is None
 
 
-class Lion(SignDescent):
+class LionDescent(SignDescent):
     """w⁺ = w − η sign(β₁m + (1 − β₁)g), then m ← β₂m + (1 − β₂)g (arXiv 2302.06675)."""
 
     def received(self, slot: Slot) -> Array | None:

@@ -21,7 +21,7 @@ from geodiag.blocks import Array
 from geodiag.core.spaces import MatrixView, Space
 from geodiag.errors import ArgumentError
 from geodiag.optimizers.families import Adam, AdEMAMix, GradientDescent, RMSprop
-from geodiag.optimizers.normalized import Lion, MuonDescent
+from geodiag.optimizers.normalized import LionDescent, MuonDescent
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_jax.optimizers.states import (
     DIMENSIONS,
@@ -138,7 +138,7 @@ def read_rmsprop(e: Entry) -> Slot:
 def read_lion(e: Entry) -> Slot:
     """lion."""
     return e.slot(
-        Lion(),
+        LionDescent(),
         momentum=e.options["b1"],
         first_moment=e.arrays["mu"] if e.steps else None,
         earlier_moment=e.before.get("mu"),

@@ -27,7 +27,7 @@ from geodiag.optimizers.families import (
     SteepestDescent,
 )
 from geodiag.optimizers.geometry import two_geometries, unknown_geometry
-from geodiag.optimizers.normalized import Lion, MuonDescent, SignDescent
+from geodiag.optimizers.normalized import LionDescent, MuonDescent, SignDescent
 from geodiag.optimizers.slots import Family, Slot
 from geodiag_torch.optimizers.non_euclidean import NonEuclideanGD
 from geodiag_torch.sharding.detection import as_sharded
@@ -176,8 +176,10 @@ def read_sign(e: Entry) -> Slot:
 
 def read_lion(e: Entry) -> Slot:
     """Lion in user code, with the authors' names."""
+    if len(e.group.get("betas", ())) != 2:
+        return read_sign(e)
     beta2, m = float(e.group["betas"][1]), e.array("exp_avg")
-    return e.slot(Lion(), decoupled=True, first_moment=m, more={"beta2": beta2})
+    return e.slot(LionDescent(), decoupled=True, first_moment=m, more={"beta2": beta2})
 
 
 def read_torch_muon(e: Entry) -> Slot:
