@@ -41,6 +41,8 @@ def test_along_a_quadratic(norm):
     record = run(monitor, w, steps=1)[0]
     assert record.realized_edge == pytest.approx(EDGE, rel=1e-12)
     assert record.critical_lr == pytest.approx(CRITICAL, rel=1 / 16)
+    assert abs(record.critical_lr - CRITICAL) <= 1.001 * record.critical_lr_error
+    assert 0 < record.critical_lr_error <= CRITICAL / 30
     assert record.loss == 0.5 * W @ H @ W
     assert record.lr == LR
     length = {"l2": np.linalg.norm(S), "linf": np.abs(S).max(), None: math.nan}[norm]
@@ -63,7 +65,7 @@ def test_the_critical_step_beside_s():
         assert record.critical_lr == pytest.approx(
             2 / record.directional_smoothness, rel=1 / 16
         )  # plain descent
-        same = {"critical_lr": math.nan, "seconds": 0.0, "run": ""}
+        same = {"critical_lr": math.nan, "critical_lr_error": math.nan, "seconds": 0.0, "run": ""}
         assert str(record.to_dict() | same) == str(other.to_dict() | same)
 
 

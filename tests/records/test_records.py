@@ -37,6 +37,7 @@ FULL = Record(
     occupation=0.125,
     timing=1e-7,
     critical_lr=0.125,
+    critical_lr_error=0.0625,
     num_hvps=12,
     seconds=0.5,
     note='a "quoted", spaced ℓ∞ note',
@@ -70,7 +71,7 @@ def same(a: Record, b: Record) -> bool:
 PROMISED = (
     "step, loss, lr, sharpness, bound, upper, dual_norm, directional_smoothness, curvature, "
     "threshold, ratio, num_hvps, seconds, note, realized_edge, occupation, timing, status, "
-    "run, critical_lr"
+    "run, critical_lr, critical_lr_error"
 )
 
 
@@ -104,7 +105,7 @@ def test_what_is_written():
     assert json.loads(to_json(nothing))["sharpness"] is None
     assert json.loads(to_json(nothing))["schema"] == SCHEMA == 1
     assert json.loads(to_json(FULL))["upper"] == "Infinity"
-    assert to_csv(nothing) == "3,,,,,,,,,,,0,,,,,,,,"
+    assert to_csv(nothing) == "3,,,,,,,,,,,0,,,,,,,,,"
     assert f"{HEADER},extras".split(",") == [f.name for f in fields(Record)]
 
 
@@ -260,7 +261,7 @@ class TestHeaders:
         assert [r.extras for r in found] == [{}, {"noise": 0.1}]
 
     def test_a_row_of_another_width_is_refused(self):
-        with pytest.raises(ArgumentError, match="2 or 20 columns"):
+        with pytest.raises(ArgumentError, match="2 or 21 columns"):
             self.read("step,loss", "1,0.5,3")
 
     @pytest.mark.parametrize("row", ["3,,,,,,,,,,,0,,step", "step,los,,,,", "1,step", ""])

@@ -301,6 +301,8 @@ class Observation:
         if answer is None:
             return
         self.known["critical_lr"] = float(answer)
+        if answer.bracketed:
+            self.known["critical_lr_error"] = 0.5 * (answer.bracket[1] - answer.bracket[0])
         if answer.note:
             self.note(f"no critical step: {answer.note}")
         elif answer.lr is None:

@@ -58,6 +58,7 @@ class Record:
         critical_lr: the learning rate at which the same step would leave the loss as it is, see
             :func:`geodiag.critical_lr`; with ``critical=True``. Where the record has no learning
             rate it is the multiple of the step.
+        critical_lr_error: half the width of the bracket that it was found in.
         extras: the values of quantities from plugins or of an unknown column of a log, by name;
             ``record.name`` reads them too.
 
@@ -95,8 +96,13 @@ class Record:
     status: str = _declared("status of the search", default="", column=None)
     run: str = field(default="", compare=False, metadata={"label": "run", "column": None})
     critical_lr: float = _declared(
-        "critical learning rate", panel=RATES, mark="dots", column="critical lr"
+        "critical learning rate",
+        panel=RATES,
+        mark="dots",
+        column="critical lr",
+        error="critical_lr_error",
     )
+    critical_lr_error: float = _declared("error of the critical learning rate", column=None)
     extras: dict[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
