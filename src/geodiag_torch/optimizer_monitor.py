@@ -131,8 +131,11 @@ class OptimizerMonitor(Monitor):
 
     def _measure_after(self, pending: Observation, params: Any) -> None:
         found, self._selected = self._selected, None
-        if found is None:
-            return
+        if found is not None:
+            with self._following.geometry.read_once():
+                self._measure_along(pending, params, found)
+
+    def _measure_along(self, pending: Observation, params: Any, found: Selection) -> None:
         besides: list[str] = []
         with pending.noting("the measurement"):
             besides = pending.moved_besides(entries(found.others))
@@ -183,7 +186,8 @@ class OptimizerMonitor(Monitor):
         gradient = self._gradient if compared else None
         if rule is None or gradient is None or pending.here is None:
             return self._clipped(rule, pending)
-        there, geometry = self._problem.point(), self._following.geometry
+        pending.there = there = self._problem.point()
+        geometry = self._following.geometry
         found, clipping = geometry.compare(gradient, pending.here, there), self._clipping(pending)
         says = follow if clipping is None else clipping.follow
         for part in pending.parts.values():

@@ -52,7 +52,7 @@ class Observation:
         seconds: spent so far.
         norm: the norm, bound to the parameters.
         here: a copy of the point w before the step.
-        there: the point w⁺ after it.
+        there: the point w⁺ after it; where it is known, it is not copied again.
         oracle: the problem at w; it counts Hessian-vector products.
         new_loss: L(w⁺).
         tracker: of S along the run.
@@ -225,7 +225,7 @@ class Observation:
         """
         if self.here is None or self.oracle is None or (self.norm is None and self.noise is None):
             return
-        self.there = self.problem.point(params)
+        self.there = self.problem.point(params) if self.there is None else self.there
         if besides:
             self.note(f"no D, no ζ: the step also moved {listed(besides)}, which is not measured")
             return

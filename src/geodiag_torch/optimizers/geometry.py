@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.optim import Optimizer
@@ -56,16 +57,28 @@ class LiveGeometry:
         self._kind = " with ".join(type(each).__name__ for each in optimizers)
         self._space = space
         self._taken: dict[int, tuple[list[Slot], list[str]]] = {}
+        self._slots: list[Slot] | None = None  # where they are read once
+        self._once = False
         self.follow(parameters, space)
         if source is None and required:
             self._by_part(self._read())
 
     def follow(self, parameters: Mapping[str, torch.Tensor], space: Space) -> None:
         """From now on these are measured."""
+        self._slots = None
         self._names = {id(p): name for name, p in parameters.items()}
         if space is not self._space or not hasattr(self, "_compared"):
             self._compared: dict[Hashable, bool] = {}
         self._space = space
+
+    @contextmanager
+    def read_once(self) -> Iterator[None]:
+        """Inside, the optimizers have taken their step: their slots are read once."""
+        self._slots, self._once = None, True
+        try:
+            yield
+        finally:
+            self._slots, self._once = None, False
 
     def of_the_step(self, parameters: Mapping[str, torch.Tensor]) -> bool:
         """Whether the norm of these is known after the step alone: it is that of the state then.
@@ -118,7 +131,7 @@ class LiveGeometry:
         """The current update rule, for S in the norm that is measured."""
         entries = self._entries()
         try:
-            slots = self._read(entries)
+            slots = self._read()
             if self._source is None and len(parts_of(slots)) > 1:
                 return Update(slots[0].lr, unknown=SEVERAL)
             return self._geometry(slots).update(self._requested)
@@ -181,11 +194,15 @@ class LiveGeometry:
         return [Geometry(part, self._space.select(s.name for s in part)) for part in parts]
 
     def _read(self, entries: list[Entry] | None = None) -> list[Slot]:
+        if entries is None and self._slots is not None:
+            return self._slots
         found = []
         for entry in self._entries() if entries is None else entries:
             if entry.reader is None:
                 raise unknown_geometry(type(entry.optimizer).__name__)
             found.append(entry.reader(entry))
+        if entries is None and self._once:
+            self._slots = found
         return found
 
     def _entries(self, names: Mapping[int, str] | None = None) -> list[Entry]:

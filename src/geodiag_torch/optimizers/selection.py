@@ -108,6 +108,9 @@ def entries(tensors: Named) -> dict[str, Tensor]:
 
 def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None:
     """``run()`` while these tensors hold the copies of their :func:`entries`."""
+    if not copies:
+        run()
+        return
     earlier = _Earlier(tensors, copies)
 
     def around(run: Callable[[], None]) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from geodiag.errors import ParameterError
 
+PLAIN = (Tensor, nn.Parameter)
+
 
 def sharding_of(model: nn.Module) -> Any:
     """The module :mod:`geodiag_torch.sharding.fsdp` if ``model`` is sharded, else None.
@@ -26,7 +28,8 @@ def sharding_of(model: nn.Module) -> Any:
     fsdp = sys.modules.get("torch.distributed.fsdp")
 
     def holds(kind: str) -> bool:
-        return any(isinstance(m, getattr(fsdp, kind, ())) for m in model.modules())
+        known = getattr(fsdp, kind, None)
+        return known is not None and any(isinstance(m, known) for m in model.modules())
 
     if holds("FSDPModule"):
         return _fsdp()
@@ -56,6 +59,8 @@ def sharded_like(x: Tensor, p: Tensor) -> Tensor:
 
 
 def _is_dtensor(x: Tensor) -> bool:
+    if type(x) in PLAIN:
+        return False
     used = sys.modules.get("torch.distributed.tensor")
     return used is not None and isinstance(x, used.DTensor)
 

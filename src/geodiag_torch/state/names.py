@@ -38,16 +38,17 @@ def public_names(model: nn.Module) -> dict[str, str]:
     Raises:
         ParameterError: there are none, or one has no shape yet; or two have the same public name.
     """
-    for name, t in [*nn.Module.named_parameters(model), *model.named_buffers()]:
+    parameters = named_parameters(model)
+    for name, t in [*parameters.items(), *model.named_buffers()]:
         if isinstance(t, UNINITIALISED):
             raise ParameterError(
                 f"the parameter {name!r} has no shape yet", do="run the model once on a batch first"
             )
-    names = [name for name, p in named_parameters(model).items() if p.requires_grad]
+    names = [name for name, p in parameters.items() if p.requires_grad]
     if not names:
         raise ParameterError(
             "the model has no trainable parameters",
-            got=f"{sum(1 for _ in model.parameters())} parameters, none with requires_grad",
+            got=f"{len(parameters)} parameters, none with requires_grad",
             do="pass a model with parameters, or call model.requires_grad_(True)",
         )
     kept_as = {
