@@ -3,7 +3,8 @@
 Compiled functions outlive a measurement, and arrays that a loss closes over are constants in them.
 So the key holds, besides the callable, the arrays and the numbers that it reads from its closure,
 its module's globals or its object: another value recompiles instead of measuring the old one.
-What is further away (inside another function, in a list, written to in place) cannot be seen, as
+Small lists and NumPy arrays among these count by what they hold, and so do the functions that it
+calls. What is further away (behind attributes of objects, in large containers) cannot be seen, as
 with ``jax.jit``: a loss must be a pure function. Pass what changes through ``data=``.
 """
 
@@ -16,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from geodiag.errors import ParameterError
-from geodiag_jax.loss_contents import REDEFINED, Contents, names_in, told_apart
+from geodiag_jax.loss_contents import REDEFINED, Contents, is_known, names_in, told_apart
 from geodiag_jax.pytree import is_array, leaves_of
 
 
@@ -86,6 +89,10 @@ def _arrays(values: list[Any]) -> Iterator[Any]:
                 yield from filter(is_array, leaves_of(value))
 
 
+DEEPEST = 3
+MOST = 256  # entries of a list, a dict or an array
+# Of a function that calls these: what it changes is taken for a record, which it does not read.
+MUTATING = {"append", "extend", "insert", "pop", "update", "setdefault", "add", "clear", "fill"}
 _LOADS = (
     *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"),
     *("LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF"),
@@ -102,8 +109,12 @@ class Reads(NamedTuple):
     keys: Mapping[str, frozenset[Any]]  # by names that are read as name["key"] alone
 
 
-def numbers(call: Any) -> Iterator[tuple[str, str, str]]:
-    """Names, types and values of the numbers that a function reads apart from its arguments."""
+def numbers(call: Any, depth: int = DEEPEST) -> Iterator[tuple[str, str, str]]:
+    """The numbers that a function, and those that it calls, read apart from their arguments.
+
+    Yields:
+        Name, type and value.
+    """
     if isinstance(call, functools.partial):
         yield from numbers(call.func)
     elif isinstance(call, types.MethodType):
@@ -120,6 +131,8 @@ def numbers(call: Any) -> Iterator[tuple[str, str, str]]:
             if name not in reads.written:
                 yield from _number(name, value)
                 yield from _numbers_in(value, name, reads)
+            if depth and isinstance(value, types.FunctionType) and not is_known(value):
+                yield from numbers(value, depth - 1)
 
 
 def _numbers_in(value: Any, name: str, reads: Reads) -> Iterator[tuple[str, str, str]]:
@@ -129,11 +142,26 @@ def _numbers_in(value: Any, name: str, reads: Reads) -> Iterator[tuple[str, str,
         for key, x in value.items():
             if key in keys:
                 yield from _number(f"{name}[{key!r}]", x)
+                if not reads.attributes & MUTATING:
+                    yield from _entries(f"{name}[{key!r}]", x)
+    elif isinstance(value, (list, tuple, np.ndarray)):
+        if not (reads.writes_items or reads.attributes & MUTATING):
+            yield from _entries(name, value)
     elif not isinstance(value, (type, types.FunctionType)):
         held = getattr(value, "__dict__", {})
         for key in reads.attributes - reads.written:
             if key in held:
                 yield from _number(f"{name}.{key}", held[key])
+
+
+def _entries(name: str, x: Any, depth: int = 3) -> Iterator[tuple[str, str, str]]:
+    """The numbers in small containers and arrays."""
+    if isinstance(x, np.ndarray) and x.size <= MOST and x.dtype != object:
+        yield name, str(x.dtype), str(hash(x.tobytes()))
+    elif type(x) in (list, tuple, dict) and depth and len(x) <= MOST:
+        for key, value in x.items() if isinstance(x, dict) else enumerate(x):
+            yield from _number(f"{name}[{key!r}]", value)
+            yield from _entries(f"{name}[{key!r}]", value, depth - 1)
 
 
 def _number(name: str, x: Any) -> Iterator[tuple[str, str, str]]:

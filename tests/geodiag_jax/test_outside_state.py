@@ -14,6 +14,7 @@ import pytest
 
 import geodiag
 import geodiag_jax
+from geodiag_jax import loss_contents
 
 W = {"w": jnp.arange(1.0, 4.0)}
 counted = 0
@@ -81,6 +82,11 @@ KEPT = {
     "attribute of a callable's": (lambda: Trainer(types.SimpleNamespace(n=0)), "Trainer.inner"),
     "jitted": (lambda: jax.jit(of_cell()), "n"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen(monkeypatch):
+    monkeypatch.setattr(loss_contents, "_seen", type(loss_contents._seen)())
 
 
 @pytest.mark.parametrize("kind", KEPT)

@@ -112,6 +112,42 @@ def test_a_number_that_changes_is_seen(where):
             assert found == pytest.approx(value, rel=1e-6)
 
 
+def helper(p):
+    return beta * penalty(p)
+
+
+def further_losses():
+    """The same, read further away."""
+    listed, nested, array = [1.0], {"a": {"b": [1.0]}}, np.ones(1)
+
+    def set_global(x):
+        global beta
+        beta = x
+
+    return {
+        "list": (lambda p: listed[0] * penalty(p), lambda x: listed.__setitem__(0, x)),
+        "nested": (
+            lambda p: nested["a"]["b"][0] * penalty(p),
+            lambda x: nested["a"]["b"].__setitem__(0, x),
+        ),
+        "array": (lambda p: float(array[0]) * penalty(p), lambda x: array.__setitem__(0, x)),
+        "helper": (lambda p: helper(p) + 0 * len(RECORDED), set_global),
+    }
+
+
+RECORDED: list[float] = []
+
+
+@pytest.mark.parametrize("where", further_losses())
+def test_what_is_read_further_away_is_seen(where):
+    loss, put = further_losses()[where]
+    found = []
+    for value in (1.0, 10.0):
+        put(value)
+        found.append(float(geodiag.problem(loss, params=params()).at().loss()))
+    assert found[1] == pytest.approx(10 * found[0], rel=1e-6)
+
+
 def test_counters_compile_nothing_again():
     task, counted, calls = Task(), {"n": 0}, 0
 
