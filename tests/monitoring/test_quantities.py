@@ -94,7 +94,7 @@ class TestFromOutside:
         JSONL(tmp_path / "run.jsonl").write(Record(0, loss=0.5, extras={"squared_step": 0.01}))
         found = read_records(tmp_path / "run.jsonl")
         assert found[0].squared_step == 0.01
-        assert len(geodiag.plot(found).axes) == 3
+        assert len(geodiag.plot(found).axes) == 2
 
     def test_it_may_share_a_panel(self, register):
         pytest.importorskip("matplotlib")

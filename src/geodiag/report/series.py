@@ -21,8 +21,7 @@ Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 LARGEST = 1e100  # the largest number that is drawn
 # What the notes say of rounding, by the quantity; beyond the share NOISE of it D is not drawn.
-STATED = re.compile(r"(?:^|[ ,])(loss|S|D|ζ) ± (inf|[\d.]+(?:e[+-]?\d+)?)")
-NAMES = {"loss": "loss", "sharpness": "S", "directional_smoothness": "D", "realized_edge": "ζ"}
+STATED = re.compile(r"(?:^|[ ,])(\S+) ± (inf|[\d.]+(?:e[+-]?\d+)?)")
 NOISE = 0.5
 COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
 
@@ -68,7 +67,7 @@ class RunSeries(list[Record]):
         if quantity.error:
             found = quantities().get(quantity.error)
             return None if found is None else np.abs(self.values(found))
-        name = NAMES.get(quantity.name)
+        name = quantity.name if quantity.column == "" else quantity.column  # as a table has it
         if self._states_errors is None:
             self._states_errors = any("±" in r.note for r in self)
         if name is None or not self._states_errors:

@@ -147,7 +147,7 @@ def view(
     texts = labels(headers.get(each, Header(each)) for each in ids)
     of = {each: printable(cut(text)) for each, text in zip(ids, texts, strict=True)}
     name += f": {of[run]}" if of[run] else ""
-    table = _rich("rich.table").Table(title=cells(name), title_justify="left", box=None)
+    table = _rich("rich.table").Table(box=None)
     shown = _fitting(last, width - (WIDE if len(of) > 1 else 0))
     for each, cells_of in shown.items():
         text, heading = each.kind is str, printable(each.column or each.name)
@@ -162,7 +162,8 @@ def view(
     said = next((r for r in reversed(last) if r.note), None)
     notes = [cells(f" step {said.step}: {printable(cut(said.note))}", style="dim")] if said else []
     same = [r for r in records if r.run == run]
-    return _rich("rich.console").Group(table, *notes, cells(_trend(same, width)))
+    heading = cells(name, style="italic")
+    return _rich("rich.console").Group(heading, table, *notes, cells(_trend(same, width)))
 
 
 def _fitting(records: Sequence[Record], width: int) -> dict[Quantity, list[str]]:

@@ -11,11 +11,10 @@ from collections import deque
 from typing import Any
 
 from geodiag.errors import SinkError, import_optional, printable
-from geodiag.records import Header, Record
+from geodiag.records import BUILT_IN, EDGE, Header, Record
 from geodiag.sinks.background import QUEUE, Background
 from geodiag.sinks.base import PREFIX, metrics
 
-LARGEST = ("ratio", "realized_edge")  # of which the table of runs has the greatest value, too
 ROW_WAIT = 0.1  # seconds that a record may wait to find the row that is open now
 
 
@@ -49,8 +48,10 @@ class WandB(Background):
         self._prefix = prefix
         self._run.define_metric(prefix + "step")
         self._run.define_metric(prefix + "*", step_metric=prefix + "step")
-        for name in LARGEST:
-            self._run.define_metric(prefix + name, step_metric=prefix + "step", summary="max,last")
+        for each in BUILT_IN.values():  # the table of runs has the greatest ratio and ζ, too
+            if each.panel is EDGE:
+                axis = {"step_metric": prefix + "step", "summary": "max,last"}
+                self._run.define_metric(prefix + each.name, **axis)
         self._held: deque[Record] = deque()
         self._expected = self._run.step  # the open row, if nobody else logs
         self._seen = False  # whether somebody else does
