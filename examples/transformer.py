@@ -101,6 +101,7 @@ def train(steps: int = 60, every: int = 10, size: int = 8, **options: Any) -> li
         optimizers,
         model,
         criterion=next_character,
+        clip_norm=CLIP,
         data=next(pieces),
         every=every,
         critical=True,
