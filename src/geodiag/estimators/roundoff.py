@@ -28,6 +28,7 @@ from geodiag.blocks import (
     dot,
     epsilon,
     map_blocks,
+    namespace,
     norm2,
     scale,
     subtract,
@@ -198,6 +199,13 @@ def edge_error(
     return (error + abs(edge) * doubt) / (-slope - doubt) if doubt < -slope else math.inf
 
 
+def _is_rounded(s: Blocks, w: Blocks, eps: float) -> bool:
+    """Whether a step has entries that are lost where the weights are cast to fewer bits."""
+    xp = namespace(s)
+    lost = (xp.any((s[n] != 0) & (abs(s[n]) < 0.25 * eps * abs(w[n]))) for n in s)
+    return any(map(bool, lost))
+
+
 class Remainder(NamedTuple):
     """L(w⁺) − L(w) − ⟨∇L(w), s⟩ along s = w⁺ − w."""
 
@@ -233,12 +241,14 @@ def remainder(
     )
     integral, third = (4 * middle + end) / 6, (16 * quarter + 5 * end) / 18
     errors = errors or PointErrors(oracle, gradient, s, losses=True)
-    # Below 32 bits the points between may be rounded to one end.
-    seen = oracle.precision > SINGLE and 0.0 not in (quarter, middle)
+    # Below 32 bits the points between may be rounded to one end, and gradients stay as they are.
+    along, half = errors.along(s), oracle.precision > SINGLE
+    seen = half and 0.0 not in (quarter, middle)
+    seen = seen and (abs(end) > along or not _is_rounded(s, here, oracle.precision))
     lost = errors.lost(before)
     if lost == 1.0:
         return Remainder(by_losses, math.inf, False)
-    slope = (CORRELATED if seen else 1.0) * errors.along(s)
+    slope = (CORRELATED if seen else 1.0) * along
     slope += abs(float(dot(gradient, s))) if lost > NOISE else 0.0
     eps, of_loss = coarsest(oracle, s), max(errors.loss(), lost * abs(after))
     error = abs(by_losses - integral) + slope + LOSSES * of_loss
