@@ -199,11 +199,16 @@ def unstack(stacked: Blocks) -> list[Blocks]:
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """A copy of ``x`` in host memory."""
+    """A copy of ``x`` in host memory; in float32, exactly, if NumPy does not have the dtype."""
     try:
         return np.asarray(x).copy()
     except (TypeError, ValueError):  # on an accelerator, or a strict namespace
-        return np.from_dlpack(array_api_compat.to_device(x, "cpu")).copy()
+        host = array_api_compat.to_device(x, "cpu")
+    try:
+        return np.from_dlpack(host).copy()
+    except (RuntimeError, BufferError):  # bfloat16 of torch
+        xp = array_namespace(host)
+        return np.asarray(xp.astype(host, xp.float32))
 
 
 def check_like(

@@ -183,13 +183,16 @@ class TorchProblem(Problem):
     def require_whole(self, params: Any) -> None:
         """Raise a ParameterError where ``params`` is another point, and only a part of it."""
         given, others = self._checked(params)
-        if given is None or others or self._sharding is not None:
+        if given is None or others:
             return
-        live, cast = self.live(), self.space.asarray
-        rest = rest_of(self._objective.loss.model, live)
-        moved = bool(rest) and any(not torch.equal(cast(given[n]), cast(live[n])) for n in live)
-        if rest and self.anywhere(moved):
-            refuse_alone(rest)
+        # This comes first: FSDP releases here what it has gathered.
+        state = self._objective.loss.model.state_dict(keep_vars=True)
+        live, cast = self.live(), self.space.place
+        rest = rest_of(state, live)
+        if rest:
+            pairs = [(local(cast(n, given[n])), local(cast(n, live[n]))) for n in live]
+            if self.anywhere(not all(torch.equal(a, b) for a, b in pairs)):
+                refuse_alone(rest, self._sharding is not None)
 
     def close(self) -> None:
         """Free the graphs that this problem's oracles keep."""

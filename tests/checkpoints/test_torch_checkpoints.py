@@ -85,7 +85,7 @@ def test_a_log_resumes(saved, monkeypatch):
     assert [len(r) for r in geodiag.read_runs(log)] == [1]
 
 
-@pytest.mark.parametrize("kind", ["file", "directory", "memory"])
+@pytest.mark.parametrize("kind", ["file", "directory", "memory", "in bfloat16"])
 def test_a_checkpoint_that_was_written_again_is_measured_again(saved, kind):
     model, state, _, folder = saved
     other = {k: 2 * x for k, x in state.items()}
@@ -93,6 +93,8 @@ def test_a_checkpoint_that_was_written_again_is_measured_again(saved, kind):
     def written(state):
         if kind == "memory":
             return {5: state, 7: model.state_dict()}
+        if kind == "in bfloat16":
+            return {5: {k: x.bfloat16() for k, x in state.items()}, 7: model.state_dict()}
         path = folder / "step_5"
         path.mkdir(exist_ok=True)
         torch.save(state, path / "pytorch_model.bin")

@@ -252,6 +252,18 @@ def refused(rank: int) -> None:
     with pytest.raises(errors.ParameterError, match="fully_shard"):
         geodiag.sharpness(tensor_parallel, **data)
     problem = geodiag.problem(model, **data)
+    part = geodiag.problem(model, where="^0", **data)
+    here = {name: x.full_tensor() for name, x in part.point().items()}
+    there = {name: torch.cat([x[:-1], 2 * x[-1:]]) for name, x in here.items()}  # of the last rank
+    with torch.no_grad():
+        model(batches((4,))[0][0])  # gathers
+    assert geodiag.sharpness(part, params=here, max_hvps=2).value > 0  # where the module is itself
+    for ask in (
+        lambda: geodiag.sharpness(part, params=there),
+        lambda: geodiag.sharpness(model, params=there, where="^0", **data),
+    ):
+        with pytest.raises(errors.ParameterError, match=r"nothing of 2 other.*into the module"):
+            ask()
     oracle = problem.at()
     oracle.loss()
     with torch.no_grad():

@@ -102,19 +102,23 @@ def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def rest_of(model: nn.Module, measured: Mapping[str, Tensor]) -> int:
-    """How many tensors of a model's state_dict are numbers, and not measured."""
-    state = (x for x in model.state_dict(keep_vars=True).values() if isinstance(x, Tensor))
-    return len({id(x) for x in state if x.is_floating_point()} - set(map(id, measured.values())))
+def rest_of(state: Mapping[str, Any], measured: Mapping[str, Tensor]) -> int:
+    """How many tensors of a model's own state_dict are numbers, and not measured."""
+    tensors = (x for x in state.values() if isinstance(x, Tensor))
+    return len({id(x) for x in tensors if x.is_floating_point()} - set(map(id, measured.values())))
 
 
-def refuse_alone(rest: int) -> None:
+def refuse_alone(rest: int, sharded: bool = False) -> None:
     """Raise a ParameterError: the measured parameters alone are another point than the model's."""
+    load = "load the whole state_dict of that point into the module, and leave params= out"
+    whole = (
+        "pass the whole state_dict of that point; or, if the others are to be as the model has "
+        "them now, params={**model.state_dict(), **params}"
+    )
     raise ParameterError(
         "params= holds the measured parameters alone, of another point than the model is at",
         got=f"nothing of {rest} other tensors, which the loss depends on too",
-        do="pass the whole state_dict of that point; or, if the others are to be as the model has "
-        "them now, params={**model.state_dict(), **params}",
+        do=load if sharded else whole,
     )
 
 
