@@ -142,5 +142,5 @@ def attach(
     for each in steps:
         if each.remark:
             monitor.remark(each.remark)
-    notice(inner[0], monitor._finalizers[0], data, asked, where, loss_fn, criterion)
+    notice(inner[0], monitor._finalizers[0], data, asked, sharpness, where, loss_fn, criterion)
     return monitor

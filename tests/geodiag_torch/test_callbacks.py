@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 import geodiag
 from geodiag import errors
 from geodiag.optimizers.clipping import STATED
+from geodiag.records import Header
 from geodiag_torch import callbacks
 from tests.geodiag_torch.models import regression
 from tests.geodiag_torch.trainers import equal, hide_torchvision, only_other_data
@@ -104,8 +106,8 @@ class TestLightning:
             def log_metrics(self, metrics, step=None):
                 self.seen.append((step, dict(metrics)))
 
-            def log_hyperparams(self, *args, **kwargs):
-                pass
+            def log_hyperparams(self, params):
+                self.seen_params = params
 
         x, y = regression(n=38, seed=3)[1]
         loader = torch.utils.data.DataLoader(
@@ -128,6 +130,23 @@ class TestLightning:
         trainer.fit(module, loader, ckpt_path=ckpt_path)
         return trainer, log.seen
 
+    def test_its_loggers_keep_the_run_and_no_metric_is_made_up(self, pl, tmp_path):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        from geodiag_torch.callbacks.lightning import _describe
+
+        board, table = pl.loggers.TensorBoardLogger(tmp_path), pl.loggers.CSVLogger(tmp_path)
+        for logger in (board, table):
+            _describe(logger, Header("3f2a", {"optimizer": {"lr": 0.1}}), "geodiag/")
+            logger.save()
+            logger.finalize("success")
+        events = EventAccumulator(board.log_dir).Reload()
+        (text,) = events.Tensors("geodiag/run/text_summary")
+        assert text.tensor_proto.string_val[0].split() == b"run: 3f2a optimizer.lr: 0.1".split()
+        assert events.Tags()["scalars"] == []
+        assert "lr: 0.1" in (Path(table.log_dir) / "hparams.yaml").read_text()
+
     def monitor(self, **arguments):
         given = {"criterion": mse, "every": 3, "rtol": 1e-6} | arguments
         return callbacks.LightningMonitor(**given)
@@ -147,6 +166,9 @@ class TestLightning:
         assert [m["geodiag/sharpness"] for _, m in logged] == pytest.approx([top] * 4)
         assert float(trainer.callback_metrics["geodiag/ratio"]) == pytest.approx(top * 0.2 / 2)
         assert len(geodiag.read_records(tmp_path / "run.jsonl")) == 4
+        (run,) = geodiag.read_runs(tmp_path / "run.jsonl")
+        assert trainer.logger.seen_params == {"geodiag": {"run": run.id, **run.header}}
+        assert run.header["optimizer"]["lr"] == 0.2
         assert not trainer.optimizers[0]._optimizer_step_pre_hooks  # detached at the end
         # Its own log has its own steps: at the fifth and the tenth batch.
         assert [step for step, m in seen if "train_loss" in m] == [4, 9]

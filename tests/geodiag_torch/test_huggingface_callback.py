@@ -6,6 +6,8 @@ The truth is the Trainer's own log, and the same training without the callback.
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,15 @@ import geodiag
 from geodiag_torch import callbacks
 from tests.geodiag_torch.models import Calls
 from tests.geodiag_torch.trainers import equal, hide_torchvision, only_other_data, train_gpt
+from tests.records.test_sinks import mlflow  # noqa: F401, a fixture
+
+
+class Config(dict):
+    """W&B's; see tests/records/test_wandb_rows.py."""
+
+    def update(self, values, allow_val_change=False):
+        assert allow_val_change
+        super().update(values)
 
 
 class TestHuggingFace:
@@ -44,6 +55,39 @@ class TestHuggingFace:
         # The trainer's own lines are where they would be without.
         assert [line["step"] for line in history if "loss" in line] == [2, 4, 6]
         assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
+
+    @pytest.mark.usefixtures("mlflow")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    def test_reporters_have_what_is_known_of_the_run(self, hf, tmp_path, monkeypatch):
+        """MLflow and TensorBoard are the Trainer's own; W&B stands in for itself."""
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+        package = SimpleNamespace(run=SimpleNamespace(config=Config()))
+        monkeypatch.setitem(sys.modules, "wandb", package)
+
+        class WandbCallback(hf.TrainerCallback):
+            """By whose name W&B is known to be in use."""
+
+        def monitor(trainer):
+            trainer.add_callback(WandbCallback())
+            return callbacks.HuggingFaceMonitor(
+                trainer, every=1, sharpness=False, log=tmp_path / "run.jsonl"
+            )
+
+        reports = {"report_to": ["mlflow", "tensorboard"]}
+        self.train(hf, tmp_path, monitor, steps=1, **reports)
+        (run,) = geodiag.read_runs(tmp_path / "run.jsonl")
+        assert package.run.config == {"geodiag": {"run": run.id, **run.header}}
+        (stored,) = sys.modules["mlflow"].search_runs(
+            search_all_experiments=True, output_format="list"
+        )
+        assert stored.data.params["geodiag/run"] == run.id
+        assert stored.data.params["geodiag/optimizer.lr"] == "0.05"
+        events = EventAccumulator(str(tmp_path / "events")).Reload()
+        (text,) = events.Tensors("geodiag/run/text_summary")
+        assert f"run: {run.id}".encode() in text.tensor_proto.string_val[0]
 
     def test_training_is_the_same_and_other_callbacks_see_the_records(self, hf, tmp_path):
         seen = []

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from geodiag.errors import printable
 from geodiag.records import Header, Record
 
 PREFIX = "geodiag/"
@@ -58,6 +59,25 @@ def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for name, x in values.items():
         found |= flat(x, f"{above}{name}.") if isinstance(x, Mapping) else {above + name: x}
     return found
+
+
+def config(header: Header, prefix: str = PREFIX) -> dict[str, Any]:
+    """The header as a tracker's config has it, under the prefix.
+
+    >>> config(Header("3f2a", {"norm": "L2()"}))
+    {'geodiag': {'run': '3f2a', 'norm': 'L2()'}}
+    """
+    return {prefix.strip("/") or "geodiag": {"run": header.run, **header.values}}
+
+
+def header_text(header: Header) -> str:
+    r"""The header as a text for a tracker, with a line for each value; Markdown leaves it as it is.
+
+    >>> header_text(Header("3f2a", {"norm": "L2()"}))
+    '    run: 3f2a\n    norm: L2()'
+    """
+    values = {"run": header.run, **flat(header.values)}
+    return printable("\n".join(f"    {name}: {x}" for name, x in values.items()))
 
 
 def metrics(record: Record, prefix: str = PREFIX) -> dict[str, float]:

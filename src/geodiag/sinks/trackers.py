@@ -13,7 +13,7 @@ from typing import Any
 from geodiag.errors import import_optional, printable
 from geodiag.records import Header, Panel, Quantity, Record, quantities
 from geodiag.sinks.background import Background
-from geodiag.sinks.base import PREFIX, flat, metrics
+from geodiag.sinks.base import PREFIX, flat, header_text, metrics
 
 
 class TensorBoard(Background):
@@ -55,8 +55,7 @@ class TensorBoard(Background):
         self._writer.flush()
 
     def describe(self, header: Header) -> None:
-        lines = [f"    {name}: {x}" for name, x in flat(header.values).items()]
-        text = self._text("run", "\n".join([f"    run: {header.run}", *lines]))
+        text = self._text("run", header_text(header))
         summary = self._summary.Summary(value=[text, self._layout()])
         self._writer.add_event(self._proto.Event(wall_time=time.time(), step=0, summary=summary))
 
@@ -114,7 +113,8 @@ class MLflow(Background):
         super().__init__()
         package = _package("mlflow", "mlflow-skinny")
         entities = _package("mlflow.entities", "mlflow-skinny")
-        self._metric, self._client = entities.Metric, package.MlflowClient()
+        self._metric, self._param, self._tag = entities.Metric, entities.Param, entities.RunTag
+        self._client = package.MlflowClient()
         active = package.active_run()
         self._own = run_id is None and active is None
         if run_id is None:
@@ -133,12 +133,13 @@ class MLflow(Background):
     def describe(self, header: Header) -> None:
         """Parameters of the run; MLflow does not change one, so what is another now is a tag."""
         known = self._client.get_run(self._run_id).data.params
-        for name, x in {"run": header.run, **flat(header.values)}.items():
-            key, text = self._prefix + name, printable(str(x))[:500]
-            if key not in known:
-                self._client.log_param(self._run_id, key, text)
-            elif known[key] != text:
-                self._client.set_tag(self._run_id, key, text)
+        values = {"run": header.run, **flat(header.values)}.items()
+        texts = {self._prefix + name: printable(str(x))[:500] for name, x in values}
+        params = [self._param(k, x) for k, x in texts.items() if k not in known]
+        tags = [self._tag(k, x) for k, x in texts.items() if known.get(k, x) != x]
+        for at in range(0, len(texts), 100):  # as many as one request may have
+            part = slice(at, at + 100)
+            self._client.log_batch(self._run_id, params=params[part], tags=tags[part])
 
     def close(self) -> None:
         own, self._own = self._own and os.getpid() == self._process, False

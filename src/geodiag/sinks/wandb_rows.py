@@ -13,7 +13,7 @@ from typing import Any
 from geodiag.errors import SinkError, import_optional, printable
 from geodiag.records import BUILT_IN, EDGE, Header, Record
 from geodiag.sinks.background import QUEUE, Background
-from geodiag.sinks.base import PREFIX, metrics
+from geodiag.sinks.base import PREFIX, config, metrics
 
 ROW_WAIT = 0.1  # seconds that a record may wait to find the row that is open now
 
@@ -66,8 +66,7 @@ class WandB(Background):
 
     def describe(self, header: Header) -> None:
         """The config of the run, under the prefix; a run that is resumed may have had another."""
-        config = {self._prefix.strip("/") or "geodiag": {"run": header.run, **header.values}}
-        self._run.config.update(config, allow_val_change=True)
+        self._run.config.update(config(header, self._prefix), allow_val_change=True)
 
     def send(self, record: Record) -> None:
         if len(self._held) >= QUEUE:

@@ -21,8 +21,9 @@ from geodiag.monitoring.rules import check_rule
 from geodiag.monitoring.schedule import Schedule
 from geodiag.optimizers.clipping import require_clip_norm
 from geodiag.problems import is_of_optimizer, norm_source
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sharpness import named_estimator
+from geodiag.sinks import Sink
 from geodiag_torch.attach import attach
 from geodiag_torch.optimizer_monitor import OptimizerMonitor
 from geodiag_torch.problem import (
@@ -33,6 +34,18 @@ from geodiag_torch.problem import (
     takes_ranks,
 )
 from geodiag_torch.ranks import is_outside
+
+
+class _KeptHeader(Sink):
+    """Keeps the header of a run until it is asked for."""
+
+    header: Header | None = None
+
+    def start(self, header: Header) -> None:
+        self.header = header
+
+    def write(self, record: Record) -> None:
+        return None
 
 
 class Attachment:
@@ -49,7 +62,9 @@ class Attachment:
 
     def __init__(self, data: Any, log: Any, **arguments: Any) -> None:
         _check(arguments)
-        self.data, self._log, self._arguments = data, log, arguments
+        self.data, self._arguments, self._header = data, arguments, _KeptHeader()
+        given = log if isinstance(log, (list, tuple)) else [] if log is None else [log]
+        self._log = [*given, self._header]
         self.monitor: OptimizerMonitor | None = None
         self.clips: float | None = None  # the norm at which the trainer itself clips gradients
         self.together = False  # whether all ranks measure, and have the same records
@@ -132,6 +147,11 @@ class Attachment:
         """The records since the last call."""
         found = self.records[self._taken :]
         self._taken += len(found)
+        return found
+
+    def new_header(self) -> Header | None:
+        """The header of a run that began since the last call, on the rank that writes ``log=``."""
+        found, self._header.header = self._header.header, None
         return found
 
     @contextmanager

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
 from geodiag.errors import one_line
 from geodiag.problems import NormLike
-from geodiag.records import Record
-from geodiag.sinks import Log, metrics
+from geodiag.records import Header, Record
+from geodiag.sinks import Log, MLflow, metrics
+from geodiag.sinks.base import config, header_text
 from geodiag_torch.callbacks.base import Attachment, clip_norm
 from geodiag_torch.callbacks.trainer_loss import (
     is_of_trainer,
@@ -31,10 +33,11 @@ class HuggingFaceMonitor(TrainerCallback):
         trainer.add_callback(HuggingFaceMonitor(trainer, every=50))
 
     The records' numbers go through ``trainer.log``, so to ``state.log_history`` and wherever the
-    Trainer reports to, as ``geodiag/sharpness`` and so on. Of several processes the first one
-    measures, on its own data; all of them do, together, where parameters are sharded (FSDP2), or
-    with ``process_group=``, and have the same records. What a measurement meets becomes a record's
-    note or one warning; it never ends training.
+    Trainer reports to, as ``geodiag/sharpness`` and so on; what is known of the run (norm,
+    optimizer, model, versions) goes to W&B's config, MLflow's parameters, or a text in TensorBoard.
+    Of several processes the first one measures, on its own data; all of them do, together, where
+    parameters are sharded (FSDP2), or with ``process_group=``, and have the same records. What a
+    measurement meets becomes a record's note or one warning; it never ends training.
 
     The loss is the Trainer's own, with label smoothing, ``compute_loss_func`` or an overridden
     ``compute_loss``, as the mean over one batch; where it is the model's instead, a note says so.
@@ -160,6 +163,10 @@ class HuggingFaceMonitor(TrainerCallback):
         self._attachment.detach()
 
     def _log(self, state: Any, control: Any) -> None:
+        header = self._attachment.new_header()
+        if header is not None and self._trainer is not None and state.is_world_process_zero:
+            with self._attachment.warning("the Trainer's reporters failed to log the run"):
+                _describe(self._trainer.callback_handler.callbacks, header, self._prefix)
         for record in self._attachment.new_records():
             found = metrics(record, self._prefix)
             if self._trainer is None:
@@ -169,3 +176,18 @@ class HuggingFaceMonitor(TrainerCallback):
             with self._attachment.warning("the Trainer failed to log a record"):
                 self._trainer.log(found)
             control.should_log = asked  # trainer.log resets it
+
+
+def _describe(reporters: Sequence[Any], header: Header, prefix: str) -> None:
+    """The run's header, for those of the Trainer's reporters that take one."""
+    kinds = {kind.__name__ for each in reporters for kind in type(each).__mro__}
+    wandb, mlflow = sys.modules.get("wandb"), sys.modules.get("mlflow")
+    for each in reporters:
+        writer = getattr(each, "tb_writer", None)
+        if writer is not None:
+            writer.add_text(prefix + "run", header_text(header))
+    if "WandbCallback" in kinds and wandb is not None and wandb.run is not None:
+        wandb.run.config.update(config(header, prefix), allow_val_change=True)
+    active = mlflow.active_run() if "MLflowCallback" in kinds and mlflow is not None else None
+    if active is not None:
+        MLflow(active.info.run_id, prefix=prefix).describe(header)

@@ -10,8 +10,9 @@ from typing import Any
 from geodiag.core.validation import is_whole
 from geodiag.errors import ArgumentError, shown
 from geodiag.problems import NormLike
-from geodiag.records import Record
+from geodiag.records import Header, Record
 from geodiag.sinks import Log, metrics
+from geodiag.sinks.base import config, header_text
 from geodiag_torch.callbacks.base import Attachment, clip_norm
 
 
@@ -29,7 +30,8 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
     """Measures while a Lightning Trainer fits.
 
     The records' numbers go to every logger of the Trainer, at the optimizer's own steps, and to
-    ``trainer.callback_metrics``, as ``geodiag/sharpness`` and so on. The module is measured in the
+    ``trainer.callback_metrics``, as ``geodiag/sharpness`` and so on; what is known of the run goes
+    to the loggers' hyperparameters, or is a text in TensorBoard. The module is measured in the
     precision of its parameters, and through its ``forward``: ``training_step``, which may log and
     update metrics, is not called. Of several ranks rank zero measures, on its own data; all of
     them do, together, where parameters are sharded (fully_shard), or with ``process_group=``, and
@@ -155,9 +157,22 @@ class LightningMonitor(_callback()):  # type: ignore[misc]
             self._to_loggers(trainer, record)
 
     def _to_loggers(self, trainer: Any, record: Record) -> None:
+        header = self._attachment.new_header()
         for logger in trainer.loggers:
+            if header is not None:
+                with self._attachment.warning(f"{type(logger).__name__} failed to log the run"):
+                    _describe(logger, header, self._prefix)
             with self._attachment.warning(f"{type(logger).__name__} failed to log a record"):
                 logger.log_metrics(metrics(record, self._prefix), step=record.step)
+
+
+def _describe(logger: Any, header: Header, prefix: str) -> None:
+    """The run's header as hyperparameters; in TensorBoard, which has one set of them, as a text."""
+    add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+    if add_text is not None:
+        add_text(prefix + "run", header_text(header))
+    else:
+        logger.log_hyperparams(config(header, prefix))
 
 
 def _clips_at(trainer: Any) -> float | None:
