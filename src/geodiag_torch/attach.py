@@ -142,5 +142,10 @@ def attach(
     for each in steps:
         if each.remark:
             monitor.remark(each.remark)
-    notice(inner[0], monitor._finalizers[0], data, asked, sharpness, where, loss_fn, criterion)
+    kind = (sharpness, critical, certificate)
+    try:
+        notice(inner[0], monitor._finalizers[0], data, asked, where, loss_fn, criterion, kind)
+    except RuntimeWarning:  # where warnings are errors
+        monitor.detach()
+        raise
     return monitor

@@ -227,10 +227,11 @@ class OptimizerMonitor(Monitor):
         self._iteration.took(optimizer)
         inner, pending = self._inner[id(optimizer)](), self._pending
         if pending is not None and inner is not None:
-            with pending.noting("the step"):
-                if self._clip_norm is not None:
+            if self._clip_norm is not None:
+                with pending.noting("what the optimizer received"):
                     self._lengths.append(self._following.geometry.received(inner))
-                if len(self._inner) > 1:
+            if len(self._inner) > 1:
+                with pending.noting("the step"):
                     self._following.geometry.took(inner)
         if self._iteration.complete:
             self._end()

@@ -33,6 +33,7 @@ from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.reach import generators_of
 from geodiag_torch.state.rng import FrozenRandomState
 from geodiag_torch.state.state_dicts import (
+    is_equal,
     of_state_dict,
     refuse_alone,
     refuse_sharded,
@@ -191,7 +192,7 @@ class TorchProblem(Problem):
         rest = rest_of(state, live)
         if rest:
             pairs = [(local(cast(n, given[n])), local(cast(n, live[n]))) for n in live]
-            if self.anywhere(not all(torch.equal(a, b) for a, b in pairs)):
+            if self.anywhere(not all(is_equal(a, b) for a, b in pairs)):
                 refuse_alone(rest, self._sharding is not None)
 
     def close(self) -> None:

@@ -174,6 +174,10 @@ def test_a_second_monitor_of_the_same_is_noticed():
     attach(optimizer, model, criterion=mse, data=(x, y.clone()))
     attach(optimizer, model, criterion=mse, data=(x, y), where="weight")
     attach(optimizer, model, loss_fn=lambda m, b: mse(m(b[0]), b[1]), data=(x, y))
+    attach(optimizer, model, criterion=mse, data=(x, y), sharpness=False)
+    for name in ("weight", "bias"):
+        attach(optimizer, model, criterion=mse, data=(x, y), where=lambda n, p, k=name: k in n)
+        attach(optimizer, model, criterion=mse, data=(x, y), where=lambda n, p: name in n)  # noqa: B023
     with pytest.warns(RuntimeWarning, match="has a monitor already that measures the same"):
         attach(optimizer, model, criterion=mse, data=(x, y)).detach()
     first.detach()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 import geodiag
-from geodiag.errors import GeodiagError, ParameterError, ShapeError
+from geodiag.errors import GeodiagError, NonFiniteError, ParameterError, ShapeError
 
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = X.sin().sum(1, keepdim=True)
@@ -168,6 +168,15 @@ def test_a_part_of_another_point_is_refused(where):
         loaded[3].weight.mul_(2)
     with pytest.raises(ParameterError, match="of another point"):
         fixed.at()
+
+
+def test_a_point_that_is_no_number_is_the_models_own():
+    model = net().eval()
+    with torch.no_grad():
+        model[3].weight.fill_(torch.nan)
+    alone = dict(model.named_parameters())
+    with pytest.raises(NonFiniteError):
+        geodiag.sharpness(model, params=alone, criterion=MSE, data=(X, Y))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_what_is_kept(kind):
         ("rounding: D ± inf", 0.006),
         ("rounding: D ± 0.38", 7.79),
         ("no D ± at all", 7.79),
+        ("D ± ..., D ± 0.5.", 7.79),
     ],
 )
 def test_where_d_drowns_the_curvature_is_drawn(note, drawn):

@@ -21,7 +21,7 @@ Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 LARGEST = 1e100  # the largest number that is drawn
 # What the notes say of rounding, by the quantity; beyond the share NOISE of it D is not drawn.
-STATED = re.compile(r"(?:^|[ ,])(\S+) ± (inf|[\d.]+(?:e[+-]?\d+)?)")
+STATED = re.compile(r"(?:^|[ ,])(\S+) ± (inf|\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 NOISE = 0.5
 COLUMNS = 2000  # more than a figure has pixels; runs of up to four times as many are drawn whole
 

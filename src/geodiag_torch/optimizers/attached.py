@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from types import CellType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -18,9 +19,10 @@ def notice(optimizer: Optimizer, finalizer: Any, data: Any, *options: Any) -> No
     """Warn where an attached monitor of the optimizer has the same data and the same options.
 
     ``finalizer``: alive as long as the new one is attached. Data are the same by identity (of their
-    arrays, or of a loader), functions by their code, and other options by what they show.
+    arrays, or of a loader), functions by their code and what it reads, and other options by what
+    they show.
     """
-    named = [getattr(x, "__code__", None) or repr(x) for x in options]
+    named = list(map(_told, options))
     given = list(arrays_of(data)) or [data]
     attached = [each for each in _known.get(optimizer, []) if each[0].alive]
     for _, other, references in attached:
@@ -38,3 +40,21 @@ def notice(optimizer: Optimizer, finalizer: Any, data: Any, *options: Any) -> No
     except TypeError:  # data that cannot be told again
         held = []
     _known[optimizer] = [*attached, (finalizer, named, held)]
+
+
+def _told(option: Any) -> Any:
+    """What tells an option from others."""
+    code = getattr(option, "__code__", None)
+    if code is None:
+        return repr(option)
+    cells = map(_contents, option.__closure__ or ())
+    names = (option.__globals__.get(name) for name in code.co_names)
+    read = (*(option.__defaults__ or ()), *cells, *names)
+    return code, [x if isinstance(x, (str, int, float)) else id(x) for x in read]
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return None

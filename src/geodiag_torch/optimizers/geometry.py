@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,8 +238,8 @@ def _length(parameters: Sequence[torch.Tensor]) -> float:
     """The ℓ2 norm of their gradients."""
     grads = [p.grad.detach() for p in parameters if p.grad is not None]
     plain = [g.coalesce().values() if g.is_sparse else g for g in grads]
-    blocks = {str(i): as_sharded(g.to(torch.float64)) for i, g in enumerate(plain)}
-    return float(norm2(blocks)) if blocks else 0.0
+    wide = (g.to(torch.promote_types(g.dtype, torch.float32)) for g in plain)  # one at a time
+    return math.hypot(*(float(norm2({"gradient": as_sharded(g)})) for g in wide))
 
 
 def _plain(x: object) -> object:

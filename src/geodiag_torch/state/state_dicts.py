@@ -144,3 +144,8 @@ def _tensor(x: Any) -> Tensor:
 def _few(names: Iterable[str]) -> str:
     known = list(names)
     return ", ".join(map(repr, known[:4])) + (" …" if len(known) > 4 else "") if known else "none"
+
+
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all entries are, NaN among them."""
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)

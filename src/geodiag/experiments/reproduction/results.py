@@ -57,7 +57,7 @@ def outcome(cell: Cell, records: Sequence[Record]) -> Outcome:
     late = [r for r in records if r.step >= LATE * cell.steps] or [records[-1]]
     edges = [r.realized_edge for r in late]
     # −2⟨g, s⟩/‖s‖² = D/ζ
-    timings = [r.directional_smoothness / r.realized_edge / edge_of(r) for r in late]
+    timings = [r.directional_smoothness / (r.realized_edge or math.nan) / edge_of(r) for r in late]
 
     differences = [
         abs(r.directional_smoothness / r.quadrature - 1)
