@@ -89,8 +89,9 @@ def replicated(rank: int) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = batches((4, 4))[rank]
-    first = dist.new_group([0])  # on rank 1, the mark of one that is not in it
-    for group, ranks in ((None, [0]), (first, [0]), (dist.group.WORLD, [0, 1])):
+    first, second = (dist.new_group([i]) for i in (0, 1))  # on the other, a mark: it is not in it
+    groups = ((None, [0]), (first, [0]), (second, [1]), (dist.group.WORLD, [0, 1]))
+    for group, ranks in groups:
         callback = monitor("HuggingFaceMonitor")(
             norm="l2", every=1, loss_fn=lambda m, batch: criterion("mean")(m(batch[0]), batch[1]),
             data=[(x, y)], process_group=group,

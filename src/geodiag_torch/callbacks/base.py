@@ -80,6 +80,8 @@ class Attachment:
     def takes_part(self, model: torch.nn.Module, first: bool) -> bool:
         """Whether this rank measures: the ``first`` alone, or each where the model takes all.
 
+        Of a ``process_group`` that was given, each rank in it does.
+
         With layers that would wait for other ranks none does, which is a warning on every rank.
         """
         with self.warning("nothing is measured"):
@@ -88,7 +90,7 @@ class Attachment:
             if is_outside(group):
                 return False
             self.together = takes_ranks(model, group)
-            return self.together or first
+            return self.together or first or group is not None
         return False
 
     def attach(
