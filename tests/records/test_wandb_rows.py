@@ -150,6 +150,28 @@ def test_the_header_is_the_runs_config_also_of_a_resumed_one():
     assert run.values("geodiag/step") == [0, 0]
 
 
+def test_the_chart_keeps_every_peak_takes_no_row_and_needs_no_open_run():
+    run, steps = Run(), 3 * wandb_rows.POINTS
+    sink = WandB(run)
+    run.log({"loss": 1.0})
+    for t in range(steps):
+        sink.write(Record(t, ratio=1.5 if t == 700 else 0.5))
+    run.log({"loss": 2.0})
+    before = run.step
+    sink.close()
+    assert run.step == before
+    (chart,) = run.open.values()
+    line = [(t, y) for t, name, y in chart.table.data if name == "S / threshold"]
+    assert (700, 1.5) in line
+    assert wandb_rows.POINTS <= len(line) < 2 * wandb_rows.POINTS
+    assert line == sorted(line)
+    late = WandB(run)
+    late.write(Record(steps, ratio=0.5))
+    assert late.flush()
+    run.finish()
+    late.close()  # without a warning: no record is lost
+
+
 def test_what_found_no_row_is_counted():
     run = Run()
     sink = WandB(run)
@@ -215,7 +237,7 @@ for t in range(10):
     if t % 2:
         run.log({"loss": t}, **({"step": t} if counts else {}))
     for sink in sinks:
-        sink.write(Record(t, loss=1.0))
+        sink.write(Record(t, loss=1.0, ratio=t / 5, realized_edge=1.5 if t == 8 else float("nan")))
 for sink in sinks:
     sink.close()
 run.finish()
@@ -231,14 +253,32 @@ def test_in_a_real_run(how, tmp_path):
 
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     found = {"loss": [], "geodiag/l2/step": [], "geodiag/linf/step": []}
+    steps, tables, charts = [], {}, {}
     for payload in _leveldb_log(file.read_bytes()[7:]):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
         for item in record.history.item if record.HasField("history") else ():
-            name = item.key or "/".join(item.nested_key)
+            name, value = item.key or "/".join(item.nested_key), json.loads(item.value_json)
             if name in found:
-                found[name].append(json.loads(item.value_json))
+                found[name].append(value)
+            elif name == "_step":
+                steps.append(value)
+            elif name.endswith("_table/path"):
+                tables[name] = value
+        for item in record.config.update if record.HasField("config") else ():
+            if "visualize" in item.nested_key:
+                charts[item.nested_key[-1]] = json.loads(item.value_json)
     assert found.pop("loss") == [1, 3, 5, 7, 9]
+    assert how == "does not" or steps[-1] == 9  # the charts, too, are in a row of the training's
+    line = [[t, "S / threshold", t / 5] for t in range(10)]
+    edge = [[t, "edge", 1.0] for t in (0, 9)]
+    for n in ("l2", "linf"):
+        table = f"Custom Chart Tables/geodiag/{n}/edge_table"
+        chart = charts[f"geodiag/{n}/edge"]
+        assert chart["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
+        assert table in json.dumps(chart)
+        file = tmp_path / "wandb" / "latest-run" / "files" / tables[f"{table}/path"]
+        assert json.loads(file.read_text())["data"] == [*line, [8, "realized edge ζ", 1.5], *edge]
     for steps in found.values():
         assert steps == sorted(set(steps))
         assert len(steps) >= 8

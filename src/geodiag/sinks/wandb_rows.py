@@ -7,7 +7,9 @@ training's next step would make W&B drop what the training logs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from geodiag.errors import SinkError, import_optional, printable
@@ -16,6 +18,8 @@ from geodiag.sinks.background import QUEUE, Background
 from geodiag.sinks.base import PREFIX, config, metrics
 
 ROW_WAIT = 0.1  # seconds that a record may wait to find the row that is open now
+POINTS = 1000  # of a line of the chart, at least, where there are so many records
+_FIELDS = {name: name for name in ("step", "lineKey", "lineVal")}  # of W&B's own kind of chart
 
 
 class WandB(Background):
@@ -27,6 +31,9 @@ class WandB(Background):
     wait for the training's next rows, or take rows between them, up to the record's step, if the
     training's steps are seen to be the records'. As long as nothing else was logged, it is not
     known which holds, and records wait, if need be until :meth:`close`.
+
+    :meth:`close` adds a custom chart to the row that is open: the ratio and ζ of the sink's records
+    beside the edge, 1. Of more than 2,000 records it has the greater of two neighbours.
 
     Args:
         run: a run of ``wandb.init``; None: the run in progress or else a new one, which
@@ -45,6 +52,7 @@ class WandB(Background):
         found = run if run is not None else package.run
         self._own = found is None
         self._run = package.init(**init) if found is None else found
+        self._package = package
         self._prefix = prefix
         self._run.define_metric(prefix + "step")
         self._run.define_metric(prefix + "*", step_metric=prefix + "step")
@@ -52,6 +60,7 @@ class WandB(Background):
             if each.panel is EDGE:
                 axis = {"step_metric": prefix + "step", "summary": "max,last"}
                 self._run.define_metric(prefix + each.name, **axis)
+        self._lines: dict[str, list[tuple[int, float]]] = {}  # of the chart, by name
         self._held: deque[Record] = deque()
         self._expected = self._run.step  # the open row, if nobody else logs
         self._seen = False  # whether somebody else does
@@ -72,6 +81,7 @@ class WandB(Background):
         if len(self._held) >= QUEUE:
             raise SinkError(f"{QUEUE} records wait for a row of the training's")
         self._held.append(record)
+        self._draw(record)
         self._look()
         self._place(free=self._own or (self._seen and not self._uses_steps()))
 
@@ -84,8 +94,36 @@ class WandB(Background):
             if self._held:
                 why = "the training logged fewer rows; log more often, or without step="
                 self._drop(len(self._held), why)
+        with suppress(Exception):  # of a run that is finished; no record is lost
+            self._chart()
         if self._own:
             self._run.finish()
+
+    def _draw(self, record: Record) -> None:
+        """Keep what the chart shows of a record."""
+        for name, each in BUILT_IN.items():
+            value = getattr(record, name)
+            if each.panel is EDGE and math.isfinite(value):
+                line = self._lines.setdefault(each.title, [])
+                line.append((record.step, value))
+                if len(line) == 2 * POINTS:
+                    pairs = zip(line[::2], line[1::2], strict=True)
+                    line[:] = [max(pair, key=lambda point: point[1]) for pair in pairs]
+
+    def _chart(self) -> None:
+        """A line for the ratio, for ζ and for the edge, as a table that W&B draws."""
+        steps = [step for line in self._lines.values() for step, _ in line]
+        if not steps:
+            return
+        lines = self._lines | {"edge": [(min(steps), 1.0), (max(steps), 1.0)]}
+        data = [[step, name, value] for name, line in lines.items() for step, value in line]
+        table = self._package.Table(columns=list(_FIELDS), data=data)
+        texts = {"title": EDGE.label, "xname": "step"}
+        # The table is outside of the prefix, and so has no axis: it takes no row of its own.
+        chart = self._package.plot_table(
+            "wandb/lineseries/v0", table, _FIELDS, texts, split_table=True
+        )
+        self._run.log({self._prefix + "edge": chart}, commit=False)
 
     def _look(self) -> None:
         """Notice what the training has logged since the last record."""
