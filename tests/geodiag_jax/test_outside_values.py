@@ -116,6 +116,41 @@ def helper(p):
     return beta * penalty(p)
 
 
+class Net:
+    """Reads β in a method, and where it is called."""
+
+    factors = (1.0,)
+
+    def loss(self, p):
+        return self.factors[0] * beta * penalty(p)
+
+    def __call__(self, p):
+        return self.loss(p)
+
+
+net = Net()
+jitted = jax.jit(lambda p: helper(p))
+
+
+def set_afresh(x):
+    """A jitted function keeps the values that it was traced with, in training too."""
+    global beta
+    beta = x
+    jitted.clear_cache()
+
+
+def with_adds(coefficients):
+    """Arrays have methods of the same names as lists."""
+
+    def loss(p):
+        steps, log = {}, []
+        steps["n"] = p["b"].at[0].add(0.0)
+        log.append(jnp.add(steps["n"], 0.0))
+        return coefficients[0] * penalty({"w": p["w"], "b": log[0]})
+
+    return loss
+
+
 def further_losses():
     """The same, read further away."""
     listed, nested, array = [1.0], {"a": {"b": [1.0]}}, np.ones(1)
@@ -132,6 +167,14 @@ def further_losses():
         ),
         "array": (lambda p: float(array[0]) * penalty(p), lambda x: array.__setitem__(0, x)),
         "helper": (lambda p: helper(p) + 0 * len(RECORDED), set_global),
+        "list beside adds": (with_adds(listed), lambda x: listed.__setitem__(0, x)),
+        "array beside adds": (with_adds(array), lambda x: array.__setitem__(0, x)),
+        "called object": (net, set_global),
+        "method of an object": (lambda p: net.loss(p), set_global),
+        "called by a loss": (lambda p: net(p), set_global),
+        "of a class": (lambda p: net.loss(p), lambda x: setattr(Net, "factors", (x / beta,))),
+        "jit": (lambda p: jitted(p), set_afresh),
+        "jitted": (jitted, set_afresh),
     }
 
 
@@ -148,13 +191,22 @@ def test_what_is_read_further_away_is_seen(where):
     assert found[1] == pytest.approx(10 * found[0], rel=1e-6)
 
 
+class Recording(Task):
+    def loss(self, p):
+        self.kept.append(1)
+        return super().loss(p)
+
+
 def test_counters_compile_nothing_again():
-    task, counted, calls = Task(), {"n": 0}, 0
+    task, counted, calls, log = Recording(), {"n": 0, "log": []}, 0, [0.0, 1.0]
+    task.kept = []
 
     def loss(p):
         nonlocal calls
         calls += 1
         counted["n"] += 1
+        counted["log"].append(calls)
+        log[len(counted["log"]) % 2] = calls + 1
         return penalty(p)
 
     for call in (loss, task.loss):
