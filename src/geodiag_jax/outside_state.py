@@ -7,9 +7,7 @@ it keeps is not given back: JAX losses are to be pure, and what a trace changes 
 from __future__ import annotations
 
 import inspect
-import pickle
 import random
-import threading
 import types
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from geodiag.core.threads import others
 from geodiag_jax.loss_contents import PLAIN, is_frozen, is_known, names_in
 
 T = TypeVar("T")
@@ -45,14 +44,14 @@ class Draws:
         Yields:
             Whether they are given back.
         """
-        if any(map(_may_draw, threading.enumerate())):
+        if others():
             yield False
             return
         before = self._read()
         try:
             yield True
         finally:
-            if self._read() != before:
+            if _frozen(self._read()) != _frozen(before):
                 self._put(before)
 
     def apart(self, items: Iterable[T]) -> Iterator[T]:
@@ -70,13 +69,13 @@ class Draws:
                 states = self._read()
             yield item
 
-    def _read(self) -> tuple[Any, bytes]:
-        numpy = np.random.get_state(legacy=False), [_state(x) for x in self._held]
-        return random.getstate(), pickle.dumps(numpy)
+    def _read(self) -> tuple[Any, Any, list[Any]]:
+        held = [_state(x) for x in self._held]
+        return random.getstate(), np.random.get_state(legacy=False), held
 
-    def _put(self, states: tuple[Any, bytes]) -> None:
-        random.setstate(states[0])
-        numpy, held = pickle.loads(states[1])
+    def _put(self, states: tuple[Any, Any, list[Any]]) -> None:
+        python, numpy, held = states
+        random.setstate(python)
         np.random.set_state(numpy)
         for x, state in zip(self._held, held, strict=True):
             if isinstance(x, np.random.Generator):
@@ -108,10 +107,6 @@ def state_of(call: Any) -> dict[str, Hashable]:
 def changed_by(before: dict[str, Hashable], after: dict[str, Hashable]) -> list[str]:
     """The names of what is another now."""
     return sorted(name for name in after if before.get(name) != after[name])
-
-
-def _may_draw(thread: threading.Thread) -> bool:
-    return thread is not threading.current_thread() and not thread.name.startswith("geodiag")
 
 
 Put = Callable[[Any], Any] | None
@@ -199,7 +194,7 @@ def _token(x: Any, depth: int) -> Hashable:
     if isinstance(x, PLAIN):
         return type(x), repr(x)
     if isinstance(x, GENERATORS):
-        return id(x), hash(pickle.dumps(_state(x)))
+        return id(x), hash(_frozen(_state(x)))
     if isinstance(x, np.ndarray):
         return id(x), hash(x.tobytes()) if x.size <= MOST else None
     if isinstance(x, (list, set, deque, bytearray, dict)):
@@ -223,3 +218,12 @@ def _state(x: Any) -> Any:
     if isinstance(x, np.random.Generator):
         return x.bit_generator.state
     return x.getstate() if isinstance(x, random.Random) else x.get_state(legacy=False)
+
+
+def _frozen(state: Any) -> Hashable:
+    """A generator's state, to be compared."""
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if isinstance(state, dict):
+        return tuple((name, _frozen(x)) for name, x in state.items())
+    return tuple(map(_frozen, state)) if isinstance(state, (tuple, list)) else state

@@ -13,7 +13,14 @@ from torch import nn
 
 import geodiag
 from geodiag.errors import EngineError
+from geodiag_torch.state import module_tensors
 from tests.geodiag_torch.models import fingerprint, mlp, random_like
+
+
+@pytest.fixture(autouse=True)
+def no_other_threads(monkeypatch):
+    """That earlier tests may have left: beside them nothing compiled is run."""
+    monkeypatch.setattr(module_tensors, "other_threads", frozenset)
 
 
 # What torch.compile itself warns of.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from geodiag_torch.state import module_tensors
 from tests.support import situations
 from tests.support.cells import BOUNDS, BY_DIFFERENCES, DIFFERENCES, ERROR, WORKS, Outcome
 from tests.support.matrix import CASES, ENGINES, PRECISIONS, bound_of, cell, keys
@@ -30,6 +31,14 @@ QUICK += [
         ("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "finite-difference"),
     )
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_threads():
+    """That earlier tests may have left: beside them nothing compiled is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_tensors, "other_threads", frozenset)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from geodiag.blocks import Blocks
 from geodiag.core.batch_forms import arrays_of
+from geodiag.core.threads import others
 from geodiag.errors import DataError, GeodiagError, LossError, ParameterError, first_line
 from geodiag_torch.derivatives.autograd import derivative, reentrant_derivative, second_derivative
 from geodiag_torch.derivatives.batches import move
@@ -25,7 +26,7 @@ from geodiag_torch.derivatives.written import settle
 from geodiag_torch.ranks import ADDING, Sums
 from geodiag_torch.state.interrupts import lent, uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
-from geodiag_torch.state.threads import others, turn
+from geodiag_torch.state.threads import turn
 from geodiag_torch.state.writes import Watch, address
 
 FLOAT32 = torch.finfo(torch.float32).eps

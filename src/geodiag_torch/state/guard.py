@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from geodiag.core.threads import others
 from geodiag.errors import ArgumentError, shown
 from geodiag_torch.state.interrupts import lent
 from geodiag_torch.state.places import LARGEST_ARRAY, Memory, Place, State, exchanged, tensors_of
 from geodiag_torch.state.reach import SIMPLE, Reach, named
-from geodiag_torch.state.threads import others
 from geodiag_torch.state.writes import Watch, address
 
 T = TypeVar("T")

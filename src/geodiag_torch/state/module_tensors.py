@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from geodiag.core.spaces import Joints, Shapes, Sizes
+from geodiag.core.threads import others as other_threads
 from geodiag.errors import EngineError
 from geodiag_torch.state.interrupts import lent
 from geodiag_torch.state.threads import ForEach
-from geodiag_torch.state.threads import others as other_threads
 from geodiag_torch.state.writes import address, eager
 
 TensorDict = dict[str, Tensor | None]

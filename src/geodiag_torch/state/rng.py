@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from geodiag.core.threads import others
 from geodiag_torch.state.interrupts import lent, uninterrupted
-from geodiag_torch.state.threads import SharedDraws, others
+from geodiag_torch.state.threads import SharedDraws
 
 T = TypeVar("T")
 WORDS = 625  # of a Mersenne Twister: 624 of its state, and the position among them

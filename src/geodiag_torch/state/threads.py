@@ -10,20 +10,10 @@ import os
 import threading
 from typing import Any
 
+from geodiag.core.threads import others
 from geodiag.errors import DataError
 
 _passes = threading.RLock()
-# By their names, threads of geodiag and of torch that use no model and draw no numbers.
-IDLE = ("geodiag",)
-
-
-def others() -> frozenset[int]:
-    """The threads, by their identifiers, that run beside this one."""
-    if threading.active_count() == 1:
-        return frozenset()
-    own = threading.get_ident()
-    found = (t for t in threading.enumerate() if not t.name.startswith(IDLE))
-    return frozenset(t.ident for t in found if t.ident is not None) - {own}
 
 
 def turn() -> Any:
