@@ -10,7 +10,7 @@ import inspect
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ MOST = 4096  # entries of a container, or of an array, that are looked at
 DEEPEST = 4  # functions that call each other
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 CODE = (type, types.FunctionType, types.ModuleType)
+CONTAINERS = (list, dict, deque)
 
 
 class Draws:
@@ -33,7 +34,7 @@ class Draws:
 
     def __init__(self, data: Any = None) -> None:
         held = getattr(data, "__dict__", {}).values()
-        self._held = [x for x in held if isinstance(x, GENERATORS)]
+        self._held = [x for x in held if isinstance(x, GENERATORS) and _state(x) is not None]
 
     @contextmanager
     def kept(self) -> Iterator[bool]:
@@ -90,12 +91,16 @@ def no_tracers_left(call: Any) -> Iterator[None]:
 
     As where it splits a key that an object holds. Such arrays would fail wherever they are used.
     """
-    before = [(get, put, get()) for get, put in _holders(call)]
+    variables = [(get, put, get()) for get, put in _assigned(call)]
+    containers = _containers(call)
     try:
         yield
     finally:
-        for get, put, value in before:
-            if _holds_tracers(get()) and not _holds_tracers(value):
+        known = {id(x) for x, _ in containers}
+        for x, before in containers:
+            _revert(x, before, known)
+        for get, put, value in variables:
+            if (now := get()) is not value and _holds_tracers(now, known):
                 put(value)
 
 
@@ -113,30 +118,36 @@ Put = Callable[[Any], Any] | None
 Reached = Iterator[tuple[str, Any, Put]]
 
 
-def _reached(call: Any, depth: int = DEEPEST) -> Reached:
+def _reached(call: Any, depth: int = DEEPEST, seen: dict[int, int] | None = None) -> Reached:
     """Variables that a function closes over or names, attributes of its own object.
 
     Yields:
         The name and the value of each and, of variables, what assigns to it.
     """
+    seen = {} if seen is None else seen  # how deep from there each was followed
     if isinstance(call, partial):
-        yield from _reached(call.func, depth)
-        yield from _further(("argument", x, None) for x in (*call.args, *call.keywords.values()))
+        yield from _reached(call.func, depth, seen)
+        arguments = (("argument", x, None) for x in (*call.args, *call.keywords.values()))
+        yield from _further(arguments, depth, seen)
     elif isinstance(call, types.MethodType):
         yield from _of_object("self", call.__self__)
-        yield from _reached(call.__func__, depth)
+        yield from _reached(call.__func__, depth, seen)
+    elif seen.get(id(call), -1) >= depth:
+        return
     elif isinstance(call, types.FunctionType):
-        yield from _further(_variables(call), depth)
+        seen[id(call)] = depth
+        yield from _further(_variables(call), depth, seen)
     elif isinstance(inner := getattr(call, "__wrapped__", None), types.FunctionType):
-        yield from _reached(inner, depth)
+        yield from _reached(inner, depth, seen)
     elif not (is_frozen(call) or is_known(call)):
-        yield from _further(_of_object(type(call).__name__, call), depth)
+        seen[id(call)] = depth
+        yield from _further(_of_object(type(call).__name__, call), depth, seen)
         own = inspect.getattr_static(type(call), "__call__", None)
         if isinstance(own, types.FunctionType):
-            yield from _reached(own, depth)
+            yield from _reached(own, depth, seen)
 
 
-def _further(found: Reached, depth: int = DEEPEST) -> Reached:
+def _further(found: Reached, depth: int, seen: dict[int, int]) -> Reached:
     """The same, and what the functions among them reach."""
     for name, x, put in found:
         yield name, x, put
@@ -145,7 +156,7 @@ def _further(found: Reached, depth: int = DEEPEST) -> Reached:
             inspect.getattr_static(type(x), "__call__", None), types.FunctionType
         )
         if depth and calls:
-            yield from _reached(x, depth - 1)
+            yield from _reached(x, depth - 1, seen)
 
 
 def _variables(f: types.FunctionType) -> Reached:
@@ -164,30 +175,60 @@ def _of_object(name: str, x: Any) -> Reached:
         yield from ((f"{name}.{key}", value, None) for key, value in list(own.items()))
 
 
-def _holders(call: Any) -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """What reads and puts back variables, attributes and entries that a loss may assign to."""
-    for _, x, put in list(_reached(call)):
+def _assigned(call: Any) -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """What reads and puts back variables that a loss may assign to."""
+    for _, _, put in list(_reached(call)):
         if isinstance(put, partial) and put.func is setattr:
             yield partial(getattr, *put.args), put
         elif isinstance(put, partial):
             yield partial(put.func.__self__.get, *put.args), put  # type: ignore[attr-defined]
-        own = x if isinstance(x, dict) else getattr(x, "__dict__", None)
-        if isinstance(x, list):
-            yield x.copy, partial(x.__setitem__, slice(None))
-        elif isinstance(own, dict) and not isinstance(x, CODE):
-            yield own.copy, partial(_put_all, own)
 
 
-def _put_all(own: dict[Any, Any], values: dict[Any, Any]) -> None:
-    own.clear()
-    own.update(values)
+def _containers(call: Any) -> list[tuple[Any, Any]]:
+    """Containers and attributes that a loss reaches, and containers in these; each with a copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    level = [x for _, x, _ in _reached(call)]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for x in level:
+            if not isinstance(x, (*CONTAINERS, tuple, *CODE)):
+                x = getattr(x, "__dict__", None)
+            if isinstance(x, CONTAINERS) and id(x) not in found and len(x) <= MOST:
+                found[id(x)] = x, dict(x) if isinstance(x, dict) else list(x)
+            elif not isinstance(x, tuple) or len(x) > MOST:
+                continue
+            entries = x.values() if isinstance(x, dict) else x
+            inner += [y for y in entries if isinstance(y, (*CONTAINERS, tuple))]
+        level = inner
+    return [*found.values()]
 
 
-def _holds_tracers(x: Any) -> bool:
+def _revert(x: Any, before: Any, known: set[int]) -> None:
+    """Put back what was where arrays of a trace are: in a list, all that it held."""
     if isinstance(x, dict):
-        x = list(x.values())
-    entries = x if isinstance(x, (list, tuple)) else [x]
-    return any(isinstance(y, jax.core.Tracer) for y in entries[:MOST])
+        for key, value in list(x.items()):
+            if value is before.get(key) or not _holds_tracers(value, known):
+                continue
+            if key in before:
+                x[key] = before[key]
+            else:
+                del x[key]
+    elif any(_holds_tracers(y, known) for y in x):
+        x.clear()
+        x.extend(before)
+
+
+def _holds_tracers(x: Any, known: Collection[int], depth: int = DEEPEST) -> bool:
+    """Whether it is an array of a trace, or holds one outside of ``known`` containers."""
+    if isinstance(x, dict):
+        entries = list(x.values())
+    elif isinstance(x, (*CONTAINERS, tuple)):
+        entries = list(x)
+    else:
+        return isinstance(x, jax.core.Tracer)
+    if id(x) in known or not depth:
+        return False
+    return any(_holds_tracers(y, known, depth - 1) for y in entries[:MOST])
 
 
 def _token(x: Any, depth: int) -> Hashable:
@@ -215,9 +256,13 @@ def _entry(x: Any) -> Hashable:
 
 
 def _state(x: Any) -> Any:
-    if isinstance(x, np.random.Generator):
-        return x.bit_generator.state
-    return x.getstate() if isinstance(x, random.Random) else x.get_state(legacy=False)
+    """The state of a generator; None where it has none, as ``random.SystemRandom``."""
+    try:
+        if isinstance(x, np.random.Generator):
+            return x.bit_generator.state
+        return x.getstate() if isinstance(x, random.Random) else x.get_state(legacy=False)
+    except Exception:  # each class of one's own has another
+        return None
 
 
 def _frozen(state: Any) -> Hashable:

@@ -14,7 +14,7 @@ import pytest
 
 import geodiag
 import geodiag_jax
-from geodiag_jax import loss_contents
+from geodiag_jax import loss_contents, loss_key, outside_state
 
 W = {"w": jnp.arange(1.0, 4.0)}
 counted = 0
@@ -132,6 +132,68 @@ def test_no_array_of_a_trace_stays_where_the_loss_keeps_it():
     assert key is before
     assert not any(isinstance(x, jax.core.Tracer) for x in (keys.key, key, last[0]))
     jax.random.normal(keys.key)  # goes on
+
+
+class Cached:
+    """Statistics in containers of its object, beside a counter and a log."""
+
+    def __init__(self):
+        self.calls, self.log = 0, []
+        self.cache = {"bn": {"mean": None}, "seen": [(jnp.zeros(3),)]}
+
+    def __call__(self, p):
+        self.calls += 1
+        self.log.append(self.calls)
+        self.last = p["w"]
+        self.cache["bn"]["mean"] = jnp.mean(p["w"])
+        self.cache["seen"][0] = (p["w"],)
+        self.cache["new"] = {"w": [p["w"]]}
+        return square(p)
+
+
+def test_arrays_of_a_trace_alone_make_way():
+    loss = Cached()
+    geodiag.problem(loss, params=W, engine="recompute").at().hvp(W)
+    assert not hasattr(loss, "last")
+    assert loss.cache["bn"] == {"mean": None}
+    assert not isinstance(loss.cache["seen"][0][0], jax.core.Tracer)
+    assert list(loss.cache) == ["bn", "seen"]
+    assert loss.calls == len(loss.log) > 0
+
+
+def test_functions_that_name_each_other_are_looked_at_once():
+    looked, names = [], [f"helper{i}" for i in range(14)]
+    space = {"square": square}
+    body = f"[{', '.join(names)}]\n    return square(p)"
+    for name in names:
+        exec(f"def {name}(p):\n    {body}", space)
+    plain = outside_state._variables
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outside_state, "_variables", lambda f: looked.append(f) or plain(f))
+        outside_state.state_of(space["helper0"])
+    assert len(looked) <= 15 * (outside_state.DEEPEST + 1)
+    assert len(loss_key.functions_of(space["helper0"])) == 15
+
+
+class Drawing:
+    """A loader that draws from the system, which has no state."""
+
+    def __init__(self):
+        self.rng = random.SystemRandom()
+
+    def __iter__(self):
+        self.rng.random()
+        yield (jnp.ones(3),)
+
+
+def test_generators_without_a_state_are_left_out():
+    rng = random.SystemRandom()
+    data = Drawing()
+
+    def loss(p, x):
+        return jnp.sum(x * p["w"] ** 2) + 0.0 * rng.random() + 0.0 * data.rng.random()
+
+    assert float(geodiag.sharpness(loss, params=W, data=data)) == pytest.approx(2.0, rel=1e-6)
 
 
 class Shuffled:
