@@ -19,7 +19,7 @@ from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.core.batch_forms import first_array, holds_arrays
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
-from geodiag_jax.outside_state import Draws
+from geodiag_jax.outside_state import NOT_GIVEN_BACK, Draws
 from geodiag_jax.pytree import Static, flatten
 from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
@@ -89,6 +89,8 @@ class PreparedBatches:
         for batch in self._draws.apart(self._batches):
             batch = PreparedBatch(self._batches.weigh(batch), *prepare(batch))
             yield _placed(batch, self._placement)
+        if self._draws.left and NOT_GIVEN_BACK not in self.notes:
+            self.notes.append(NOT_GIVEN_BACK)
 
 
 def _placed(batch: PreparedBatch, placement: Placement) -> PreparedBatch:

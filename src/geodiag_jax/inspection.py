@@ -26,7 +26,7 @@ from jax.interpreters import ad
 
 from geodiag.blocks import Array
 from geodiag_jax.derivatives import Inputs, StaticCall
-from geodiag_jax.outside_state import changed_by, state_of
+from geodiag_jax.outside_state import NOT_GIVEN_BACK, Draws, changed_by, state_of
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 TRANSPOSED = ("linear_call", "custom_transpose_call")  # by the user
@@ -52,6 +52,7 @@ class LossStructure:
         stopped: whether a part that depends on the parameters is held by ``stop_gradient``.
         constants: the floating arrays that the loss reads apart from its arguments.
         changes: the names of what else a trace changes.
+        draws: whether it moved a generator of NumPy or Python that is not given back.
     """
 
     precision: float = 0.0
@@ -59,6 +60,7 @@ class LossStructure:
     stopped: bool = False
     constants: list[Array] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    draws: bool = False
 
 
 def structure_of(call: StaticCall, at: Inputs) -> LossStructure:
@@ -70,10 +72,12 @@ def structure_of(call: StaticCall, at: Inputs) -> LossStructure:
 def _structure_of(call: StaticCall, shapes: Inputs) -> LossStructure:
     loss = call.static.loss.call
     before = state_of(loss)
-    closed = jax.make_jaxpr(call.evaluate)(shapes)
+    draws = Draws()
+    with draws.kept():
+        closed = jax.make_jaxpr(call.evaluate)(shapes)
     jaxpr, measured = closed.jaxpr, len(shapes.point)
     found = LossStructure(constants=[x for x in _constants(closed) if _is_tensor(x)])
-    found.changes = changed_by(before, state_of(loss))
+    found.changes, found.draws = changed_by(before, state_of(loss)), draws.left
     dtypes = _dtypes(jaxpr, set(jaxpr.invars[:measured]))
     found.precision = max(_eps(dtype) for dtype in {call.static.tree.dtype, *dtypes})
     _follow(jaxpr, [i < measured for i in range(len(jaxpr.invars))], found)
@@ -102,15 +106,16 @@ def escaped(constants: Sequence[Any], point: Mapping[str, Array]) -> str:
     return f"the loss also reads {what} from outside of params, where they are held constant"
 
 
-def impure(changes: Sequence[str]) -> str:
-    """A note on what a trace of the loss changes; "" if there is nothing."""
-    if not changes:
-        return ""
-    listed = ", ".join(map(repr, changes[:4])) + (" …" if len(changes) > 4 else "")
-    return (
-        f"a trace of the loss changes {listed}, and measurements trace it beside training: a JAX "
-        "loss must be pure, so keep what training depends on out of it"
-    )
+def impure(found: LossStructure) -> list[str]:
+    """Notes on what a trace of the loss changes."""
+    notes = [NOT_GIVEN_BACK] if found.draws else []
+    if found.changes:
+        listed = ", ".join(map(repr, found.changes[:4])) + (" …" if len(found.changes) > 4 else "")
+        notes.append(
+            f"a trace of the loss changes {listed}, and measurements trace it beside training: a "
+            "JAX loss must be pure, so keep what training depends on out of it"
+        )
+    return notes
 
 
 def _equal(constant: Any, x: Array) -> bool:

@@ -300,7 +300,7 @@ class JaxOracle(Oracle):
             if structure.stopped:
                 self._note("what stop_gradient stops in the loss is held constant")
             self._note(escaped(structure.constants, self.point()))
-            self._note(impure(structure.changes))
+            self._notes |= dict.fromkeys(impure(structure))
             differences = self._engine == "finite-difference"
             if structure.custom or (not differences and known_verdict(self._static, False)):
                 found = judge(self, self._static, structure, differences)

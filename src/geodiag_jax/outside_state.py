@@ -27,6 +27,10 @@ DEEPEST = 4  # functions that call each other
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 CODE = (type, types.FunctionType, types.ModuleType)
 CONTAINERS = (list, dict, deque)
+NOT_GIVEN_BACK = (
+    "a generator of NumPy or Python moved while a measurement ran beside other threads of Python, "
+    "which may draw from it too, so it is not given back"
+)
 
 
 class Draws:
@@ -35,6 +39,7 @@ class Draws:
     def __init__(self, data: Any = None) -> None:
         held = getattr(data, "__dict__", {}).values()
         self._held = [x for x in held if isinstance(x, GENERATORS) and _state(x) is not None]
+        self.left = False  # whether one moved and was not given back
 
     @contextmanager
     def kept(self) -> Iterator[bool]:
@@ -45,15 +50,14 @@ class Draws:
         Yields:
             Whether they are given back.
         """
-        if others():
-            yield False
-            return
-        before = self._read()
+        alone, before = not others(), self._read()
         try:
-            yield True
+            yield alone
         finally:
-            if _frozen(self._read()) != _frozen(before):
+            moved = _frozen(self._read()) != _frozen(before)
+            if moved and alone:
                 self._put(before)
+            self.left |= moved and not alone
 
     def apart(self, items: Iterable[T]) -> Iterator[T]:
         """The items, whose draws are of no consequence to what is in between."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import threading
 import types
 
 import jax
@@ -208,7 +207,8 @@ def states():
     return pickle.dumps((random.getstate(), np.random.get_state(legacy=False)))
 
 
-def test_draws_of_a_loader_and_of_a_loss_are_given_back_and_the_same_in_each_pass():
+def test_draws_of_a_loader_and_of_a_loss_are_given_back_and_the_same_in_each_pass(monkeypatch):
+    monkeypatch.setattr(outside_state, "others", frozenset)  # whatever other tests left
     np.random.seed(0), random.seed(0)
     rows = np.stack([np.asarray(x) for (x,) in Shuffled()])
     np.random.seed(0), random.seed(0)
@@ -223,15 +223,21 @@ def test_draws_of_a_loader_and_of_a_loss_are_given_back_and_the_same_in_each_pas
     assert result.notes == ()
 
 
-def test_beside_another_thread_they_are_left_alone():
+def drawing(p):
+    return jnp.sum(p["w"]) * np.random.rand()
+
+
+@pytest.mark.parametrize(
+    ("loss", "data"), [(lambda p, x: jnp.sum(x * p["w"]), Shuffled()), (drawing, None)]
+)
+def test_beside_another_thread_they_are_left_alone_and_noted(loss, data, monkeypatch):
     """Which may be the one that draws."""
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait)
-    thread.start()
-    try:
-        before = states()
-        geodiag.problem(lambda p, x: jnp.sum(x * p["w"]), params=W, data=Shuffled()).at().loss()
-        assert states() != before
-    finally:
-        over.set()
-        thread.join()
+    monkeypatch.setattr(outside_state, "others", lambda: frozenset({0}))
+    before = states()
+    oracle = geodiag.problem(loss, params=W, data=data, engine="recompute").at()
+    if data is None:
+        oracle.hvp(W)
+    else:
+        oracle.loss()
+    assert states() != before
+    assert oracle.notes == (outside_state.NOT_GIVEN_BACK,)
