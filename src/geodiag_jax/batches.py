@@ -134,7 +134,7 @@ def _to_jax(x: Any) -> Array:
         return x
     try:
         host = np.array(x) if isinstance(x, (np.ndarray, np.generic)) else to_numpy(x)
-    except (RuntimeError, BufferError) as e:  # each framework has its own
+    except (RuntimeError, BufferError, TypeError) as e:  # each framework has its own
         raise DataError("a batch holds an array that cannot be read", got=shown(e)) from e
     if host.dtype.kind in "OUSmM":
         raise DataError(

@@ -25,8 +25,8 @@ KNOWN = {"jax", "jaxlib", "numpy", "math", "functools", "operator", "builtins", 
 }
 DEEPEST = 8
 REDEFINED = (
-    "the loss was redefined and is recompiled, each time: define it once, and pass what "
-    "changes through data="
+    "what the loss reads has changed, or it was redefined: it is recompiled, each time; define it "
+    "once, and pass what changes through data="
 )
 # Losses that were seen, by their form. The oldest are forgotten.
 _seen: OrderedDict[Hashable, Hashable] = OrderedDict()

@@ -137,7 +137,8 @@ class JaxProblem(Problem):
         leaves = (leaf for _, leaf in flatten(self.template())[0] if is_array(leaf))
         rest = sum(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves) - len(self.space.names)
         moved, known = self._parameters.moved(params).point, self._parameters.point
-        if rest > 0 and not all(map(jnp.array_equal, moved, known)):
+        same = (jnp.array_equal(a, b, equal_nan=True) for a, b in zip(moved, known, strict=True))
+        if rest > 0 and not all(same):
             raise ParameterError(
                 "params= holds the measured arrays alone, of another point than the problem's",
                 got=f"nothing of {rest} other arrays, which the loss depends on too",

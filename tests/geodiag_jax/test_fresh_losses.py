@@ -136,3 +136,4 @@ def test_what_may_have_changed_is_not_taken_for_the_same(kind, monkeypatch):
     changed = measured(make())
     assert changed.value == pytest.approx(12.0)
     assert changed.notes == (loss_contents.REDEFINED,)
+    assert "what the loss reads has changed" in changed.notes[0]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import geodiag
+from geodiag.errors import ParameterError
 from geodiag.norms import Muon
 from tests.geodiag_jax.models import (
     X,
@@ -207,6 +208,14 @@ def test_fixed_arrays_move_with_a_pytree_point():
     moved = problem.at({"w": jnp.ones(2), "scale": jnp.asarray(5.0)})
     close(dense(moved), 10 * np.eye(2))
     close(dense(problem.at({"w": jnp.zeros(2)})), 2 * np.eye(2))
+
+
+def test_a_diverged_point_of_its_own_is_no_other_point():
+    w = jnp.asarray([np.nan, 1.0])
+    problem = geodiag.problem(lambda p: p["w"] @ p["b"], params={"w": w, "b": w}, where="w")
+    problem.require_whole({"w": jnp.array(w)})
+    with pytest.raises(ParameterError, match="of another point"):
+        problem.require_whole({"w": 2 * w})
 
 
 def aligned(values):
