@@ -131,8 +131,11 @@ def _called(x: Any, reads: Reads) -> Iterator[Function]:
     if not (isinstance(x, _VALUES) or is_known(x)):
         yield from _functions_in(x)
     for name, value in _attributes(x, reads):
-        bound = name not in getattr(x, "__dict__", {}) and not isinstance(x, type)
-        yield from _methods(value, x) if bound else _functions_in(value)
+        if name in getattr(x, "__dict__", {}) or isinstance(x, type):
+            yield from _functions_in(value)
+        else:  # of each class, since one may call super()
+            for c in type(x).__mro__:
+                yield from _methods(vars(c).get(name), x)
 
 
 def _attributes(x: Any, reads: Reads) -> Iterator[tuple[str, Any]]:

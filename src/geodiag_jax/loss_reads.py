@@ -52,7 +52,7 @@ def reads_of(code: types.CodeType) -> Reads:
     for i, x in enumerate(found):
         if x.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             global_names.add(x.argval)
-        elif x.opname in _ATTRIBUTES:
+        elif x.opname in (*_ATTRIBUTES, "LOAD_SUPER_ATTR"):
             attributes.add(x.argval)
         elif x.opname in ("STORE_DEREF", "STORE_GLOBAL"):
             written.add(x.argval)
@@ -85,7 +85,7 @@ def _is_changed(found: list[dis.Instruction], i: int) -> bool:
     for x in found[i + 1 :]:
         if x.opname in _ATTRIBUTES and not above:
             return x.argval in MUTATING
-        effect = dis.stack_effect(x.opcode, x.arg if x.opcode >= dis.HAVE_ARGUMENT else None)
+        effect = dis.stack_effect(x.opcode, x.arg)
         popped = (0 if x.opname in _CHANGES else 1) - effect
         if popped > above:
             if x.opname in _CHANGES:

@@ -128,7 +128,12 @@ class Net:
         return self.loss(p)
 
 
-net = Net()
+class Inner(Net):
+    def loss(self, p):
+        return super().loss(p)
+
+
+net, inner = Net(), Inner()
 jitted = jax.jit(lambda p: helper(p))
 
 
@@ -171,6 +176,7 @@ def further_losses():
         "array beside adds": (with_adds(array), lambda x: array.__setitem__(0, x)),
         "called object": (net, set_global),
         "method of an object": (lambda p: net.loss(p), set_global),
+        "inherited": (lambda p: inner.loss(p), set_global),
         "called by a loss": (lambda p: net(p), set_global),
         "of a class": (lambda p: net.loss(p), lambda x: setattr(Net, "factors", (x / beta,))),
         "jit": (lambda p: jitted(p), set_afresh),
