@@ -24,4 +24,4 @@ def _is_idle(thread: threading.Thread) -> bool:
     # While a plain thread runs, it holds the function that it was made with.
     runs = type(thread) if type(thread) is not threading.Thread else vars(thread).get("_target")
     module = str(getattr(runs, "__module__", ""))
-    return module.partition(".")[0] in IDLE
+    return module.partition(".")[0] in IDLE and module != "ipykernel.subshell"  # runs cells
