@@ -43,6 +43,13 @@ class JaxProblem(Problem):
     fewer bits are cast at the boundary. A single batch is kept from the start (NumPy memory is
     copied). JAX arrays cannot be written to, so a point is frozen by itself; do not donate its
     buffers to another function while it is being measured.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> loss = lambda w: (w * jnp.array([3.0, 1.0])) @ w / 2
+        >>> round(float(geodiag.sharpness(geodiag_jax.JaxProblem(loss, params=jnp.ones(2)))), 3)
+        3.0
     """
 
     @own_flags()

@@ -42,7 +42,16 @@ NOISE_COLD, NOISE_WARM = 0.3, 0.02  # exactly an eigenvector, a start would hide
 
 
 class Sharpness(NamedTuple):
-    """One measurement; all 0-d arrays."""
+    """One measurement; all 0-d arrays.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> tracker = geodiag_jax.tracker(lambda w: (w * jnp.array([3.0, 1.0])) @ w / 2)
+        >>> sharpness, _ = tracker.measure(tracker.init(jnp.ones(2)), jnp.ones(2))
+        >>> round(float(sharpness.dual_norm), 4)  # of (3, 1)
+        3.1623
+    """
 
     # ⟨d, Hd⟩ at the witness: a lower bound of S. NaN where a product was not finite, and where
     # there is no witness (neither a gradient at the first measurement, nor positive curvature).
@@ -52,14 +61,30 @@ class Sharpness(NamedTuple):
 
 
 class TrackerState(NamedTuple):
-    """What one measurement leaves to the next."""
+    """What one measurement leaves to the next.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> tracker = geodiag_jax.tracker(lambda w: (w * jnp.array([3.0, 1.0])) @ w / 2)
+        >>> int(tracker.init(jnp.ones(2)).count)
+        0
+    """
 
     witness: Blocks  # the direction of unit norm that attained the value; zero at first
     count: Array  # () int32: measurements so far, since the last that was not finite
 
 
 class Tracker(NamedTuple):
-    """A pair of pure functions, as an optax transformation is."""
+    """A pair of pure functions, as an optax transformation is.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import geodiag_jax
+        >>> tracker = geodiag_jax.tracker(lambda w: (w * jnp.array([3.0, 1.0])) @ w / 2)
+        >>> tracker._fields
+        ('init', 'measure')
+    """
 
     init: Callable[[Any], TrackerState]
     measure: Callable[..., tuple[Sharpness, TrackerState]]

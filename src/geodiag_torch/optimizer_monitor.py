@@ -33,6 +33,17 @@ class OptimizerMonitor(Monitor):
     Attributes:
         steps: the number of their steps so far; the next record's ``step``. May be set before
             training resumes from a checkpoint.
+
+    Examples:
+        >>> import torch, geodiag_torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> data = torch.ones(8, 3), torch.ones(8, 1)
+        >>> mse = torch.nn.functional.mse_loss
+        >>> monitor = geodiag_torch.attach(optimizer, model, criterion=mse, data=data)
+        >>> isinstance(monitor, geodiag_torch.OptimizerMonitor), monitor.steps
+        (True, 0)
+        >>> monitor.detach()
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.interrupts import lent
-from geodiag_torch.state.module_tensors import JOINTS
+from geodiag_torch.state.module_tensors import JOINTS, require_initialised
 from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.reach import generators_of
 from geodiag_torch.state.rng import FrozenRandomState
@@ -68,6 +68,13 @@ class TorchProblem(Problem):
     Raises:
         ParameterError: no trainable parameter, complex ones, several devices.
         ArgumentError, DataError: see :func:`geodiag.problem`.
+
+    Examples:
+        >>> import torch, geodiag_torch
+        >>> mse, x, y = torch.nn.functional.mse_loss, torch.ones(8, 1), torch.ones(8, 1)
+        >>> problem = geodiag_torch.TorchProblem(torch.nn.Linear(1, 1), criterion=mse, data=(x, y))
+        >>> round(float(geodiag.sharpness(problem)), 3)
+        4.0
     """
 
     def __init__(
@@ -130,7 +137,7 @@ class TorchProblem(Problem):
         named = named_parameters(inner)
         chosen = select({name: named[own] for name, own in raw.items()}, where)
         device, dtype = device_and_dtype(chosen)
-        _check_initialised(chosen)
+        require_initialised(chosen)
         self.space = space_of(chosen, device, dtype)
         if self._sharding is not None:
             self.space = self._sharding.ShardedSpace.around(self.space, chosen)
@@ -334,16 +341,3 @@ def device_and_dtype(params: Mapping[str, Tensor]) -> tuple[torch.device, torch.
             )
         dtype = torch.promote_types(dtype, p.dtype)
     return device, dtype
-
-
-def _check_initialised(params: Mapping[str, Tensor]) -> None:
-    for name, p in params.items():
-        if p.is_inference():
-            raise ParameterError(
-                f"the parameter {name!r} was made in inference mode",
-                do="build the model outside of torch.inference_mode()",
-            )
-        if p.is_meta:
-            raise ParameterError(
-                f"the parameter {name!r} is on the meta device", do="initialise it"
-            )

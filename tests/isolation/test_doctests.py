@@ -30,10 +30,14 @@ NAMES = {
         ByParameter FromFunctions Frobenius L1 L2 L2Over Linf MaxOver Muon Nuclear Preconditioned
         RMS Scaled Spectral SumOver
     """,
-    "geodiag.estimators": "Ascent Blockwise Enumerate FrankWolfe Lanczos",
+    "geodiag.estimators": """
+        Ascent Blockwise Enumerate FrankWolfe Lanczos Measurement Options SearchMode as_start choose
+    """,
     "geodiag.testing": "check_estimator check_norm check_oracle",
-    "geodiag_torch": "NonEuclideanGD attach",
-    "geodiag_jax": "Monitor geometry non_euclidean_gd tracker",
+    "geodiag_torch": "NonEuclideanGD OptimizerMonitor TorchProblem attach",
+    "geodiag_jax": """
+        JaxProblem Monitor Sharpness Tracker TrackerState geometry non_euclidean_gd tracker
+    """,
 }
 # Needs an optional package that the tests need not have.
 OPTIONAL = ("geodiag_torch.callbacks.",)

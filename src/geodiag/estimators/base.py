@@ -42,7 +42,12 @@ Progress = Callable[[dict[str, Any]], None] | bool
 
 
 class SearchMode(Enum):
-    """How a search uses the witness of an earlier measurement; each member's value explains it."""
+    """How a search uses the witness of an earlier measurement; each member's value explains it.
+
+    Examples:
+        >>> geodiag.estimators.SearchMode.at_age(0).value
+        'update the witness by a few products'
+    """
 
     REFRESH = "update the witness by a few products"
     EXPLORATORY = "compare the witness with one new start"
@@ -75,6 +80,13 @@ class Options:
             last cold search was; None if it is only a direction.
         mode: how to use that witness; by default its age decides, and whether its point is far.
         searched: what the last search found; see :mod:`geodiag.estimators.distance`.
+
+    Examples:
+        >>> oracle = geodiag.problem(np.diag([2.0, 1.0])).at()
+        >>> norm = geodiag.norms.L2().bind(oracle.space)
+        >>> options = geodiag.estimators.Options(max_hvps=5)
+        >>> geodiag.estimators.Lanczos().estimate(oracle, norm, None, options).num_hvps <= 5
+        True
     """
 
     rtol: float | None = None
@@ -167,6 +179,14 @@ class Measurement:
         loss: L(w).
         gradient: ∇L(w).
         steepest: lmo(∇L).
+
+    Examples:
+        >>> from geodiag.estimators import Lanczos, Measurement, Options
+        >>> oracle = geodiag.problem(np.diag([2.0, 1.0])).at()
+        >>> norm = geodiag.norms.L2().bind(oracle.space)
+        >>> m = Measurement(oracle, norm, Lanczos(), Options(seed=1))
+        >>> m.estimator, m.loss, m.oracle.num_hvps
+        ('Lanczos()', 0.0, 0)
     """
 
     def __init__(

@@ -29,7 +29,15 @@ QUADRATIC_SHARE, SHARE = 3, 6
 
 
 def choose(norm: Norm, space: Space) -> SharpnessEstimator:
-    """``estimator="auto"``: by what a norm bound to ``space`` is, never by its name."""
+    """``estimator="auto"``: by what a norm bound to ``space`` is, never by its name.
+
+    Examples:
+        >>> space = geodiag.problem(np.eye(100)).at().space
+        >>> geodiag.estimators.choose(geodiag.norms.L2().bind(space), space)
+        Lanczos()
+        >>> geodiag.estimators.choose(geodiag.norms.Linf().bind(space), space)
+        Ascent()
+    """
     if isinstance(norm, QuadraticNorm):
         return Lanczos()
     if Enumerate.takes(norm, space):

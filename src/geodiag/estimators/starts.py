@@ -24,6 +24,13 @@ def as_start(start: Any, oracle: Oracle, norm: Norm) -> tuple[Blocks | None, int
     Raises:
         ShapeError: names or shapes other than the parameters'.
         ArgumentError: the direction is zero or not finite, or the state is malformed.
+
+    Examples:
+        >>> H, norm = np.diag([2.0, 1.0]), geodiag.norms.Linf()
+        >>> earlier = geodiag.sharpness(H, norm)
+        >>> blocks, age = geodiag.estimators.as_start(earlier, geodiag.problem(H).at(), norm)
+        >>> [bool(blocks[name] is earlier.direction[name]) for name in blocks]
+        [True]
     """
     if start is None or (isinstance(start, Mapping) and not start):
         return None, None

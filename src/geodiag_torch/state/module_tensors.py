@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geodiag.core.spaces import Joints, Shapes, Sizes
 from geodiag.core.threads import others as other_threads
-from geodiag.errors import EngineError
+from geodiag.errors import EngineError, ParameterError
 from geodiag_torch.state.interrupts import lent
 from geodiag_torch.state.threads import ForEach
 from geodiag_torch.state.writes import address, eager
@@ -221,6 +221,20 @@ class _ForThisThread:
     def give_back(self, for_good: bool) -> None:
         for owner, name, own, _ in self._dicts:
             owner[name] = own
+
+
+def require_initialised(params: Mapping[str, Tensor]) -> None:
+    """Raise a ParameterError where one has no values, or none that can be differentiated by."""
+    for name, p in params.items():
+        if p.is_inference():
+            raise ParameterError(
+                f"the parameter {name!r} was made in inference mode",
+                do="build the model outside of torch.inference_mode()",
+            )
+        if p.is_meta:
+            raise ParameterError(
+                f"the parameter {name!r} is on the meta device", do="initialise it"
+            )
 
 
 def _clone(buffer: Tensor, poison: bool) -> Tensor:
