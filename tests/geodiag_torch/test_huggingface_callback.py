@@ -15,7 +15,7 @@ import torch
 import geodiag
 from geodiag_torch import callbacks
 from tests.geodiag_torch.models import Calls
-from tests.geodiag_torch.trainers import equal, hide_torchvision, only_other_data, train_gpt
+from tests.geodiag_torch.trainers import equal, only_other_data, train_gpt
 from tests.records.test_sinks import mlflow  # noqa: F401, a fixture
 
 
@@ -29,12 +29,6 @@ class Config(dict):
 
 class TestHuggingFace:
     """Its Trainer on a GPT-2 of 600 parameters, with dropout."""
-
-    @pytest.fixture
-    def hf(self):
-        hide_torchvision()
-        pytest.importorskip("accelerate")
-        return pytest.importorskip("transformers")
 
     train = staticmethod(train_gpt)
 

@@ -12,16 +12,10 @@ import torch
 from torch import nn
 
 from geodiag_torch import callbacks
-from tests.geodiag_torch.trainers import equal, hide_torchvision, train_gpt
+from tests.geodiag_torch.trainers import equal, train_gpt
 
 
 class TestTrainer:
-    @pytest.fixture
-    def hf(self):
-        hide_torchvision()
-        pytest.importorskip("accelerate")
-        return pytest.importorskip("transformers")
-
     train = staticmethod(train_gpt)
 
     def losses(self, trainer):

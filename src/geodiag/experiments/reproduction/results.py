@@ -108,21 +108,30 @@ def table(outcomes: Iterable[Outcome], failed: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# The columns of both tables, after the name.
+FIRST = ("lr", "steps", "loss", "S/edge at 5%", "S/edge late", "ζ late (quartiles)")
+
+
+def _first_cells(o: Outcome) -> tuple[str, ...]:
+    return (
+        METHODS[o.cell.method].title,
+        f"{o.cell.lr:g}",
+        f"{o.cell.steps}",
+        f"{o.loss[0]:.3g} → {o.loss[1]:.3g}",
+        f"{o.early:.3f}",
+        f"{o.late:.3f}",
+        _spread(o.late_zeta),
+    )
+
+
 def _model_table(outcomes: list[Outcome]) -> str:
     head = (
-        "method", "lr", "steps", "loss", "S/edge at 5%", "S/edge late", "ζ late (quartiles)",
-        "occupation late", "λ_max/edge late", "ΔL identity", "D vs integral", "sharpened",
-        "at the edge",
+        "method", *FIRST, "occupation late", "λ_max/edge late", "ΔL identity", "D vs integral",
+        "sharpened", "at the edge",
     )  # fmt: skip
     rows = [
         (
-            METHODS[o.cell.method].title,
-            f"{o.cell.lr:g}",
-            f"{o.cell.steps}",
-            f"{o.loss[0]:.3g} → {o.loss[1]:.3g}",
-            f"{o.early:.3f}",
-            f"{o.late:.3f}",
-            _spread(o.late_zeta),
+            *_first_cells(o),
             f"{o.occupation:.3f}",
             _known(o.late_top, ".2g"),
             _known(o.identity, ".0e"),
@@ -137,18 +146,12 @@ def _model_table(outcomes: list[Outcome]) -> str:
 
 def _used_table(outcomes: list[Outcome]) -> str:
     head = (
-        "optimizer", "lr", "steps", "loss", "S/edge at 5%", "S/edge late", "ζ late (quartiles)",
-        "ζ on the batch late", "occupation late", "timing late", "steps without ζ",
+        "optimizer", *FIRST, "ζ on the batch late", "occupation late", "timing late",
+        "steps without ζ",
     )  # fmt: skip
     rows = [
         (
-            METHODS[o.cell.method].title,
-            f"{o.cell.lr:g}",
-            f"{o.cell.steps}",
-            f"{o.loss[0]:.3g} → {o.loss[1]:.3g}",
-            f"{o.early:.3f}",
-            f"{o.late:.3f}",
-            _spread(o.late_zeta),
+            *_first_cells(o),
             _spread(o.late_batch),
             f"{o.occupation:.3f}",
             f"{o.timing:.3f}",
