@@ -155,7 +155,12 @@ def size(a: Blocks) -> int:
 
 def epsilon(a: Blocks) -> float:
     """The machine epsilon of the blocks' dtype."""
-    return float(namespace(a).finfo(next(iter(a.values())).dtype).eps)
+    return epsilon_of(next(iter(a.values())))
+
+
+def epsilon_of(x: Array) -> float:
+    """The machine epsilon of an array's dtype."""
+    return float(array_namespace(x).finfo(x.dtype).eps)
 
 
 def flatten(a: Blocks) -> Array:
@@ -218,25 +223,23 @@ def check_like(
     error: type[GeodiagError] = ShapeError,
 ) -> None:
     """Raise ``error`` unless ``got`` is blocks with exactly these names and shapes."""
-    do = f"return or pass a dict with exactly these names and shapes: {_describe(shapes)}"
+
+    def wrong(text: str, found: object) -> GeodiagError:
+        do = f"return or pass a dict with exactly these names and shapes: {_describe(shapes)}"
+        return error(f"{what} {text}", got=found, do=do)
+
     if not isinstance(got, Mapping):
-        raise error(f"{what} must be blocks (a dict of arrays)", got=type(got).__name__, do=do)
-    if set(got) != set(shapes):
+        raise wrong("must be blocks (a dict of arrays)", type(got).__name__)
+    if got.keys() != shapes.keys():
         missing = sorted(set(shapes) - set(got))
         extra = sorted(set(got) - set(shapes), key=repr)  # the keys may be of any type
-        raise error(
-            f"{what} does not have the parameters' names",
-            got=f"missing {_few(missing)}; unexpected {_few(extra)}",
-            do=do,
-        )
+        names = f"missing {_few(missing)}; unexpected {_few(extra)}"
+        raise wrong("does not have the parameters' names", names)
     for name, shape in shapes.items():
         found = getattr(got[name], "shape", None)
         if not isinstance(found, tuple) or found != tuple(shape):
-            raise error(
-                f"{what} has a wrong shape at {name!r}: expected {tuple(shape)}",
-                got=found if isinstance(found, tuple) else type(got[name]).__name__,
-                do=do,
-            )
+            found = found if isinstance(found, tuple) else type(got[name]).__name__
+            raise wrong(f"has a wrong shape at {name!r}: expected {tuple(shape)}", found)
 
 
 def _few(names: Iterable[str]) -> str:

@@ -17,13 +17,13 @@ from geodiag.errors import ArgumentError
 from geodiag.monitoring.monitor import Monitor
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.rules import rule_at
-from geodiag.monitoring.unmeasured import copied, listed
+from geodiag.monitoring.unmeasured import listed
 from geodiag.optimizers.clipping import Clipping, Received
 from geodiag.optimizers.comparison import follow
 from geodiag.optimizers.thresholds import Update
 from geodiag_torch.optimizers.following import Following
 from geodiag_torch.optimizers.iteration import Iteration, untraced
-from geodiag_torch.optimizers.selection import Selection, as_they_were, entries
+from geodiag_torch.optimizers.selection import Selection, as_they_were, copied, entries
 from geodiag_torch.optimizers.wrappers import Stepping
 
 
@@ -131,7 +131,7 @@ class OptimizerMonitor(Monitor):
             self._selected = found = self._following.now()
             pending.note(found.note)
             if self._noise or self._following.geometry.of_the_step(found.chosen):
-                self._copies = copied({n: p.detach() for n, p in found.chosen.items()})
+                self._copies = copied(found.chosen)
                 pending.rest = copied(entries(found.others))
             else:
                 self._follow(pending, found.chosen)

@@ -27,8 +27,8 @@ from geodiag_torch.oracle import ENGINES, TorchOracle
 from geodiag_torch.ranks import Alone, RankBatches, ranks_of, world_size
 from geodiag_torch.sharding.detection import as_sharded, local, sharding_of
 from geodiag_torch.state.guard import Guard
-from geodiag_torch.state.interrupts import lent
-from geodiag_torch.state.module_tensors import JOINTS, require_initialised
+from geodiag_torch.state.interrupts import Lent
+from geodiag_torch.state.module_tensors import JOINTS, ModuleTensors, require_initialised
 from geodiag_torch.state.names import named_parameters, public_names, unwrap
 from geodiag_torch.state.reach import generators_of
 from geodiag_torch.state.rng import FrozenRandomState
@@ -149,7 +149,7 @@ class TorchProblem(Problem):
         )
         waits = any(m.training for m in self._synchronised)  # for other ranks
         if is_unsure(data) and self._sharding is None and not waits:
-            with FrozenRandomState(device, data).restored(), lent(kept.frozen().one_pass()):
+            with FrozenRandomState(device, data).restored(), Lent(kept.frozen().one_pass()):
                 settled, notes = one_or_many(data, partial(_failure, objective))
             if settled is not data:
                 batches = (Batches if alone else RankBatches)(settled, weigh, reduction)
@@ -228,6 +228,10 @@ class TorchProblem(Problem):
         names, own = public_names(inner), named_parameters(inner)
         rest = {n: r for n, r in names.items() if n not in self.space.shapes}
         return {n: others.get("model." + r, local(own[r].detach())) for n, r in rest.items()}
+
+    def tensors(self) -> ModuleTensors:
+        """Where the model, and what else the loss consists of, keep their tensors now."""
+        return self._objective.tensors()
 
     def live(self) -> Leaves:
         """The measured parameters by their public names, as they are now.

@@ -103,9 +103,12 @@ def realized(
 ) -> Realized:
     """Along the step from ``here`` to ``there``, with the ``losses`` at w⁺ and w."""
     s, (after, before) = subtract(there, here), losses
-    size, slope = float(largest(s)), float(dot(oracle.gradient(), s))
-    if not 0.0 < size < math.inf:
-        return Realized(notes=("the step was zero" if size == 0.0 else "the step is not finite",))
+    slope = float(dot(oracle.gradient(), s))
+    if not 0.0 < abs(slope) < math.inf:  # else every entry is finite, and one is not zero
+        size = float(largest(s))
+        if not 0.0 < size < math.inf:
+            why = "the step was zero" if size == 0.0 else "the step is not finite"
+            return Realized(notes=(why,))
     length = math.nan if norm is None else float(norm.value(s))
     bend, curved = after - before - slope, math.nan
     if not math.isfinite(bend):
@@ -116,7 +119,7 @@ def realized(
     if not _is_open(noise, bend, factor) and rounding.sample(oracle, here, before):
         noise = rounding.difference(oracle, s, losses)
     if _is_open(noise, bend, factor):
-        curved, why = _curved(oracle, s, size)
+        curved, why = _curved(oracle, s)
         notes.append(why)
     descent = per_square(-2.0 * slope, length)
     if noise > NOISE * abs(bend) and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
@@ -141,8 +144,9 @@ def _is_open(noise: float, bend: float, factor: float) -> bool:
     return noise > NOISE * abs(bend) and not noise * factor <= KNOWN
 
 
-def _curved(oracle: Oracle, s: Blocks, size: float) -> tuple[float, str]:
+def _curved(oracle: Oracle, s: Blocks) -> tuple[float, str]:
     """⟨s, Hs⟩ by one product, or NaN and why."""
+    size = float(largest(s))
     try:
         d = divide(s, size)
         found = float(dot(d, oracle.hvp(d))) * size * size

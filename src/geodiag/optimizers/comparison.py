@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geodiag.blocks import Array, Blocks, array_namespace, epsilon, largest, namespace, to_numpy
+from geodiag.blocks import (
+    Array,
+    Blocks,
+    array_namespace,
+    epsilon_of,
+    largest,
+    namespace,
+    to_numpy,
+)
 from geodiag.core.spaces import Space
 from geodiag.optimizers.merged import Merged, merged
 from geodiag.optimizers.slots import Family, Slot
@@ -96,21 +104,23 @@ def compare(
     """
     if not all(0.0 < s.lr < math.inf for s in slots):
         return Comparison()
-    gradients = {s.name: family.received(s) for s in slots}
-    received = {name: g for name, g in gradients.items() if g is not None}
-    whole = merged(family, slots, space, here, there, gradient)
-    said = None if whole is None else _step_of(family, whole, unit)
-    if said != Comparison():  # which the tensors may explain
-        said = _compare_step(family, slots, space, here, there, received, gradient, unit)
+    given = Merged(slots, space, here, there, gradient)
+    whole = merged(family, *given)
+    received = _received(family, given if whole is None else whole)
+    said = _compare_step(family, *(whole or given), received, unit)
+    if whole is not None and said != Comparison():  # which the tensors may explain
+        said = _compare_step(family, *given, _received(family, given), unit)
     if said != Comparison() or gradient is None or family.scale_free:
         return said
-    if len(received) < len(slots):  # the step has shown it, where it depends on it alone
+    if len(received) < len(whole.slots if whole else slots):
+        # The step has shown it, where it depends on it alone.
         seen = all(family.needs_gradient(s) for s in slots)
         return Comparison("" if seen else UNKNOWN_GRADIENT, seen=seen)
-    rounding = math.sqrt(sum(_rounding_of_average(s) ** 2 for s in slots))
-    if whole is not None and _agree(family, whole, ROUNDING * rounding):
+    rounding = ROUNDING * math.sqrt(sum(_rounding_of_average(s) ** 2 for s in slots))
+    if _agree(received, whole or given, rounding):
         return said
-    found = _explanation(received, gradient, here, ROUNDING * rounding, space)
+    received = _received(family, given)
+    found = _explanation(received, gradient, here, rounding, space)
     if found is None:
         return Comparison("", OTHER_GRADIENT, seen=False)
     if found.factor > 0.0:
@@ -121,23 +131,22 @@ def compare(
     return Comparison(found.text and f"the optimizer received {found.of(MEASURED)}")
 
 
-def _step_of(family: Family, whole: Merged, unit: float) -> Comparison:
-    (slot,) = whole.slots
-    g = family.received(slot)
-    return _compare_step(
-        family, *whole[:4], {} if g is None else {slot.name: g}, whole.gradient, unit
-    )
+def _received(family: Family, of: Merged) -> Blocks:
+    """The gradients that the optimizer received, as far as they are known."""
+    found = {s.name: family.received(s) for s in of.slots}
+    return {name: g for name, g in found.items() if g is not None}
 
 
-def _agree(family: Family, whole: Merged, rounding: float) -> bool:
+def _agree(received: Blocks, of: Merged, rounding: float) -> bool:
     """Whether the gradients are the same, but for rounding."""
-    (slot,) = whole.slots
-    a = family.received(slot)
-    if a is None or whole.gradient is None:
+    if of.gradient is None:
         return False
-    g = whole.gradient[slot.name]
-    inner = whole.space.joints.inner
-    other, size = (float(inner(x, x)) for x in (a - g, g))
+    inner, squares = of.space.joints.inner, []
+    for name, a in received.items():
+        g = of.gradient[name]
+        x = a - g
+        squares.append((inner(x, x), inner(g, g)))
+    other, size = (sum(map(float, each)) for each in zip(*squares, strict=True))
     return other <= TOLERANCE**2 * size + rounding**2
 
 
@@ -147,8 +156,8 @@ def _compare_step(
     space: Space,
     here: Blocks,
     there: Blocks,
-    received: Blocks,
     gradient: Blocks | None,
+    received: Blocks,
     unit: float,
 ) -> Comparison:
     known = len(received) == len(slots)
@@ -190,6 +199,7 @@ class _Step:
         self._slots, self._inner = slots, space.joints.inner
         self.direction: Blocks = {}
         squares: list[tuple[Array, Array]] = []
+        self.moved = self._rounding = rounding = 0.0  # moved: ‖w⁺ − w‖²
         for s in slots:
             w = here[s.name]
             step = there[s.name] - w
@@ -197,14 +207,13 @@ class _Step:
             decay = s.weight_decay if s.decoupled else 0.0
             self.direction[s.name] = along - decay * w if decay else along
             squares.append((self._inner(step, step), self._inner(w, w)))
-        moved, lengths = np.asarray([[float(x) for x in pair] for pair in squares]).T
-        # The state has the parameter's own precision; that of the measurement may exceed it.
-        units = np.asarray([max(unit, _unit(s, here[s.name])) for s in slots])
-        self.moved = float(np.sum(moved))  # ‖w⁺ − w‖²
-        self._rounding = float(np.sum((ROUNDING * units) ** 2 * lengths))
-        self.rounding = math.sqrt(
-            float(np.sum((ROUNDING * units) ** 2 * lengths / [s.lr**2 for s in slots]))
-        )
+        for s, (moved, size) in zip(slots, squares, strict=True):
+            # The state has the parameter's own precision; that of the measurement may exceed it.
+            error = (ROUNDING * max(unit, _unit(s, here[s.name]))) ** 2 * float(size)
+            self.moved += float(moved)
+            self._rounding += error
+            rounding += error / s.lr / s.lr
+        self.rounding = math.sqrt(rounding)
 
     def error(self, predicted: Blocks) -> float:
         """‖step − predicted‖/‖step‖ above rounding; infinite if there was no step."""
@@ -280,7 +289,7 @@ def _with_decay(slot: Slot, g: Array, w: Array) -> Array:
 def _unit(slot: Slot, w: Array) -> float:
     """The largest machine epsilon among a parameter's arrays."""
     arrays = (w, slot.gradient, slot.first_moment, slot.second_moment)
-    return max(epsilon({slot.name: x}) for x in arrays if x is not None)
+    return max(epsilon_of(x) for x in arrays if x is not None)
 
 
 def _rounding_of_average(slot: Slot) -> float:
@@ -289,4 +298,4 @@ def _rounding_of_average(slot: Slot) -> float:
     if m is None:
         return 0.0
     length = math.sqrt(float(array_namespace(m).sum(m * m)))
-    return epsilon({slot.name: m}) * length / (1 - slot.momentum)
+    return epsilon_of(m) * length / (1 - slot.momentum)

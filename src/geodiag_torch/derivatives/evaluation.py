@@ -24,7 +24,7 @@ from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.derivatives.stop_gradient import Attached, Constants
 from geodiag_torch.derivatives.written import settle
 from geodiag_torch.ranks import ADDING, Sums
-from geodiag_torch.state.interrupts import lent, uninterrupted
+from geodiag_torch.state.interrupts import Lent, uninterrupted
 from geodiag_torch.state.rng import FrozenRandomState
 from geodiag_torch.state.threads import turn
 from geodiag_torch.state.writes import Watch, address
@@ -88,8 +88,11 @@ class Evaluation:
             leaves = {name: torch.full_like(x, torch.nan) for name, x in leaves.items()}
 
         def around(run: Callable[[], T]) -> T:
-            with self._random.restored(backward), lent(self._state.one_pass()), context():
-                return self.objective.with_leaves(leaves, run, poison)
+            generators = self._random.one_pass(backward)
+            with self._random.modes(), Lent(*generators, self._state.one_pass()), context():
+                answer = self.objective.with_leaves(leaves, run, poison)
+                generators[0].completed = True
+                return answer
 
         with turn() if leaves else nullcontext():  # sharded modules have none, and communicate
             answer = uninterrupted(around, run)

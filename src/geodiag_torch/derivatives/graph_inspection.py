@@ -74,18 +74,14 @@ def graph_of(loss: Tensor) -> LossGraph:
     The parameters' own dtypes do not tell its precision: autocast, inside of the model too, and
     casts of the model's own (a softmax in float32, a rotary embedding) make it coarser.
     """
-    dtypes, reentrant, custom, leaves, visited = {loss.dtype}, False, False, set(), []
-    for node in _nodes([loss.grad_fn] if loss.grad_fn is not None else []):
-        kind = type(node).__name__
-        visited.append(kind)
-        if kind == LEAF:
-            leaves.add(id(node.variable))
-        reentrant |= kind == REENTRANT
-        custom |= isinstance(node, BackwardCFunction) or kind in UNNAMED
-        for x in getattr(node, "_input_metadata", ()):
-            dtypes.add(x.dtype)
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    return LossGraph(eps, reentrant, frozenset(leaves), hash(tuple(visited)), custom)
+    nodes = list(_nodes([loss.grad_fn] if loss.grad_fn is not None else []))
+    visited = tuple(type(node).__name__ for node in nodes)
+    dtypes = {x.dtype for node in nodes for x in getattr(node, "_input_metadata", ())}
+    eps = max(torch.finfo(t).eps for t in (loss.dtype, *dtypes) if t.is_floating_point)
+    leaves = {id(n.variable) for n, kind in zip(nodes, visited, strict=True) if kind == LEAF}
+    custom = any(issubclass(kind, BackwardCFunction) for kind in set(map(type, nodes)))
+    custom = custom or not UNNAMED.isdisjoint(visited)
+    return LossGraph(eps, REENTRANT in visited, frozenset(leaves), hash(visited), custom)
 
 
 def check_reached(reached: Iterable[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from geodiag.blocks import Blocks
@@ -21,6 +20,13 @@ from geodiag_torch.state.guard import Guard
 from geodiag_torch.state.module_tensors import ModuleTensors, TensorDict
 from geodiag_torch.state.rng import outside_inference
 
+# Of each kernel of attention: whether it is enabled, what enables it, and whether it is the last.
+KERNELS = [
+    (getattr(torch._C, f"_get_{kernel}_sdp_enabled"), getattr(torch._C, f"_set_sdp_use_{kernel}"),
+     kernel == "math")
+    for kernel in ("cudnn", "flash", "mem_efficient", "overrideable", "math")
+    if hasattr(torch._C, f"_get_{kernel}_sdp_enabled")
+]  # fmt: skip
 ABSENT: tuple[TensorDict, str] = ({"": None}, "")
 
 
@@ -81,8 +87,8 @@ class Objective:
             if params is None:
                 return {name: p.detach().requires_grad_() for name, p in found.items()}
             asarray = self.space.asarray
-            at = {name: asarray(params[name]).to(p.dtype) for name, p in found.items()}
-            return {name: x.clone().requires_grad_() for name, x in at.items()}
+            at = {n: asarray(params[n]).to(p.dtype, copy=True) for n, p in found.items()}
+            return {name: x.requires_grad_() for name, x in at.items()}
 
         return outside_inference(make)
 
@@ -113,6 +119,19 @@ class Objective:
         tensors = self.tensors()
         live = self.live(tensors) if leaves else {}
         new = {id(live[name]): leaf for name, leaf in leaves.items()}
-        replaced = tensors.replaced(new, self.others, poison, self.guard.updated)
-        with replaced, sdpa_kernel([SDPBackend.MATH]):
+        updated = self.guard.updated
+        with tensors.replaced(new, self.others, poison, updated, [_MathKernel()]):
             return run()
+
+
+class _MathKernel:
+    """Attention by torch's own operations, as in ``torch.nn.attention.sdpa_kernel``."""
+
+    def lend(self) -> None:
+        self._before = [enabled() for enabled, _, _ in KERNELS]
+        for _, enable, is_math in KERNELS:
+            enable(is_math)
+
+    def give_back(self, for_good: bool) -> None:
+        for (_, enable, _), before in zip(KERNELS, self._before, strict=True):
+            enable(before)

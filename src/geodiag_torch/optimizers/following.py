@@ -15,6 +15,8 @@ from geodiag.problems import NormSource
 from geodiag_torch.optimizers.geometry import LiveGeometry, alive
 from geodiag_torch.optimizers.selection import Named, Selection, selection
 from geodiag_torch.problem import TorchProblem
+from geodiag_torch.sharding.detection import sharding_of
+from geodiag_torch.state.module_tensors import ModuleTensors
 from geodiag_torch.state.names import unwrap
 
 
@@ -48,6 +50,7 @@ class Following:
     ) -> None:
         self._optimizers = [weakref.ref(each) for each in optimizers]
         self._model, self._where, self._arguments = model, where, arguments
+        self._seen: tuple[ModuleTensors | None, list[object], Selection | None] = None, [], None
         self.problem = TorchProblem(model, where=where, **arguments)
         chosen = self.now().chosen
         if set(chosen) != set(self.problem.space.names):
@@ -66,7 +69,15 @@ class Following:
         Raises:
             ParameterError: nothing that is to be measured.
         """
-        return selection(alive(self._optimizers), unwrap(self._model), self._where)
+        optimizers, tensors = alive(self._optimizers), self.problem.tensors()
+        signature = _signature(optimizers, tensors)
+        before, known, found = self._seen
+        if found is None or before is not tensors or known != signature:
+            model = unwrap(self._model)
+            found = selection(optimizers, model, self._where)
+            kept = not callable(self._where) and sharding_of(model) is None
+            self._seen = tensors, signature, found if kept else None
+        return found
 
     def moved(self, chosen: Named) -> Named:
         """Those for which their optimizer has a state, after its step; all where it has none."""
@@ -91,6 +102,20 @@ class Following:
     def _problem_of(self, chosen: Named) -> TorchProblem:
         names = set(chosen)
         return TorchProblem(self._model, where=lambda name, p: name in names, **self._arguments)
+
+
+def _signature(optimizers: Sequence[Optimizer], tensors: ModuleTensors) -> list[object]:
+    """What a selection depends on, in a model of these tensors that is not sharded."""
+    found: list[object] = []
+    for owner, key in tensors.slots:
+        t = owner[key]
+        found += (id(t), t is not None and t.requires_grad)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            found.append(group.get("param_names"))
+            for p in group["params"]:
+                found += (id(p), p.requires_grad or p.grad is not None)
+    return found
 
 
 def _key(chosen: Named) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from geodiag.monitoring.parts import SEVERAL, Part, part_of
 from geodiag.monitoring.unmeasured import listed
 from geodiag.norms import Norm
 from geodiag.optimizers.comparison import UNKNOWN_GRADIENT, Comparison
-from geodiag.optimizers.geometry import Geometry, unknown_geometry
+from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.joint import compare_all, label_of, parts_of
 from geodiag.optimizers.slots import Slot
 from geodiag.optimizers.thresholds import Update
@@ -58,28 +58,29 @@ class LiveGeometry:
         self._kind = " with ".join(type(each).__name__ for each in optimizers)
         self._space = space
         self._taken: dict[int, tuple[list[Slot], list[str]]] = {}
-        self._slots: list[Slot] | None = None  # where they are read once
         self._once = False
+        self._held: tuple[Mapping[int, str], list[Entry]] = {}, []  # where they are read once
+        self._joined: Geometry | None = None  # of the slots that were asked for last
         self.follow(parameters, space)
         if source is None and required:
             self._by_part(self._read())
 
     def follow(self, parameters: Mapping[str, torch.Tensor], space: Space) -> None:
         """From now on these are measured."""
-        self._slots = None
         self._names = {id(p): name for name, p in parameters.items()}
         if space is not self._space or not hasattr(self, "_compared"):
             self._compared: dict[Hashable, bool] = {}
+            self._joined = None
         self._space = space
 
     @contextmanager
     def read_once(self) -> Iterator[None]:
-        """Inside, the optimizers have taken their step: their slots are read once."""
-        self._slots, self._once = None, True
+        """Inside, the optimizers have taken their step: they are read once."""
+        self._once = True
         try:
             yield
         finally:
-            self._slots, self._once = None, False
+            self._once, self._held, self._joined = False, ({}, []), None
 
     def of_the_step(self, parameters: Mapping[str, torch.Tensor]) -> bool:
         """Whether the norm of these is known after the step alone: it is that of the state then.
@@ -185,7 +186,10 @@ class LiveGeometry:
         return found
 
     def _geometry(self, slots: list[Slot]) -> Geometry:
-        return Geometry(slots, self._space, self._kind, self._compared)
+        known = self._joined
+        if known is None or list(map(id, known.slots)) != list(map(id, slots)):
+            known = self._joined = Geometry(slots, self._space, self._kind, self._compared)
+        return known
 
     def _by_part(self, slots: list[Slot]) -> list[Geometry]:
         """The geometries of the parts; one where all have one norm."""
@@ -195,20 +199,16 @@ class LiveGeometry:
         return [Geometry(part, self._space.select(s.name for s in part)) for part in parts]
 
     def _read(self, entries: list[Entry] | None = None) -> list[Slot]:
-        if entries is None and self._slots is not None:
-            return self._slots
-        found = []
-        for entry in self._entries() if entries is None else entries:
-            if entry.reader is None:
-                raise unknown_geometry(type(entry.optimizer).__name__)
-            found.append(entry.reader(entry))
-        if entries is None and self._once:
-            self._slots = found
-        return found
+        return [e.read() for e in (self._entries() if entries is None else entries)]
 
     def _entries(self, names: Mapping[int, str] | None = None) -> list[Entry]:
         names = self._names if names is None else names
-        return [e for each in alive(self._optimizers) for e in _entries(each, names)]
+        if self._once and self._held[0] == names:
+            return self._held[1]
+        found = [e for each in alive(self._optimizers) for e in _entries(each, names)]
+        if self._once:
+            self._held = names, found
+        return found
 
 
 def alive(optimizers: Sequence[weakref.ref[Optimizer]]) -> list[Optimizer]:

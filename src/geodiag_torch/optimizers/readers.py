@@ -45,6 +45,19 @@ class Entry:
     state: Mapping[str, Any]
     whole: bool  # whether every parameter of the optimizer is measured
     reader: Reader | None = None
+    known: Slot | None = None
+
+    def read(self) -> Slot:
+        """Its slot, read once.
+
+        Raises:
+            GeodiagError: the optimizer's update rule is not known, or cannot be read.
+        """
+        if self.known is None:
+            if self.reader is None:
+                raise unknown_geometry(type(self.optimizer).__name__)
+            self.known = self.reader(self)
+        return self.known
 
     def slot(self, family: Family, **fields: Any) -> Slot:
         """A slot with the options that torch's optimizers share."""

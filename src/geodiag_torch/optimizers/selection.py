@@ -12,7 +12,7 @@ from geodiag.core.selection import Where, select
 from geodiag.errors import ParameterError
 from geodiag.monitoring.unmeasured import listed
 from geodiag_torch.sharding.detection import local, sharding_of
-from geodiag_torch.state.interrupts import lent, uninterrupted
+from geodiag_torch.state.interrupts import Lent, uninterrupted
 from geodiag_torch.state.names import named_parameters, public_names
 
 Named = Mapping[str, Tensor]
@@ -106,6 +106,11 @@ def entries(tensors: Named) -> dict[str, Tensor]:
     return {name: local(p.detach()) for name, p in tensors.items()}
 
 
+def copied(tensors: Named) -> dict[str, Tensor]:
+    """Their entries in memory of their own."""
+    return {name: p.detach().clone() for name, p in tensors.items()}
+
+
 def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None:
     """``run()`` while these tensors hold the copies of their :func:`entries`."""
     if not copies:
@@ -114,7 +119,7 @@ def as_they_were(tensors: Named, copies: Named, run: Callable[[], None]) -> None
     earlier = _Earlier(tensors, copies)
 
     def around(run: Callable[[], None]) -> None:
-        with lent(earlier):
+        with Lent(earlier):
             run()
 
     uninterrupted(around, run)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geodiag.core.threads import others
 from geodiag.errors import ArgumentError, shown
-from geodiag_torch.state.interrupts import lent
+from geodiag_torch.state.interrupts import Lent
 from geodiag_torch.state.places import LARGEST_ARRAY, Memory, Place, State, exchanged, tensors_of
 from geodiag_torch.state.reach import SIMPLE, Reach, named
 from geodiag_torch.state.writes import Watch, address
@@ -56,6 +56,7 @@ class Guard:
         self._loose: list[Place] = []  # memory that no place holds
         self._written: list[Tensor] = []  # of modules, so that none of their ids is used again
         self._kept: list[nn.Module] = []  # modules that the first pass has changed
+        self._last: tuple[Reach, list[int], Frozen] | None = None
         self.find()
 
     def find(self, depth: int = DEPTH) -> Reach:
@@ -85,9 +86,16 @@ class Guard:
         return found
 
     def frozen(self) -> Frozen:
-        """The state as it is now."""
-        places = {**self.find().places, **self._further}
-        return Frozen([*places.values(), *self._loose], self.updated)
+        """The state as it is now; the last one, where nothing has changed since."""
+        if self._last is not None:
+            found, signature, last = self._last
+            if found.signature() == signature and last.is_current():
+                return last
+        found = self.find()
+        places = {**found.places, **self._further}
+        frozen = Frozen([*places.values(), *self._loose], self.updated)
+        self._last = found, found.signature(), frozen
+        return frozen
 
     @contextmanager
     def watching(self, batches: Callable[[], set[int]]) -> Iterator[Watch]:
@@ -115,7 +123,7 @@ class Guard:
         before = {i: probe() for i, (_, probe) in found.unkept.items()}
         own = _Rebound(slots)
         try:
-            with watch, lent(wide.one_pass()):
+            with watch, Lent(wide.one_pass()):
                 yield watch
                 self._further = {i: p for i, p in far.items() if not wide.held_by(p)}
         finally:
@@ -137,7 +145,7 @@ class Guard:
                 f"each pass changes what cannot be given back, so that training is not what it is "
                 f"without measurements: {named(lost)}; keep it out of the loss that is measured"
             )
-        self.looked, self.draws = True, watch.draws
+        self.looked, self.draws, self._last = True, watch.draws, None
 
     def note(self, text: str) -> None:
         """Add a note, once."""
@@ -150,17 +158,24 @@ class Frozen:
 
     def __init__(self, places: Sequence[Place], updated: set[int]) -> None:
         self.places, self.values = places, [p.read() for p in places]
-        self.clones: dict[int, Tensor] = {}
+        self._cloned: list[Tensor] = []
         for value in self.values:
             for t in tensors_of(value):
                 small = t.numel() <= LARGEST_ARRAY
                 if _is_plain(t) and (small or address(t) in updated):
-                    self.clones[id(t)] = t.clone()
+                    self._cloned.append(t)
+        self.clones = {id(t): t.clone() for t in self._cloned}
         self._holding = {id(p): value for p, value in zip(places, self.values, strict=True)}
 
     def one_pass(self) -> _Pass:
         """All of it, to be lent for one pass."""
         return _Pass(self)
+
+    def is_current(self) -> bool:
+        """Whether all places hold this now."""
+        return all(p.holds(x) for p, x in zip(self.places, self.values, strict=True)) and all(
+            torch.equal(t, self.clones[id(t)]) for t in self._cloned
+        )
 
     def held_by(self, place: Place) -> bool:
         """Whether the place holds what it did, but for copies of tensors."""

@@ -8,10 +8,11 @@ is given back while a handler runs, and lent again afterwards.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what signal wraps, at a tenth of the time
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -35,19 +36,35 @@ class Lending(Protocol):
 _lent: list[Lending] = []  # by the main thread, which alone handles signals
 
 
-@contextmanager
-def lent(lending: Lending) -> Iterator[None]:
-    """Inside it is lent, but to signal handlers. To be used within :func:`uninterrupted`."""
-    main = threading.current_thread() is threading.main_thread()
-    try:
-        lending.lend()
-        if main:
-            _lent.append(lending)
-        yield
-    finally:
-        if main and lending in _lent:
-            _lent.remove(lending)
-        lending.give_back(True)
+class Lent(AbstractContextManager[None]):
+    """Inside these are lent, but to signal handlers. To be used within :func:`uninterrupted`."""
+
+    def __init__(self, *lendings: Lending) -> None:
+        self._lendings = lendings
+        self._begun: list[Lending] = []
+        self._main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        try:
+            for lending in self._lendings:
+                self._begun.append(lending)
+                lending.lend()
+                if self._main:
+                    _lent.append(lending)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        while self._begun:
+            lending = self._begun.pop()
+            if self._main and lending in _lent:
+                _lent.remove(lending)
+            try:
+                lending.give_back(True)
+            except BaseException:
+                self.__exit__()  # the others
+                raise
 
 
 def uninterrupted(
@@ -73,7 +90,7 @@ class _DeferredSignals:
     """A handler that records signals, in the place of those that would be called."""
 
     def __init__(self, waits: bool) -> None:
-        found = {number: signal.getsignal(number) for number in SIGNALS}
+        found = {number: _signal.getsignal(number) for number in SIGNALS}
         # Others are the system's own (default, ignored), which run nothing.
         self._handlers: dict[int, Any] = {n: h for n, h in found.items() if callable(h)}
         self._pending: dict[int, Any] = {}
@@ -90,7 +107,7 @@ class _DeferredSignals:
     def install(self) -> None:
         """From here on nothing is raised; what came before still is."""
         for number in self._handlers:
-            signal.signal(number, self)
+            _signal.signal(number, self)
 
     def delivering(self, run: Callable[[], T]) -> T:
         """``run()``, which signals interrupt."""
@@ -115,8 +132,8 @@ class _DeferredSignals:
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) is self:  # else the run has set another
-                signal.signal(number, handler)
+            if _signal.getsignal(number) is self:  # else the run has set another
+                _signal.signal(number, handler)
 
     def _deliver(self) -> None:
         if self._delivering:  # by a handler that was called here

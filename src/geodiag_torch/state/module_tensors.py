@@ -8,7 +8,7 @@ a measurement needs them for each pass. Tensors are replaced in the module's own
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geodiag.core.spaces import Joints, Shapes, Sizes
 from geodiag.core.threads import others as other_threads
 from geodiag.errors import EngineError, ParameterError
-from geodiag_torch.state.interrupts import lent
+from geodiag_torch.state.interrupts import Lending, Lent
 from geodiag_torch.state.threads import ForEach
 from geodiag_torch.state.writes import address, eager
 
@@ -106,19 +106,20 @@ class ModuleTensors:
                 return False
         return list(map(list, self._dicts)) == self._keys
 
-    @contextmanager
     def replaced(
         self,
         tensors: Mapping[int, Tensor],
         others: Mapping[str, Tensor],
         poison: bool = False,
         updated: Container[int] = (),
-    ) -> Iterator[None]:
+        besides: Iterable[Lending] = (),
+    ) -> AbstractContextManager[object]:
         """Inside, the modules hold other tensors, and clones of their buffers.
 
         ``tensors``: by the ids of those that they replace. ``others``: by name, whose clones
         replace parameters and buffers too. ``poison``: fill the clones of floating buffers with
-        NaN. ``updated``: the addresses and ids of parameters to be cloned as well.
+        NaN. ``updated``: the addresses and ids of parameters to be cloned as well. ``besides``:
+        what else is lent.
         """
         new = dict(tensors)
         for name, x in others.items():
@@ -139,10 +140,17 @@ class ModuleTensors:
             if b is not None and id(b) not in new:
                 new[id(b)] = _clone(b, poison)
         foreign = other_threads()
-        lending = _ForThisThread(self._found, new, foreign) if foreign else _ForAll(self.slots, new)
+        written = [_Written(self.written)] if self.written else []
+        if not foreign:
+            return Lent(*written, _ForAll(self.slots, new), *besides)
         # torch.compile would trace the dicts that answer each thread with its own.
-        with eager() if foreign else nullcontext(), lent(_Written(self.written)), lent(lending):
-            yield
+        return _eagerly(Lent(*written, _ForThisThread(self._found, new, foreign), *besides))
+
+
+@contextmanager
+def _eagerly(context: AbstractContextManager[object]) -> Iterator[None]:
+    with eager(), context:
+        yield
 
 
 class _Written:

@@ -10,7 +10,7 @@ import functools
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -63,6 +63,7 @@ class Reach:
         places: what holds state, each once.
         modules: those that are reached, the outermost of each.
         unkept: what has a state that cannot be given back, in words, and what tells its state.
+        namespaces: what is looked through beside the places, by its entries or their number.
     """
 
     def __init__(self, depth: int) -> None:
@@ -70,8 +71,18 @@ class Reach:
         self.places: dict[int, Place] = {}
         self.modules: dict[int, nn.Module] = {}
         self.unkept: dict[int, tuple[str, Callable[[], Any]]] = {}
+        self.namespaces: dict[int, tuple[Mapping[str, Any], bool]] = {}
         self._seen: dict[int, Any] = {}  # held, so that none of their ids is used again
         self._best: dict[int, int] = {}
+
+    def signature(self) -> list[int]:
+        """What another search depends on, beside what the places hold."""
+        found = []
+        for namespace, by_entries in self.namespaces.values():
+            found.append(len(namespace))
+            if by_entries:
+                found += map(id, namespace.values())
+        return found
 
     def visit(self, x: Any, name: str = "", depth: int | None = None) -> None:
         """Take ``x``, called ``name``, and what it reaches."""
@@ -103,11 +114,14 @@ class Reach:
     def module(self, m: nn.Module) -> None:
         """Take the attributes of one module, its hooks, and its own forward()."""
         own = vars(m)
+        self._seen[id(m)] = m
         self.places.setdefault(id(own), Attributes(own))
+        self._through(m._modules, True)
         for key, x in own.items():
             if key not in PLAIN and not isinstance(x, nn.Module):
                 self.visit(x, key)
-            elif key.endswith("_hooks") and x:
+            elif key.endswith("_hooks"):
+                self._through(x, True)
                 for hook in x.values():
                     self.visit(hook, getattr(hook, "__name__", key))
         self._class(type(m))
@@ -127,14 +141,14 @@ class Reach:
         if type(x).__module__.startswith(MANAGED):
             return
         held = dict(own) if isinstance(own, dict) else {}
-        slots = [s for c in type(x).__mro__ for s in _slots(c) if hasattr(x, s)]
+        slots = [s for c in type(x).__mro__ for s in _slots(c)]
         if any(isinstance(value, LOCKS) for value in held.values()):
             return
         if isinstance(own, dict):
             self.places.setdefault(id(own), Attributes(own))
         if slots and _root(type(x)) not in LIBRARIES:
             self.places.setdefault(id(x), attributes(x, slots))
-            held |= {s: getattr(x, s) for s in slots}
+            held |= {s: getattr(x, s) for s in slots if hasattr(x, s)}
         for key, value in held.items():
             self.visit(value, f"{name}.{key}" if name else key, depth)
         self._class(type(x))
@@ -157,6 +171,7 @@ class Reach:
                 self.visit(x, variable, depth)
         for x in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self.visit(x, name, depth)
+        self._through(f.__dict__)
         if f.__dict__:
             self.places.setdefault(id(f.__dict__), Attributes(f.__dict__))
             for key, x in list(f.__dict__.items()):
@@ -165,8 +180,11 @@ class Reach:
 
     def _variables(self, f: FunctionType, depth: int) -> None:
         """The variables of its module that a function names; functions among them of the same."""
+        if _root(f) in LIBRARIES:
+            return
+        self._through(f.__globals__)
         names = [n for n in _names(f.__code__) if n in f.__globals__]
-        if not names or _root(f) in LIBRARIES:
+        if not names:
             return
         key = id(f.__globals__), f.__code__
         self.places.setdefault(hash(key), variables(f.__globals__, names))
@@ -183,6 +201,7 @@ class Reach:
         for base in kind.__mro__:
             if _root(base) in LIBRARIES or len(self.places) > MOST:
                 continue
+            self._through(vars(base))
             own = {n: x for n, x in vars(base).items() if not n.startswith("__")}
             values = {n: x for n, x in own.items() if _is_value(x)}
             if values:
@@ -192,6 +211,9 @@ class Reach:
             for x in own.values():
                 if isinstance(x, FunctionType):
                     self._variables(x, self._depth)
+
+    def _through(self, namespace: Mapping[str, Any], by_entries: bool = False) -> None:
+        self.namespaces[id(namespace)] = namespace, by_entries
 
 
 def _names(code: CodeType) -> Iterable[str]:

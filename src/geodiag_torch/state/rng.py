@@ -14,13 +14,13 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from geodiag.core.threads import others
-from geodiag_torch.state.interrupts import lent, uninterrupted
+from geodiag_torch.state.interrupts import Lending, Lent, uninterrupted
 from geodiag_torch.state.threads import SharedDraws
 
 T = TypeVar("T")
@@ -56,17 +56,21 @@ class FrozenRandomState:
 
     @contextmanager
     def restored(self, backward: bool = False) -> Iterator[None]:
-        """Inside, generators and autocast are in this state and gradients are enabled.
+        """Inside, generators and autocast are in this state and gradients are enabled."""
+        generators, *numpy = self.one_pass(backward)
+        with self.modes(), Lent(generators, *numpy):
+            yield
+            generators.completed = True
+
+    def one_pass(self, backward: bool = False) -> tuple[OwnPass, *tuple[Lending, ...]]:
+        """The generators, to be lent for one pass.
 
         ``backward``: a backward pass draws, if at all, where it recomputes activations, and from
         torch alone; the other generators are left alone.
         """
         shared = ProbePass if self.shared.probing else SharedPass
         generators = (shared if others() else OwnPass)(self, backward)
-        numpy = nullcontext() if backward else lent(_NumpyPass(self._numpy))
-        with lent(generators), numpy, self._modes():
-            yield
-            generators.completed = True
+        return (generators,) if backward else (generators, _NumpyPass(self._numpy))
 
     def read(self, backward: bool) -> dict[str, Any]:
         """The state of each generator now."""
@@ -102,7 +106,7 @@ class FrozenRandomState:
         else:
             self._generators[int(name.split()[1])].seed()
 
-    def _modes(self) -> AbstractContextManager[None]:
+    def modes(self) -> AbstractContextManager[None]:
         """Gradients enabled and autocast as recorded; no context where all is so already."""
         autocast = self.autocast or torch.is_autocast_enabled(self._device.type)
         plain = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -221,16 +225,30 @@ class NumpyState:
     passes draw nothing from it. So the generator's memory is compared first, which takes 1 µs.
     """
 
+    # Its memory and its state as they were last read; None once a pass has drawn from it.
+    _read: ClassVar[tuple[bytes | None, Any] | None] = None, None
+
     def __init__(self, shared: SharedDraws | None = None) -> None:
-        self.state = np.random.get_state(legacy=False)
         self.shared = SharedDraws() if shared is None else shared
+        memory, known = _numpy_memory(), NumpyState._read
+        if known is not None and memory is not None and known[0] == memory:
+            self.state = known[1]
+        else:
+            self.state = np.random.get_state(legacy=False)
         # A normal number that was drawn ahead can be used up without a change in that memory.
-        self.memory = None if self.state.get("has_gauss") else _numpy_memory()
+        self.memory = None if self.state.get("has_gauss") else memory
+        if known is not None:
+            NumpyState._read = self.memory, self.state
+
+    @classmethod
+    def drawn(cls) -> None:
+        """Passes draw from it: it is read anew for each of them from now on."""
+        cls._read = None
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Inside, the generator is in this state; afterwards in the one that it had before."""
-        with lent(_NumpyPass(self)):
+        with Lent(_NumpyPass(self)):
             yield
 
 
@@ -255,6 +273,8 @@ class _NumpyPass:
         if self._before is None:
             return
         moved = self._memory is None or self._memory != _numpy_memory()
+        if moved:
+            NumpyState.drawn()
         if not for_good:
             self._inside = np.random.get_state(legacy=False)
         if self._frozen.shared.probing and others():
