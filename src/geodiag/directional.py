@@ -17,11 +17,12 @@ from geodiag.blocks import (
     Blocks,
     add,
     all_finite,
-    axpy,
     divide,
     dot,
     largest,
+    map_blocks,
     namespace,
+    scale,
     subtract,
 )
 from geodiag.core.display import pairs, titled
@@ -29,6 +30,7 @@ from geodiag.core.validation import as_number, as_step, own_arithmetic
 from geodiag.errors import ArgumentError, NonFiniteError, NormError, product_not_finite, shown
 from geodiag.estimators.roundoff import (
     PointErrors,
+    coarsest,
     curvature_error,
     remainder,
 )
@@ -190,17 +192,19 @@ def _path(oracle: Oracle, norm: Norm, s: Blocks) -> tuple[float, float]:
     errors = PointErrors(oracle, g, taken)
     found: list[tuple[float, float]] = []
     for k in range(1, PATH_POINTS + 1):
-        there = axpy(k / PATH_POINTS, s, here)
+        ts = scale(s, k / PATH_POINTS)
+        there = add(here, ts)
         u = subtract(there, here)  # ts, as it is after rounding
         length = float(norm.value(u))
         if length > 0:
-            change = float(dot(subtract(oracle.gradient_at(there), g), u))
-            found.append(
-                (
-                    per_square(change, length),
-                    per_square(LARGEST_OF * BOTH_ENDS * errors.along(u), length),
-                )
-            )
+            change = subtract(oracle.gradient_at(there), g)
+            value = per_square(float(dot(change, u)), length)
+            # To first order, what the part that was rounded off would add.
+            moved = per_square(2 * abs(float(dot(change, subtract(u, ts)))), length)
+            moved += abs(value) * abs(1 - (float(norm.value(ts)) / length) ** 2)
+            terms = float(dot(map_blocks(abs, change), map_blocks(abs, u)))
+            error = LARGEST_OF * (BOTH_ENDS * errors.along(u) + coarsest(oracle, u) * terms)
+            found.append((value, per_square(error, length) + moved))
     best, error = max(found, key=lambda each: each[0])
     if any(value != value for value, _ in found):
         return float("nan"), float("inf")
