@@ -139,8 +139,8 @@ def test_sharpness_from_an_equal_start_agrees(norm, other):
     assert values[0] == pytest.approx(values[1], rel=RTOL)
 
 
-# Part by part in JAX, which "block" and "l1" show too: nuclear norms take the longest to compile.
-LONG = {("nuclear", "jax"): pytest.mark.slow}
+# Part by part in JAX, which "block" shows too: these take the longest to compile.
+LONG = {(norm, "jax"): pytest.mark.slow for norm in ("nuclear", "l1")}
 
 
 @pytest.mark.parametrize(

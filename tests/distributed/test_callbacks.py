@@ -22,6 +22,7 @@ def test_replicated_modules_are_measured_on_one_rank_or_together(ranks: Any) -> 
     ranks(checks.replicated)
 
 
+@pytest.mark.slow
 def test_sharded_under_lightning(ranks: Any) -> None:
     ranks(checks.lightning)
 

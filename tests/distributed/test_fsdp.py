@@ -14,6 +14,7 @@ from tests.distributed import layout_checks as layout
     "check",
     [
         checks.equal_the_union,
+        pytest.param(checks.equal_the_union_in_other_norms, marks=pytest.mark.slow),
         checks.other_questions,
         pytest.param(checks.options_of_fsdp, marks=pytest.mark.slow),
         pytest.param(checks.unsharded_at_first, marks=pytest.mark.slow),

@@ -155,7 +155,15 @@ def by_parts(h, shapes, radii):
     return max(tops) if max(tops) >= 0 else -1 / sum(-1 / top for top in tops)
 
 
-@pytest.mark.parametrize("n", [9, 150])
+@pytest.mark.parametrize(
+    ("n", "dtype"),
+    [
+        (9, "float64"),
+        (150, "float32"),
+        pytest.param(9, "float32", marks=pytest.mark.slow),
+        pytest.param(150, "float64", marks=pytest.mark.slow),
+    ],
+)
 def test_sums_of_norms_in_torch(n, dtype):
     shapes = shapes_of(n)
     model = Quadratic(shapes, getattr(torch, dtype))
@@ -196,7 +204,7 @@ def jax_loss(params, h):
     return 0.5 * jnp.sum(h * params["a"] ** 2)
 
 
-@pytest.mark.parametrize("n", [1, 5, 200, 100_000])
+@pytest.mark.parametrize("n", [1, pytest.param(5, marks=pytest.mark.slow), 200, 100_000])
 def test_l2_in_jax(n, dtype):
     params = {"a": jnp.ones(n, dtype)}
     for label, h in spectra(n):
