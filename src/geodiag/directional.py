@@ -137,6 +137,8 @@ def directional_smoothness(
         with oracle.surroundings(), own_arithmetic():
             s = as_step(step, oracle.space)
             _check_length(bound, s)
+            if kind != "curvature":
+                oracle = oracle.in_float32() or oracle
             value, rounding = _KINDS[kind](oracle, bound, s)
         if value != value or abs(value) == float("inf"):
             raise NonFiniteError(

@@ -135,6 +135,7 @@ def realized_edge(
         here = oracle.point()
         there = add(here, s)
         taken = subtract(there, here)  # as it is after rounding
+        given, oracle = oracle, oracle.in_float32() or oracle
         if not bool(largest(taken) > 0):
             raise ArgumentError(LOST, do="measure a longer step, or in float64")
         gradient, slope = oracle.gradient(), float(dot(oracle.gradient(), taken))
@@ -145,7 +146,7 @@ def realized_edge(
                 "the loss or the gradient at one end of the step is not finite",
                 do="check the step; the training may have diverged",
             )
-        parts |= _parts(oracle, norm, taken, slope, limit)
+        parts |= _parts(given, norm, taken, slope, limit)
         if not slope < 0.0:
             parts["note"] = f"the step does not descend: ⟨∇L, s⟩ is {slope:.3g}, not below 0"
             return RealizedEdge(math.nan, rounding=math.nan, **parts)

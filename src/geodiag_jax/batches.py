@@ -20,7 +20,7 @@ from geodiag.core.batch_forms import first_array, holds_arrays
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
 from geodiag_jax.outside_state import NOT_GIVEN_BACK, Draws
-from geodiag_jax.pytree import Static, flatten
+from geodiag_jax.pytree import Static, flatten, wide
 from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
 
@@ -53,7 +53,7 @@ class PreparedBatches:
 
     def __init__(self, data: Any, weight: Callable[[Any], float] | None, reduction: str) -> None:
         self._batches = Batches(data, weight, reduction)
-        self._placement, self._draws = Placement(), Draws(data)
+        self._placement, self._draws, self._wide = Placement(), Draws(data), False
         self.single, self.notes = self._batches.single, self._batches.notes
         self.description = self._batches.description
         self._kept = list(self._prepared()) if self.single else None
@@ -64,6 +64,14 @@ class PreparedBatches:
         found._placement = placement
         if self._kept is not None:
             found._kept = [_placed(batch, placement) for batch in self._kept]
+        return found
+
+    def in_float32(self) -> PreparedBatches:
+        """The same batches, with floating arrays in at least 32 bits."""
+        found = copy.copy(self)
+        found._wide = True
+        if self._kept is not None:
+            found._kept = list(map(_widened, self._kept))
         return found
 
     def __iter__(self) -> Iterator[PreparedBatch]:
@@ -88,13 +96,18 @@ class PreparedBatches:
     def _prepared(self) -> Iterator[PreparedBatch]:
         for batch in self._draws.apart(self._batches):
             batch = PreparedBatch(self._batches.weigh(batch), *prepare(batch))
-            yield _placed(batch, self._placement)
+            placed = _placed(batch, self._placement)
+            yield _widened(placed) if self._wide else placed
         if self._draws.left and NOT_GIVEN_BACK not in self.notes:
             self.notes.append(NOT_GIVEN_BACK)
 
 
 def _placed(batch: PreparedBatch, placement: Placement) -> PreparedBatch:
     return batch._replace(arrays=tuple(map(placement.place, batch.arrays)))
+
+
+def _widened(batch: PreparedBatch) -> PreparedBatch:
+    return batch._replace(arrays=tuple(map(wide, batch.arrays)))
 
 
 def prepare(batch: Any) -> tuple[StaticBatch, tuple[Array, ...]]:

@@ -136,7 +136,7 @@ def holds_stop(equation: Any) -> bool:
     """Whether there is one in it; rules of custom derivatives are not looked into."""
     if equation.primitive.name in CUSTOM:
         return False
-    bodies = _inner(list(equation.params.values()))
+    bodies = inner_jaxprs(list(equation.params.values()))
     return any(is_stop(e) or holds_stop(e) for body in bodies for e in body.eqns)
 
 
@@ -166,7 +166,7 @@ def _through(equation: Any, inputs: list[bool], found: LossStructure) -> list[bo
         return every
     if equation.primitive.name in CUSTOM:
         return every
-    bodies = list(_inner(list(equation.params.values())))
+    bodies = list(inner_jaxprs(list(equation.params.values())))
     control = equation.primitive.name in ("scan", "while", "cond")
     if len(bodies) == 1 and not control and len(bodies[0].invars) == len(inputs):
         outputs = _follow(bodies[0], inputs, found)
@@ -275,14 +275,15 @@ def _dtypes(jaxpr: Any, reached: set[Any] | None) -> Iterator[Any]:
             dtype = getattr(variable.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                 yield dtype
-        for inner in _inner(list(equation.params.values())):
+        for inner in inner_jaxprs(list(equation.params.values())):
             yield from _dtypes(inner, None)
 
 
-def _inner(values: list[Any]) -> Iterator[Any]:
+def inner_jaxprs(values: list[Any]) -> Iterator[Any]:
+    """The functions among the parameters of an equation."""
     for value in values:
         if isinstance(value, (tuple, list)):
-            yield from _inner(list(value))
+            yield from inner_jaxprs(list(value))
         elif hasattr(value, "jaxpr"):  # closed
             yield value.jaxpr
         elif hasattr(value, "eqns"):

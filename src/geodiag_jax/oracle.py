@@ -24,11 +24,12 @@ from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
 from geodiag_jax.flags import own_flags
+from geodiag_jax.in_float32 import same_in_float32
 from geodiag_jax.inspection import LossStructure, escaped, impure, structure_of
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
 from geodiag_jax.pytree import Parameters, as_blocks
-from geodiag_jax.sharding import jax_errors_explained, with_auto_axes
+from geodiag_jax.sharding import jax_errors_explained
 from geodiag_jax.stopped import moved
 from geodiag_jax.verdict import Verdict, judge, known_verdict
 
@@ -103,6 +104,15 @@ class JaxOracle(Oracle):
         engine = "recompute" if self._engine == "linearize" else self._engine
         parameters = self._parameters.moved(params)
         return JaxOracle(self._static.loss, parameters, self._batches, engine, None).hvp(d)
+
+    @jax_errors_explained()
+    def in_float32(self) -> Oracle | None:
+        if not self.precision > SINGLE:
+            return None
+        arrays = self._parameters.in_float32(), self._batches.in_float32()
+        found = JaxOracle(self._static.loss, *arrays, "reverse", None)
+        (_, call, at), (_, other, wide) = next(self._inputs()), next(found._inputs())
+        return found if same_in_float32(call, at, other, wide) else None
 
     @cached_property
     def _differences(self) -> Differences:
@@ -198,14 +208,7 @@ class JaxOracle(Oracle):
 
     def _arrays(self, blocks: Blocks) -> Arrays:
         """Blocks as arguments of the compiled functions."""
-        return tuple(self._array(name, blocks[name]) for name in self.names)
-
-    def _array(self, name: str, x: Any) -> Array:
-        """One tensor, or a stack of such, in the measurement dtype where the parameter is."""
-        if isinstance(x, jax.Array) and x.dtype == self._static.tree.dtype:
-            return with_auto_axes(x)
-        one = x.shape == self.space.shapes[name]
-        return self.space.place(name, x) if one else self.space.asarray(x)
+        return tuple(self._parameters.placed(name, blocks[name]) for name in self.names)
 
     def _freeze(self) -> tuple[Array, Arrays]:
         """Loss and gradient at the point, and the linearization where the engine keeps one."""
@@ -263,7 +266,8 @@ class JaxOracle(Oracle):
             return product
         loss, product = self._total(lambda call, at: self._recomputed(call, at, d, many))
         if not self._batches.single and not isinstance(loss, jax.core.Tracer):
-            self._check_unchanged(float(frozen), float(loss), d, product)
+            sizes = *self._scales, curvature(d, product), epsilon(self.point())
+            check_same_loss(float(frozen), float(loss), *sizes)
         return product
 
     def _recomputed(self, call: StaticCall, at: Inputs, d: Arrays, many: bool) -> Any:
@@ -340,10 +344,6 @@ class JaxOracle(Oracle):
     def _scales(self) -> tuple[float, float]:
         """‖∇L‖ and ‖w‖."""
         return float(norm2(self.gradient())), float(norm2(self.point()))
-
-    def _check_unchanged(self, frozen: float, found: float, d: Arrays, product: Arrays) -> None:
-        """Raise if the loss of a pass differs from the frozen one."""
-        check_same_loss(frozen, found, *self._scales, curvature(d, product), epsilon(self.point()))
 
     def _note(self, text: str) -> None:
         self._notes |= {text: None} if text else {}

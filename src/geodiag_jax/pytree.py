@@ -118,6 +118,25 @@ class Parameters:
         check_like(measured, self.space.shapes, "params")
         return _assemble(leaves, treedef, places, self.space)
 
+    def placed(self, name: str, x: Any) -> Array:
+        """One tensor, or a stack of such, in the measurement dtype where the parameter is."""
+        if isinstance(x, jax.Array) and x.dtype == self.tree.dtype:
+            return sharding.with_auto_axes(x)
+        one = x.shape == self.space.shapes[name]
+        return self.space.place(name, x) if one else self.space.asarray(x)
+
+    def in_float32(self) -> Parameters:
+        """The same point, with all floating arrays in at least 32 bits."""
+        measured = tuple((i, jnp.promote_types(t, jnp.float32)) for i, t in self.tree.measured)
+        tree = replace(self.tree, measured=measured)
+        return replace(self, tree=tree, fixed=tuple(map(wide, self.fixed)))
+
+
+def wide(x: Array) -> Array:
+    """``x``, in 32 bits where it is in fewer."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
+
 
 def read(params: Any, where: Where) -> Parameters:
     """The parts of a pytree, measured where ``where`` says and the dtype is a floating one."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from contextlib import nullcontext
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import geodiag
 from geodiag.errors import ArgumentError, NonFiniteError, ShapeError
+from geodiag_torch.derivatives.frozen import FrozenOracle
 from tests.geodiag_torch import test_rounding as of_torch
 from tests.rounding import CASES
 
@@ -194,12 +198,14 @@ def test_records_carry_it():
         ("autocast bfloat16", 101156),  # a loss that grows tenfold, and its error with it
     ],
 )
-def test_draws_whose_error_the_samples_at_w_do_not_show(precision, seed):
-    """In single calls, and in the note of a record; see tests/rounding.py for the truth."""
+@pytest.mark.parametrize("options", [{"max_hvps": 12}, {"sharpness": False}], ids=["S", "no S"])
+def test_draws_whose_error_the_samples_at_w_do_not_show(monkeypatch, precision, seed, options):
+    """Where nothing can be computed in float32; see tests/rounding.py for the truth."""
+    monkeypatch.setattr(FrozenOracle, "in_float32", lambda oracle: None)
     found = {each.name: each for each in CASES[f"torch {precision}"](seed)}
     drawn = of_torch.draw(seed, precision)
     monitor = geodiag.Monitor(
-        drawn.model, loss_fn=drawn.loss_fn, data=drawn.data, lr=0.1, every=1, max_hvps=12
+        drawn.model, "l2", loss_fn=drawn.loss_fn, data=drawn.data, lr=0.1, every=1, **options
     )
     here = {name: p.detach().clone() for name, p in drawn.model.named_parameters()}
     there = {name: w + drawn.step[name].to(w.dtype) for name, w in here.items()}
@@ -208,3 +214,58 @@ def test_draws_whose_error_the_samples_at_w_do_not_show(precision, seed):
     stated = float(re.search(r"D ± ([^,;]+)", record.note)[1])
     assert abs(record.directional_smoothness - found["D"].truth) <= stated
     assert ("ζ: its error has no bound" in record.note) == ("ζ ± inf" in record.note)
+
+
+@pytest.mark.parametrize("framework", ["torch", "JAX"])
+def test_below_32_bits_zeta_is_from_the_same_loss_in_float32(framework):
+    """It has a bound in each of these draws, where bfloat16 loses ζ in a third of them."""
+    found = [each for seed in range(4) for each in CASES[f"{framework} bfloat16"](seed)]
+    assert {each.name for each in found} >= {"ζ", "ζ of a record", "ζ of a record without S"}
+    assert all(each.error <= 1 and math.isfinite(each.rounding) for each in found)
+
+
+def torch_noise(model, batch):
+    return model(nn.functional.dropout(batch, 0.5)).square().mean()
+
+
+def torch_cast(model, batch):
+    return nn.functional.linear(batch, model.weight.bfloat16()).square().mean()
+
+
+def jax_noise(params, x):
+    return ((x * jax.random.normal(jax.random.key(0), x.shape, x.dtype)) @ params["w"]).sum()
+
+
+def jax_cast(params, x):
+    return (x @ params["w"].astype("bfloat16")).sum()
+
+
+@pytest.mark.parametrize("loss", [torch_noise, torch_cast, jax_noise, jax_cast])
+def test_a_loss_that_cannot_be_computed_in_float32(loss):
+    """It draws numbers, which would be others, or casts to fewer bits itself."""
+    if loss in (torch_noise, torch_cast):
+        x = torch.ones(4, 3, dtype=torch.bfloat16)
+        model = nn.Linear(3, 2, bias=False).bfloat16()
+        before = torch.random.get_rng_state()
+        assert geodiag.problem(model, loss_fn=loss, data=x).at().in_float32() is None
+        assert torch.equal(torch.random.get_rng_state(), before)
+    else:
+        x = jax.numpy.ones((4, 3), "bfloat16")
+        params = {"w": jax.numpy.ones((3, 2), "bfloat16")}
+        assert geodiag.problem(loss, params=params, data=(x,)).at().in_float32() is None
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["around", "inside"])
+def test_autocast_is_turned_off_for_zeta_alone(around):
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+
+    def loss_fn(model, batch):
+        with nullcontext() if around else torch.autocast("cpu", torch.bfloat16):
+            return model(batch).square().mean()
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        oracle = geodiag.problem(model, loss_fn=loss_fn, data=x).at()
+        exact = oracle.in_float32()
+        assert torch.is_autocast_enabled("cpu") is around
+    assert float(exact.loss()) == pytest.approx(float(model(x).detach().square().mean()), rel=1e-6)
+    assert float(oracle.loss()) != float(exact.loss())

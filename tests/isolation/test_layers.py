@@ -57,7 +57,7 @@ FLOORS = {
         "loss_key batches",
         "derivatives",
         "precision programs inspection",
-        "stopped verdict",
+        "stopped verdict in_float32",
         "oracle",
         "problem",
         "optimizers tracking deferred",

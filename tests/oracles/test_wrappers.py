@@ -62,6 +62,7 @@ ASKED = {
     "gradient_at": lambda o, d, ds: o.gradient_at(d),
     "hvp": lambda o, d, ds: o.hvp(d),
     "hvps": lambda o, d, ds: o.hvps(ds),
+    "in_float32": lambda o, d, ds: o.in_float32(),
     "independent_hvp": lambda o, d, ds: o.independent_hvp(d),
     "loop": lambda o, d, ds: o.loop(lambda k: k < 2, lambda k: k + 1, 0),
     "loss": lambda o, d, ds: o.loss(),

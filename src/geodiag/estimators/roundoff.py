@@ -124,9 +124,10 @@ def curvature_error(oracle: Oracle, s: Blocks, image: Blocks) -> float:
 class PointErrors:
     """Samples of the errors of loss and gradient, at w and at points as near as ``reach``.
 
-    They are differences at relative distances of ε^{2/3}, of an order at which those of a smooth
-    loss are below rounding; and what is rounded to steps, as 1 − p near a probability of 1, takes
-    several of them. Each sample takes two gradients, and with ``losses`` two losses.
+    They are differences at relative distances of ε^{4/7}, or ε^{2/3} below 32 bits, of an order at
+    which those of a smooth loss are below rounding; and what is rounded to steps, as 1 − p near a
+    probability of 1, takes many of them. Each sample takes two gradients, and with ``losses`` two
+    losses.
     """
 
     def __init__(
@@ -138,9 +139,10 @@ class PointErrors:
         losses: bool = False,
     ) -> None:
         here, rng = oracle.point(), np.random.default_rng(0)
-        distance = coarsest(oracle, here) ** (2 / 3)
+        half = self._half = oracle.precision > SINGLE
+        distance = coarsest(oracle, here) ** (2 / 3 if half else 4 / 7)
         sizes = map_blocks(abs, here) if reach is None else map_blocks(_sizes, here, reach)
-        self._gradients, self._losses, self._half = [], [], oracle.precision > SINGLE
+        self._gradients, self._losses = [], []
         for _ in range(SAMPLES):
             d = map_blocks(lambda x, z: distance * x * z, sizes, oracle.space.random(rng))
             above, below = add(here, d), subtract(here, d)

@@ -16,18 +16,18 @@ from geodiag.blocks import Array, Blocks, all_finite, to_numpy
 from geodiag.core.quantity import Quantity
 from geodiag.core.validation import own_arithmetic
 from geodiag.errors import StaleOracle, cut, one_line, printable
-from geodiag.estimators.roundoff import PointErrors, coarsest
+from geodiag.estimators.roundoff import coarsest
 from geodiag.monitoring.critical_step import CriticalSteps
 from geodiag.monitoring.parts import ONCE, Part, PartTrackers, compare_parts, measure_parts
 from geodiag.monitoring.realized import LossNoise, Realized, realized
-from geodiag.monitoring.rounding import point_errors, smoothness
+from geodiag.monitoring.rounding import note_at_point, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.monitoring.unmeasured import changed, copied, listed
 from geodiag.norms import L2
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update
-from geodiag.oracles import CountingOracle, Problem
+from geodiag.oracles import CountingOracle, Oracle, Problem
 from geodiag.plugins.guard import Blaming
 from geodiag.records import BUILT_IN, Record
 from geodiag.results import Bound, SharpnessResult
@@ -58,7 +58,6 @@ class Observation:
         tracker: of S along the run.
         result: the sharpness at w, with its witness.
         rest: copies of the tensors that are not measured, and that the step may move.
-        errors: samples of the rounding errors at w, where the loss has fewer than 32 bits.
         process: the process that measured it.
         descent: −2⟨∇L, s⟩/‖s‖² along the step s.
         noise: what is known of the rounding of losses, where S is not measured; else None.
@@ -81,7 +80,6 @@ class Observation:
     tracker: SharpnessTracker | None = None
     result: SharpnessResult | None = None
     rest: Mapping[str, Array] = field(default_factory=dict)
-    errors: PointErrors | None = None
     process: int = field(default_factory=os.getpid)
     descent: float = math.nan
     noise: LossNoise | None = None
@@ -157,8 +155,7 @@ class Observation:
         self.result = self._measure(asked, tracker)
         with self.noting("the rounding errors"), own_arithmetic():
             of_sharpness = None if self.result is None else self.result.rounding
-            self.errors, text = point_errors(self.oracle, self.norm, self.known, of_sharpness)
-            self.note(text)
+            self.note(note_at_point(self.oracle, self.norm, self.known, of_sharpness))
         return self.result
 
     def _measure(self, asked: Norm, tracker: SharpnessTracker) -> SharpnessResult | None:
@@ -248,11 +245,14 @@ class Observation:
     def _along(self, there: Blocks) -> None:
         assert self.here is not None
         assert self.oracle is not None
+        with own_arithmetic():
+            exact = self.oracle.in_float32() or self.oracle
         if self.noise is not None:
-            losses = self._losses(there)
+            losses = self._losses(exact, there)
             with own_arithmetic():
-                found = realized(self.oracle, self.norm, self.here, there, losses, self.noise)
-            self._take(found, there, losses)
+                found = realized(exact, self.norm, self.here, there, losses, self.noise)
+            self.oracle.num_hvps = exact.num_hvps
+            self._take(exact, found, there, losses)
             return
         assert self.norm is not None
         program = StepCurvature(self.norm)
@@ -264,20 +264,21 @@ class Observation:
         if not 0 < length < math.inf:
             self.note("the step was zero" if length == 0 else "the step is not finite")
             return
-        losses = self._losses(there)
+        losses = self._losses(exact, there)
         with own_arithmetic():
-            found = smoothness(self.oracle, self.here, there, losses, stepped, self.errors)
-        self._take(found, there, losses)
+            found = smoothness(self.oracle, exact, self.here, there, losses, stepped)
+        self._take(exact, found, there, losses)
         if math.isfinite(found.curvature):
             self._better_witness(found.curvature, stepped.unit)
 
-    def _losses(self, there: Blocks) -> tuple[float, float]:
+    def _losses(self, oracle: Oracle, there: Blocks) -> tuple[float, float]:
         """L(w⁺) and L(w)."""
-        assert self.oracle is not None
-        before, self.new_loss = float(self.oracle.loss()), float(self.oracle.loss_at(there))
+        before, self.new_loss = float(oracle.loss()), float(oracle.loss_at(there))
         return self.new_loss, before
 
-    def _take(self, found: Realized, there: Blocks, losses: tuple[float, float]) -> None:
+    def _take(
+        self, oracle: Oracle, found: Realized, there: Blocks, losses: tuple[float, float]
+    ) -> None:
         """What was found along the step, and the critical step."""
         for text in found.notes:
             self.note(text)
@@ -290,14 +291,15 @@ class Observation:
         self.known |= {name: x for name, x in numbers.items() if math.isfinite(x)}
         if self.critical is not None:
             with self.noting("the critical step"), own_arithmetic():
-                self._critical(there, losses, found)
+                self._critical(oracle, there, losses, found)
 
-    def _critical(self, there: Blocks, losses: tuple[float, float], found: Realized) -> None:
+    def _critical(
+        self, oracle: Oracle, there: Blocks, losses: tuple[float, float], found: Realized
+    ) -> None:
         assert self.here is not None
-        assert self.oracle is not None
         assert self.critical is not None
         lr = self.known.get("lr", math.nan)
-        answer = self.critical.search(self.oracle, self.here, there, losses, found, lr)
+        answer = self.critical.search(oracle, self.here, there, losses, found, lr)
         if answer is None:
             return
         self.known["critical_lr"] = float(answer)

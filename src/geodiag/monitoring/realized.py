@@ -8,6 +8,7 @@ is known to be near 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,15 @@ from geodiag.core.spaces import Space
 from geodiag.core.validation import require_flag
 from geodiag.directional import is_too_short, per_square
 from geodiag.errors import ArgumentError, one_line
-from geodiag.estimators.roundoff import NOISE, coarsest
+from geodiag.estimators.roundoff import (
+    NO_BOUND,
+    NOISE,
+    SINGLE,
+    PointErrors,
+    coarsest,
+    edge_error,
+    remainder,
+)
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.problems import NormSource, current_norm
@@ -27,6 +36,7 @@ ROUNDINGS, SAMPLE = 4.0, 4.0
 KNOWN = 0.05  # an error of ζ up to which no product is spent
 NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
 TOO_SHORT = "the step is too short for D: its square underflows"
+BELOW = "rounding below 32 bits"
 NO_DESCENT = "no ζ: the step does not descend, ⟨∇L, s⟩ is not below 0"
 
 
@@ -113,8 +123,10 @@ def realized(
     bend, curved = after - before - slope, math.nan
     if not math.isfinite(bend):
         return Realized(slope=slope, notes=(NOT_FINITE,))
-    notes, noise = [], rounding.difference(oracle, s, losses)
     factor = -1.0 / slope if slope < 0.0 else math.nan
+    if oracle.precision > SINGLE:
+        return _coarse(oracle, norm, (here, there, s), losses, slope)
+    notes, noise = [], rounding.difference(oracle, s, losses)
 
     if not _is_open(noise, bend, factor) and rounding.sample(oracle, here, before):
         noise = rounding.difference(oracle, s, losses)
@@ -124,8 +136,7 @@ def realized(
     descent = per_square(-2.0 * slope, length)
     if noise > NOISE * abs(bend) and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
         errors = {"D": per_square(2.0 * noise, length), "ζ": noise * factor}
-        stated = ", ".join(f"{name} ± {x:.2g}" for name, x in errors.items() if x == x)
-        notes.append(f"rounding of the losses: {stated}" if stated else "")
+        notes.append(note_of(errors, "rounding of the losses"))
         if abs(bend - 0.5 * curved) <= noise:
             bend = 0.5 * curved
             notes.append("D and ζ are from the curvature along the step instead")
@@ -137,6 +148,39 @@ def realized(
         notes.append(TOO_SHORT)
     curvature = per_square(curved, length)
     return Realized(smoothness, bend * factor, curvature, descent, slope, bend, noise, tuple(notes))
+
+
+def _coarse(
+    oracle: Oracle,
+    norm: Norm | None,
+    step: tuple[Blocks, Blocks, Blocks],
+    losses: tuple[float, float],
+    slope: float,
+) -> Realized:
+    """The same below 32 bits, where all is rounding but what samples of it show."""
+    (here, there, s), gradient = step, oracle.gradient()
+    length = math.nan if norm is None else float(norm.value(s))
+    samples = PointErrors(oracle, gradient, s, losses=True)
+    bend, error, _ = remainder(oracle, here, there, gradient, losses, samples)
+    smoothness, descent = per_square(2.0 * bend, length), per_square(-2.0 * slope, length)
+    edge, errors, notes = math.nan, {"D": per_square(2.0 * error, length)}, []
+    if norm is not None and is_too_short(s, length):
+        smoothness = errors["D"] = math.nan
+        notes.append(TOO_SHORT)
+    if slope < 0.0:
+        edge = bend / -slope
+        errors["ζ"] = edge_error(edge, error, slope, samples, s, losses[1])
+        notes.append(f"ζ: {NO_BOUND}" if math.isinf(errors["ζ"]) else "")
+    else:
+        notes.append(NO_DESCENT)
+    notes.append(note_of(errors, BELOW))
+    return Realized(smoothness, edge, math.nan, descent, slope, bend, error, tuple(notes))
+
+
+def note_of(errors: Mapping[str, float], head: str) -> str:
+    """What is stated of errors; NaN: nothing."""
+    stated = [f"{name} ± {error:.2g}" for name, error in errors.items() if not math.isnan(error)]
+    return f"{head}: {', '.join(stated)}" if stated else ""
 
 
 def _is_open(noise: float, bend: float, factor: float) -> bool:

@@ -103,6 +103,14 @@ class Oracle(ABC):
         """
         return None
 
+    def in_float32(self) -> Oracle | None:
+        """The same loss at the same point in float32, if it is computed in fewer than 32 bits.
+
+        None where it is not, and where it cannot be: it then insists on fewer bits, or draws
+        random numbers, which would be others.
+        """
+        return None
+
     def use_differences(self) -> bool:
         """Take differences of gradients for products from now on; whether these are others.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from geodiag.blocks import Array, Blocks
 from geodiag.core.slices import Slices
@@ -61,6 +62,14 @@ class DelegatingOracle(Oracle):
     @property
     def steady(self) -> bool:
         return self.inner.steady
+
+    def in_float32(self) -> Oracle | None:
+        inner = self.inner.in_float32()
+        if inner is None:
+            return None
+        found = copy.copy(self)
+        found.inner = inner
+        return found
 
     def use_differences(self) -> bool:
         return self.inner.use_differences()
@@ -141,6 +150,9 @@ class CountingOracle(DelegatingOracle):
     def __init__(self, inner: Oracle) -> None:
         super().__init__(inner)
         self.num_hvps = 0
+
+    def in_float32(self) -> CountingOracle | None:
+        return cast("CountingOracle | None", super().in_float32())
 
     def hvp(self, d: Blocks) -> Blocks:
         self.num_hvps += 1

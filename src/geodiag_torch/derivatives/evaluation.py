@@ -50,9 +50,9 @@ class Evaluation:
         self.operations, self.custom = 0, False  # of that pass, see LossGraph
         self._reentrant = False
         # What the user's code runs under: what it detaches is differentiated, or held constant.
-        self._modes: list[TorchFunctionMode] = []
+        self.modes: list[TorchFunctionMode] = []
         if objective.stop_gradient == "differentiate":
-            self._modes.append(Attached())
+            self.modes.append(Attached())
         self._measured: Leaves = {}  # the module's own parameters, while leaves replace them
         self._state = objective.guard.frozen()
         self._batches: set[int] = set()  # the addresses of the batches of a watched pass
@@ -271,15 +271,15 @@ class Evaluation:
             yield
             return
         constants.rewind()
-        self._modes.insert(0, constants)
+        self.modes.insert(0, constants)
         try:
             yield
         finally:
-            self._modes.pop(0)
+            self.modes.pop(0)
 
     def _user_code(self) -> ExitStack:
         modes = ExitStack()
-        for mode in self._modes:
+        for mode in self.modes:
             modes.enter_context(mode)
         return modes
 

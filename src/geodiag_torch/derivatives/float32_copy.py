@@ -77,7 +77,8 @@ def float32_copy(objective: Objective) -> Objective:
         batch = move(batch, objective.device, widened=True)
         return objective.with_leaves({}, lambda: loss.value(batch))
 
-    return replace(objective, loss=LossModule(loss.model, value, None))
+    others = {name: wide(x) for name, x in objective.others.items()}
+    return replace(objective, loss=LossModule(loss.model, value, None), others=others)
 
 
 def _widened(module: nn.Module) -> dict[int, Any]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from geodiag.blocks import Blocks
 from geodiag.oracles import Oracle
-from geodiag_torch.derivatives.evaluation import Evaluation
+from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
+from geodiag_torch.derivatives.in_float32 import in_float32
 from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.state.staleness import Versions
 
@@ -40,6 +41,10 @@ class FrozenOracle(Oracle):
     @property
     def steady(self) -> bool:
         return bool(self._objective.loss.steady)
+
+    def in_float32(self) -> Oracle | None:
+        point = self.point()
+        return in_float32(self._evaluation, point) if self.precision > FLOAT32 else None
 
     def surroundings(self) -> AbstractContextManager[Any]:
         kind = self._objective.device.type

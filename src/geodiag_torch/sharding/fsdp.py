@@ -90,6 +90,9 @@ class ShardedOracle(FrozenOracle):
     def spare(self) -> None:
         self._spared = True
 
+    def in_float32(self) -> Oracle | None:
+        return None  # FSDP gathers in its own dtype
+
     def point(self) -> Blocks:
         self._versions.check()
         return {name: x.clone() for name, x in self._point.items()}

@@ -1,0 +1,122 @@
+"""A loss of fewer than 32 bits, computed in float32: by the same code, on a copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from geodiag.blocks import Blocks
+from geodiag.oracles import Oracle
+from geodiag_torch.derivatives.crosscheck import Passed
+from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
+from geodiag_torch.derivatives.float32_copy import float32_copy
+from geodiag_torch.state.rng import outside_inference
+
+FAILED = "float32"
+
+
+class WithoutAutocast(TorchFunctionMode):
+    """Turns autocast off, inside of the user's code too, and notes whether that draws numbers.
+
+    The same generator gives other numbers in another dtype.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device, self._before = device, self._state(device)
+        self.drew = False
+
+    @staticmethod
+    def _state(device: torch.device) -> list[Tensor]:
+        found = [torch.random.get_rng_state()]
+        if device.type != "cpu":
+            found.append(torch.get_device_module(device).get_rng_state(device))
+        return found
+
+    def __enter__(self) -> WithoutAutocast:
+        self._before = self._state(self._device)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        after = self._state(self._device)
+        self.drew |= not all(map(torch.equal, self._before, after))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C._DisableAutocast():
+            return func(*args, **(kwargs or {}))
+
+
+class Float32Oracle(Oracle):
+    """Loss, gradient and products at ``point``, by an evaluation in float32."""
+
+    def __init__(self, evaluation: Evaluation, point: Blocks) -> None:
+        self._evaluation, self._objective = evaluation, evaluation.objective
+        self.space, self._point = self._objective.space, point
+        self._mode = WithoutAutocast(self._objective.device)
+        evaluation.modes.append(self._mode)
+        self._leaves = self._objective.leaves(point)
+        self._first = evaluation.gradient(self._leaves)
+
+    @property
+    def precision(self) -> float:
+        return self._evaluation.precision or 0.0
+
+    @property
+    def serves(self) -> bool:
+        """Whether this is the same loss, in 32 bits."""
+        return self.precision <= FLOAT32 and not self._mode.drew
+
+    def point(self) -> Blocks:
+        return {name: x.clone() for name, x in self._point.items()}
+
+    def loss(self) -> Tensor:
+        return self._first[0].clone()
+
+    def gradient(self) -> Blocks:
+        return {name: g.clone() for name, g in self._first[1].items()}
+
+    def hvp(self, d: Blocks) -> Blocks:
+        return self._evaluation.hvp(self._leaves, d)
+
+    def loss_at(self, params: Blocks) -> Tensor:
+        leaves = self._objective.leaves(params)
+        return self._evaluation.sum(leaves, lambda value, _: {})[0]
+
+    def gradient_at(self, params: Blocks) -> Blocks:
+        return self._evaluation.gradient(self._objective.leaves(params))[1]
+
+
+def in_float32(evaluation: Evaluation, point: Blocks) -> Oracle | None:
+    """See :meth:`geodiag.oracles.Oracle.in_float32`; one gradient, or two.
+
+    The model is copied, unless autocast is all that makes the loss coarser. None where that fails,
+    where the loss casts to fewer bits itself, and where it draws random numbers. It is tried once
+    for each model and loss.
+    """
+    objective = evaluation.objective
+    passed = Passed(evaluation, FAILED)
+    if not objective.loss.steady or objective.ranks.any(passed.here(FAILED)):
+        return None
+    narrow = any(torch.finfo(p.dtype).eps > FLOAT32 for p in objective.live().values())
+    for copied in (True,) if narrow else (False, True):
+
+        def attempt(copied: bool = copied) -> Float32Oracle:
+            other = float32_copy(objective) if copied else objective
+            return Float32Oracle(evaluation.without_autocast(other), point)
+
+        try:
+            found: Float32Oracle | None = outside_inference(attempt)
+        except Exception:  # a model may reject other dtypes with any
+            found = None
+        if not objective.ranks.any(found is None or not found.serves):
+            return found
+    passed.here(FAILED, True)
+    return None
