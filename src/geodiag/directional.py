@@ -107,7 +107,8 @@ def directional_smoothness(
             lower bound: the largest value at 16 points t in (0, 1]. "remainder" and "optimal" are
             from gradients along the step where the difference of the losses is lost to rounding:
             2∫⟨∇L(w + ts) − ∇L(w), s⟩dt/‖s‖² is the same number. All but "curvature" are of the
-            step as it is after rounding: w + s − w.
+            step as it is after rounding, w + s − w, and of a loss of fewer than 32 bits in float32
+            (:meth:`geodiag.Oracle.in_float32`).
         **problem_arguments: as in :func:`geodiag.problem`.
 
     Returns:

@@ -95,6 +95,7 @@ def realized_edge(
     """The realized edge ζ of ``step`` = w⁺ − w from the model's current point w.
 
     It takes two losses and a gradient, and seven gradients and four losses more for ``rounding``.
+    A loss of fewer than 32 bits is computed in float32, see :meth:`geodiag.Oracle.in_float32`.
 
     Args:
         model: as in :func:`geodiag.sharpness`.

@@ -134,10 +134,14 @@ def realized(
         curved, why = _curved(oracle, s)
         notes.append(why)
     descent = per_square(-2.0 * slope, length)
-    if noise > NOISE * abs(bend) and not abs(bend - 0.5 * curved) <= NOISE * abs(bend):
+    apart = abs(bend - 0.5 * curved)
+    if noise > NOISE * abs(bend) and not apart <= NOISE * abs(bend):
+        by_curvature = apart <= noise
+        if apart > noise:  # more than the sample of an error shows
+            noise += apart
         errors = {"D": per_square(2.0 * noise, length), "ζ": noise * factor}
         notes.append(note_of(errors, "rounding of the losses"))
-        if abs(bend - 0.5 * curved) <= noise:
+        if by_curvature:
             bend = 0.5 * curved
             notes.append("D and ζ are from the curvature along the step instead")
     if not slope < 0.0:

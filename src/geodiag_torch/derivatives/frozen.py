@@ -43,8 +43,7 @@ class FrozenOracle(Oracle):
         return bool(self._objective.loss.steady)
 
     def in_float32(self) -> Oracle | None:
-        point = self.point()
-        return in_float32(self._evaluation, point) if self.precision > FLOAT32 else None
+        return in_float32(self._evaluation, self.point()) if self.precision > FLOAT32 else None
 
     def surroundings(self) -> AbstractContextManager[Any]:
         kind = self._objective.device.type
