@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import geodiag
-from geodiag.core.crossing import Crossing, search
+from geodiag.core.crossing import Crossing, Earlier, by_values, search
 from geodiag.errors import ArgumentError, NonFiniteError, ShapeError
 
 H = np.diag([18.0, 4.0, 1.0])
@@ -97,6 +97,77 @@ def test_a_quartic_takes_few_losses_from_its_step():
     found = geodiag.critical_lr(pair, {"x": -np.ones(1)}, params={"x": np.ones(1)})
     assert found.bracket[0] <= 2.0 <= found.bracket[1]
     assert found.num_losses <= 8
+
+
+# Losses by how far along the step, which is 1/N of it, so that the first crossing is at 2N steps.
+FAR = {
+    "quadratic": (lambda x: (1 - x) ** 2, 3),
+    "with a fourth power": (lambda x: (1 - x) ** 2 + 0.3 * (1 - x) ** 4, 4),
+    "third power": (lambda x: abs(1 - x) ** 3, 5),
+    "eighth power": (lambda x: (1 - x) ** 8, 9),
+    "cosh": (lambda x: math.cosh(1 - x), 3),
+    "wall": (lambda x: -x if x <= 2 else math.nan, 13),
+}
+
+
+@pytest.mark.parametrize("steps", [1e2, 1e3, 1e5])
+@pytest.mark.parametrize("name", FAR)
+def test_far_from_the_edge(name, steps):
+    """By default ln α is known to a 16th, in fewer losses; a width that is asked for holds there.
+
+    Before, these took 3, 5, 7, 10 to 12, 4 and 12 to 23 losses.
+    """
+    loss, most = FAR[name]
+    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    pair = (lambda w: loss(float(w["x"][0])), lambda w: {"x": np.full(1, slope)})
+    given = {"params": {"x": np.zeros(1)}}
+    step = {"x": np.full(1, 1 / steps)}
+    found = geodiag.critical_lr(pair, step, **given)
+    lo, hi = found.bracket
+    assert lo <= 2 * steps * (1 + 1e-9)
+    assert 2 * steps * (1 - 1e-9) <= hi
+    assert lo < float(found) == found.factor < hi
+    assert hi <= lo ** (17 / 16) * (1 + 1e-9)
+    assert found.num_losses <= most
+    close = geodiag.critical_lr(pair, step, rtol=1 / 16, **given)
+    assert close.bracket[0] <= 2 * steps * (1 + 1e-9)
+    assert 2 * steps * (1 - 1e-9) <= close.bracket[1]
+    assert 1 - close.bracket[0] / close.bracket[1] <= 1 / 16
+
+
+@pytest.mark.parametrize("steps", [0.15, 0.3, 0.45, 0.5, 0.6, 1.0, 1.7])
+@pytest.mark.parametrize("name", FAR)
+def test_near_the_edge_the_width_is_a_16th(name, steps):
+    loss, _ = FAR[name]
+    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    taken = loss(1 / steps) - loss(0)
+    rise = lambda alpha: loss(alpha / steps) - loss(0)  # noqa: E731
+    known = (rise, slope / steps, taken - slope / steps, not taken <= 0)
+    found = by_values(*known, None, 20)
+    assert found == by_values(*known, 1 / 16, 20)
+    assert found.lo <= 2 * steps * (1 + 1e-9)
+    assert 2 * steps * (1 - 1e-9) <= found.hi
+    assert 1 - found.lo / found.hi <= 1 / 16
+
+
+@pytest.mark.parametrize("steps", [2e3, 2e4])
+@pytest.mark.parametrize("sharp", [3, 6])
+@pytest.mark.parametrize("missed", [0.7, 0.9, 1.0, 1.1, 1.4, 2.0])
+def test_a_search_that_begins_beside_the_crossing_of_a_loss_next_to_0(steps, sharp, missed):
+    """From 1 to 0 in a 50th of the way, and back to 1 where it ends: up to 6 losses before."""
+
+    def rise(alpha):
+        x, k = alpha / steps, 8 * sharp
+        return math.exp(-50 * x) + math.log1p(math.exp(k * (x - 1) + 8)) / 8 - 1
+
+    slope, taken, near = -50 / steps, rise(1.0), 1e-4
+    there = (math.log(1 + rise(steps * a) / (50 * a)) for a in (1 - near, 1 + near))
+    below, above = there
+    earlier = Earlier(missed * steps, (above - below) / (2 * near))
+    found = by_values(rise, slope, taken - slope, False, None, 12, earlier)
+    assert rise(found.lo) <= 0 < rise(found.hi)
+    assert found.hi <= found.lo ** (17 / 16) * (1 + 1e-9)
+    assert found.num_losses <= 4
 
 
 def test_a_step_that_does_not_descend():

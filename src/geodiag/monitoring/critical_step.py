@@ -1,4 +1,4 @@
-"""The critical step of each record of a run: each search begins where the last ones lead."""
+"""The critical step of each record of a run: each search begins where the last one ended."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from geodiag.blocks import Blocks, axpy, subtract
-from geodiag.core.crossing import Earlier
+from geodiag.core.crossing import NEAR, Earlier
 from geodiag.critical_lr import CriticalLR, from_step
 from geodiag.errors import shown
 from geodiag.monitoring.realized import Realized
 from geodiag.oracles.base import Oracle
 
 MOST_LOSSES = 12  # L(w⁺) is one of them
-NEAR = 4.0  # multiples of the step up to which 1/ζ is the better start
-GROWTH = 1.25  # from record to record: what is carried on, at most
 
 
 class CriticalSteps:
-    """The searches of a run, and what the last two have found."""
+    """The searches of a run, and what the last one has found."""
 
     def __init__(self) -> None:
-        self._found: list[float] = []  # critical rates, or multiples of steps without a rate
+        self._found: list[float] = []  # the critical rate, or multiple of a step without a rate
         self._of_rates, self._rate = True, 1.0
 
     def search(
@@ -52,7 +50,7 @@ class CriticalSteps:
             earlier=self._expected(lr if known else 1.0),
         )
         if answer.bracketed:
-            self._found = [*self._found[-1:], float(answer)]
+            self._found = [float(answer)]
             self._rate = answer.rate if answer.rate > 0.0 else 1.0
         return answer
 
@@ -65,17 +63,13 @@ class CriticalSteps:
         """With that state. ``LookupError``, ``TypeError``, ``ValueError``: it is none."""
         steps = cls()
         if state:
-            steps._found = [float(x) for x in state["found"]][-2:]
+            steps._found = [float(x) for x in state["found"]][-1:]
             steps._of_rates, steps._rate = bool(state["of_rates"]), float(state["rate"])
         if not all(0.0 < x < math.inf for x in (*steps._found, steps._rate)):
             raise ValueError(f"critical steps {shown(state)}")
         return steps
 
     def _expected(self, lr: float) -> Earlier | None:
-        """Where the next is expected; None near the edge, or at first."""
-        if not self._found:
-            return None
-        *earlier, last = self._found
-        growth = last / earlier[0] if earlier else 1.0
-        factor = last / lr * min(max(growth, 1.0 / GROWTH), GROWTH)
+        """Where the next is expected; None near the edge, where 1/ζ is better, or at first."""
+        factor = self._found[-1] / lr if self._found else 0.0
         return Earlier(factor, self._rate) if NEAR < factor < math.inf else None
