@@ -1,21 +1,26 @@
 """What a record without S costs a training run, and the losses of the search for the critical step.
 
-Times are of the process, not of the clock: the parts of a round follow each other on a machine that
-others use too.
+Times are of the process, not of the clock, and training with a monitor and without takes turns of
+ten steps: the machine is one that others use too.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import torch
 
+import geodiag_jax
 import geodiag_torch
 from benchmarks.cases import build_wide
+from benchmarks.jax_peers import cross_entropy, perceptron, squared_error
 from benchmarks.overhead import EVERY, RUNS
 from benchmarks.problems import MODELS, Training, build
 from benchmarks.report import spread, table
@@ -53,6 +58,13 @@ def run(quick: bool) -> None:
     ]
     heads = ["model", "norm", "probe", "overhead, in steps", "HVPs a record", "same weights"]
     table(f"Training with sharpness=False, every={EVERY}, against training without", heads, rows)
+    rows = [
+        [model, f"1/{part}", *_compare_in_jax(model, part, RUNS[model, "l2"])]
+        for model in (("mlp",) if quick else ("mlp", "wide"))
+        for part in (1, PROBE)
+    ]
+    heads = ["model", "probe", "ms a step", "overhead, in steps", "same weights"]
+    table("The same in JAX, compiled steps, in ℓ2", heads, rows)
     heads = ["model", "norm", *SEARCHES]
     table(
         "Losses of the search for the critical step, L(w) not counted",
@@ -112,11 +124,60 @@ def _compare(
     overheads, same, products = [], True, [0]
     for _ in range(rounds):
         bare, weights, _ = _train(model, norm, None, training)
-        taken, others, records = _train(model, norm, options, training, part)
-        overheads.append(taken / bare - 1)
+        watched, others, monitor = _train(model, norm, options, training, part)
+        _, overhead = _in_turns(bare, watched, training.steps)
+        overheads.append(overhead)
         same &= all(map(torch.equal, weights, others))
-        products = [r.num_hvps for r in records]
+        products = [r.num_hvps for r in monitor.records]
     return [spread(overheads), f"{statistics.mean(products):.2f}", "yes" if same else "no"]
+
+
+def _in_turns(
+    bare: Callable[[], None], watched: Callable[[], None], steps: int
+) -> tuple[float, float]:
+    """Seconds of a bare step, and the overhead; the first turns, which are cold, not counted."""
+    spent = {bare: 0.0, watched: 0.0}
+    for turn in range(steps // EVERY):
+        for step in (bare, watched) if turn % 2 else (watched, bare):
+            began = time.process_time()
+            for _ in range(EVERY):
+                step()
+            spent[step] += time.process_time() - began
+        if turn == 0:
+            spent = dict.fromkeys(spent, 0.0)
+    return spent[bare] / (steps // EVERY - 1) / EVERY, spent[watched] / spent[bare] - 1
+
+
+def _compare_in_jax(model: str, part: int, training: Training) -> list[Any]:
+    net, _, (x, y) = build(model) if model in MODELS else build_wide()
+    data = tuple(jnp.asarray(a.numpy()) for a in (x, y))
+    error = squared_error if model in MODELS else cross_entropy
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        return error(perceptron(params, x), y)
+
+    @jax.jit
+    def update(params: Any) -> Any:
+        moved = jax.grad(loss)(params, *data)
+        return jax.tree.map(lambda w, g: w - training.lr * g, params, moved)
+
+    start = {name: jnp.asarray(p.detach().numpy()) for name, p in net.named_parameters()}
+    points, probe = {"bare": start, "watched": start}, tuple(a[: len(a) // part] for a in data)
+    number = itertools.count()
+
+    def bare() -> None:
+        points["bare"] = jax.block_until_ready(update(points["bare"]))
+
+    def watched() -> None:
+        before = points["watched"]
+        points["watched"] = after = jax.block_until_ready(update(before))
+        monitor.observe(next(number), before, after)
+
+    options: dict[str, Any] = {"lr": training.lr, "every": EVERY, "sharpness": False}
+    with geodiag_jax.Monitor(loss, "l2", data=probe, **options) as monitor:
+        seconds, overhead = _in_turns(bare, watched, training.steps)
+    same = jax.tree.all(jax.tree.map(jnp.array_equal, *points.values()))
+    return [f"{1e3 * seconds:.3g}", f"{overhead:.3g}", "yes" if same else "no"]
 
 
 def _made(model: str, norm: str, training: Training) -> Any:
@@ -126,8 +187,8 @@ def _made(model: str, norm: str, training: Training) -> Any:
 
 def _train(
     model: str, norm: str, options: dict[str, Any] | None, training: Training, part: int = 1
-) -> tuple[float, list[torch.Tensor], list[Any]]:
-    """Seconds of the process, without the first step; the weights; and the records."""
+) -> tuple[Callable[[], None], list[torch.Tensor], Any]:
+    """What takes a step, the weights, and the monitor, if any."""
     net, criterion, (x, y), optimizer = _made(model, norm, training)
     monitor = None
     if options is not None:
@@ -141,13 +202,7 @@ def _train(
         criterion(net(x), y).backward()
         optimizer.step()
 
-    step()
-    began = time.process_time()
-    for _ in range(training.steps):
-        step()
-    taken = time.process_time() - began
-    weights = [p.detach().clone() for p in net.parameters()]
-    return taken, weights, monitor.records if monitor is not None else []
+    return step, [p.detach() for p in net.parameters()], monitor
 
 
 def _losses(model: str, norm: str, training: Training) -> list[Any]:

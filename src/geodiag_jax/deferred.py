@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geodiag.blocks import epsilon
+from geodiag.blocks import Blocks
 from geodiag.core.selection import Where
 from geodiag.errors import ArgumentError, ParameterError
 from geodiag_jax.oracle import JaxOracle
@@ -47,7 +47,14 @@ class Deferred(JaxProblem):
     @property
     def unit(self) -> float:
         """The largest machine epsilon of the parameters' own dtypes."""
-        return max(epsilon({"": jnp.zeros((), d)}) for _, d in self._parameters.tree.measured)
+        dtypes = [dtype for _, dtype in self._parameters.tree.measured]
+        return max(float(jnp.finfo(t).eps) for t in dtypes)  # type: ignore[no-untyped-call]
+
+    def snapshot(self, params: Any = None) -> Blocks:
+        """The point itself: the Monitor copies what it keeps while a step is taken."""
+        found = self.point(params)
+        check_usable(found)
+        return found
 
     def at(self, params: Any = None) -> JaxOracle:
         """The oracle at ``params``, which there is no default for."""

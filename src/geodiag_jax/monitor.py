@@ -310,7 +310,7 @@ class Monitor(geodiag.Monitor):
         counts = read_counts(before if after is None else after, after is not None)
         if pending.parts:
             lr = rates(self._given_lr, pending.step, counts)[0]
-            ends = ends_of(self._points, self._deferred.at)
+            ends = ends_of(pending, self._points)
             parts = self._parts_in(self._states, lr)
             clipping = self._clipping(pending)
             return rule_of_parts(pending, parts, ends, self._deferred.unit, clipping)
@@ -340,7 +340,7 @@ class Monitor(geodiag.Monitor):
             return Update(float("nan") if lr is None else lr, unknown=e.what)
         if after is None and before is not None and not update.unknown:
             return replace(update, unknown=STATE_BEFORE)
-        ends = ends_of(self._points, self._deferred.at)
+        ends = ends_of(pending, self._points)
         if ends is None or self._measured is None or update.unknown:
             return self._clipped(update, pending)
         if pending.oracle is None:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from geodiag.blocks import Array, Blocks
-from geodiag.core.spaces import MatrixView, Space
+from geodiag.blocks import Array, Blocks, join_tensors
+from geodiag.core.spaces import Joints, MatrixView, Space
 from geodiag.errors import (
     ArgumentError,
     DataError,
@@ -63,6 +63,19 @@ _EXPLAINED: tuple[tuple[tuple[str, ...], type[GeodiagError], str, str], ...] = (
 )
 
 
+_joined = jax.jit(join_tensors, static_argnums=(1, 2))
+
+
+def _join(tensors: Sequence[Array], sizes: Sequence[int], lead: tuple[int, ...]) -> Array:
+    """By one call of a compiled function, where an operation for each tensor takes longer."""
+    if any(isinstance(x, jax.core.Tracer) for x in tensors):
+        return join_tensors(tensors, sizes, lead)
+    return _joined(list(tensors), tuple(sizes), lead)
+
+
+JOINTS = Joints(_join)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where the parameters are; hashable, since compiled functions depend on it."""
@@ -91,7 +104,7 @@ class Placement:
         if traced:
             return Space(shapes, views, in_dtype(dtype), split=self.split)
         places = dict(zip(shapes, (in_dtype(dtype, each) for each in self.own), strict=False))
-        return Space(shapes, views, in_dtype(dtype, self.common), places, self.split)
+        return Space(shapes, views, in_dtype(dtype, self.common), places, self.split, JOINTS)
 
     def constrain(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Measured arrays in a trace, constrained to their shardings."""

@@ -110,3 +110,46 @@ def test_what_has_no_state_is_refused(wrong):
     model, data, _ = regression()
     with pytest.raises(errors.ArgumentError, match="guard= takes modules, generators"):
         geodiag.sharpness(model, criterion=mse, data=data, guard=wrong)
+
+
+class Hooked(nn.Module):
+    """What it reaches changes between records."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Counting(nn.Linear):
+    """It counts its calls in an attribute, and in one of its class."""
+
+    counts = ()
+
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        type(self).total = getattr(type(self), "total", 0) + 1
+        return super().forward(x)
+
+
+def add_hook(model, calls):
+    model.inner.register_forward_hook(lambda *_: calls.append(1))
+
+
+def exchange_module(model, calls):
+    model.inner = Counting(2, 1)
+    model.inner.calls = Counting.total = 0
+
+
+@pytest.mark.parametrize("change", [add_hook, exchange_module])
+def test_what_is_reached_later_is_given_back_too(change):
+    """State is looked for again where something has changed since the last record."""
+    model, calls = Hooked(), []
+    problem = geodiag.problem(model, criterion=mse, data=(torch.ones(4, 2), torch.ones(4, 1)))
+    problem.at().loss()
+    change(model, calls)
+    problem.at().loss()
+    assert not calls
+    assert getattr(model.inner, "calls", 0) == getattr(type(model.inner), "total", 0) == 0

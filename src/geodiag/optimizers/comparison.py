@@ -107,7 +107,7 @@ def compare(
     given = Merged(slots, space, here, there, gradient)
     whole = merged(family, *given)
     received = _received(family, given if whole is None else whole)
-    said = _compare_step(family, *(whole or given), received, unit)
+    said = _compare_step(family, *(whole or given), received, unit, explains=whole is None)
     if whole is not None and said != Comparison():  # which the tensors may explain
         said = _compare_step(family, *given, _received(family, given), unit)
     if said != Comparison() or gradient is None or family.scale_free:
@@ -159,7 +159,9 @@ def _compare_step(
     gradient: Blocks | None,
     received: Blocks,
     unit: float,
+    explains: bool = True,
 ) -> Comparison:
+    """What the step says; where it does not ``explain``, it may say only that they differ."""
     known = len(received) == len(slots)
     g = received if known else gradient
     if g is not None:
@@ -183,7 +185,9 @@ def _compare_step(
         return Comparison(
             f"the step differs from what state, lr and hyperparameters predict, by {error:.0%}"
         )
-    found = _explanation(step.direction, predicted[0], here, step.rounding, space)
+    found = (
+        _explanation(step.direction, predicted[0], here, step.rounding, space) if explains else None
+    )
     if found is None:
         return Comparison("", OTHER_GRADIENT, seen=False)
     said = found.of("what lr and the gradient predict")

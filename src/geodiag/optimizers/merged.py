@@ -16,7 +16,7 @@ from geodiag.core.spaces import Space
 from geodiag.optimizers.slots import Family, Slot
 
 NAME = "merged"
-LIMIT = 2**13  # entries of a tensor, on average; beyond them copies cost more than operations
+LIMIT = 2**22  # entries; beyond them copies cost more than operations
 ARRAYS = ("gradient", "first_moment", "earlier_moment", "second_moment", "mean_gradient")
 _numbers = attrgetter(
     "lr", "momentum", "nesterov", "dampening", "weight_decay", "decoupled", "maximize", "steps",
@@ -44,7 +44,7 @@ def merged(
 ) -> Merged | None:
     """All as one tensor; None where the slots differ, or tensors matter."""
     first = slots[0]
-    if len(slots) == 1 or not family.entrywise or space.split or space.size > LIMIT * len(slots):
+    if len(slots) == 1 or not family.entrywise or space.split or space.size > LIMIT:
         return None
     if any(s.more for s in slots) or len({_numbers(s) for s in slots}) > 1:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from geodiag.blocks import Blocks
@@ -14,7 +14,6 @@ from geodiag.optimizers.clipping import Clipping
 from geodiag.optimizers.geometry import Geometry
 from geodiag.optimizers.joint import label_of, parts_of
 from geodiag.optimizers.thresholds import Update
-from geodiag.oracles import Oracle
 from geodiag_jax.optimizers.geometry import latest
 from geodiag_jax.optimizers.readers import slots_of
 
@@ -43,9 +42,16 @@ def as_parts(found: Mapping[str, Geometry]) -> dict[str, Part]:
     return {name: part_of(geometry) for name, geometry in found.items()}
 
 
-def ends_of(points: Any, at: Callable[[Any], Oracle]) -> tuple[Blocks, Blocks] | None:
+def ends_of(pending: Observation, points: Any) -> tuple[Blocks, Blocks] | None:
     """w and w⁺ of an observed step; None where none is."""
-    return None if points is None else (at(points[0]).point(), at(points[1]).point())
+    if points is None:
+        return None
+    here, there = (
+        pending.problem.point(x) if y is None else y
+        for x, y in zip(points, (pending.here, pending.there), strict=True)
+    )
+    pending.there = there
+    return here, there
 
 
 def rule_of_parts(
