@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,11 +64,7 @@ def state(model: nn.Module) -> Any:
     return found, modes, torch.random.get_rng_state().numpy().tobytes()
 
 
-def equal_the_union_in_other_norms(rank: int) -> None:
-    equal_the_union(rank, ("group", "l1"))
-
-
-def equal_the_union(rank: int, kinds: tuple[str, ...] = ("l2", "linf", "spectral")) -> None:
+def equal_the_union(rank: int, kinds: Sequence[str] = ("l2", "linf", "spectral")) -> None:
     """With all as it was afterwards; and what was gathered on the way."""
     truth, model = trained(), sharded()
     x, y = batches((4,))[0]

@@ -14,7 +14,6 @@ from tests.distributed import layout_checks as layout
     "check",
     [
         checks.equal_the_union,
-        pytest.param(checks.equal_the_union_in_other_norms, marks=pytest.mark.slow),
         checks.other_questions,
         pytest.param(checks.options_of_fsdp, marks=pytest.mark.slow),
         pytest.param(checks.unsharded_at_first, marks=pytest.mark.slow),
@@ -31,6 +30,11 @@ from tests.distributed import layout_checks as layout
 )
 def test_fsdp(ranks: Any, check: Any) -> None:
     ranks(check)
+
+
+@pytest.mark.slow
+def test_fsdp_in_other_norms(ranks: Any) -> None:
+    ranks(checks.equal_the_union, kinds=["group", "l1"])
 
 
 @pytest.mark.slow
