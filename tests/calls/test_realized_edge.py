@@ -232,6 +232,21 @@ def torch_cast(model, batch):
     return nn.functional.linear(batch, model.weight.bfloat16()).square().mean()
 
 
+def torch_own_noise(model, batch):
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(batch.shape, generator=generator, dtype=batch.dtype)
+    return model(batch + 0.01 * noise).square().mean()
+
+
+def torch_dtype(model, batch):
+    return model(batch).square().mean() - math.log(torch.finfo(batch.dtype).eps)
+
+
+def torch_counter(model, batch):
+    model.count = getattr(model, "count", 0) + 1
+    return model(batch).square().mean() * (1 + 0.01 * model.count)
+
+
 def jax_noise(params, x):
     return ((x * jax.random.normal(jax.random.key(0), x.shape, x.dtype)) @ params["w"]).sum()
 
@@ -240,10 +255,14 @@ def jax_cast(params, x):
     return (x @ params["w"].astype("bfloat16")).sum()
 
 
-@pytest.mark.parametrize("loss", [torch_noise, torch_cast, jax_noise, jax_cast])
+TORCH = [torch_noise, torch_own_noise, torch_cast, torch_dtype, torch_counter]
+
+
+@pytest.mark.parametrize("loss", [*TORCH, jax_noise, jax_cast])
 def test_a_loss_that_cannot_be_computed_in_float32(loss):
-    """It draws numbers, which would be others, or casts to fewer bits itself."""
-    if loss in (torch_noise, torch_cast):
+    """It draws numbers, which would be others, casts to fewer bits itself, asks for the dtype, or
+    moves on what it keeps in a model of which float32 takes a copy."""
+    if loss in TORCH:
         x = torch.ones(4, 3, dtype=torch.bfloat16)
         model = nn.Linear(3, 2, bias=False).bfloat16()
         before = torch.random.get_rng_state()

@@ -4,7 +4,7 @@ from geodiag.oracles.base import NOT_FINITE, Oracle, Problem
 from geodiag.oracles.callables import CallablesProblem
 from geodiag.oracles.crosscheck import CrossCheck, asymmetry, cross_check
 from geodiag.oracles.dense import MatrixOracle, MatrixProblem
-from geodiag.oracles.differences import Differences, finite_difference_hvp, jittered_hvp
+from geodiag.oracles.differences import Differences, finite_difference_hvp, jittered_hvp, same_loss
 from geodiag.oracles.wrappers import CountingOracle, DelegatingOracle
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "cross_check",
     "finite_difference_hvp",
     "jittered_hvp",
+    "same_loss",
 ]

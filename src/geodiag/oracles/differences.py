@@ -3,6 +3,7 @@
 finite_difference_hvp   a central difference of gradients
 Differences             the same at one point, with a step size that is found from the products
 jittered_hvp            a product with other rounding errors, to estimate these
+same_loss               whether rounding explains how far two losses differ
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SHRINKS = 0.5
 PEAK = 1.37
 # Squares beyond these lose digits, or everything, in float32.
 TINY, HUGE = 1e-30, 1e30
+UNEXPLAINED = 16.0  # machine epsilons of a loss, beyond which rounding explains no difference
 Gradient = Callable[[Blocks], Blocks]
 
 
@@ -123,6 +125,14 @@ def finite_difference_hvp(
     h = max(epsilon(point), eps) ** (1.0 / 3.0) * reach * factor
     forward, backward = gradient_at(axpy(h, d, point)), gradient_at(axpy(-h, d, point))
     return scale(subtract(forward, backward), 0.5 / h)
+
+
+def same_loss(coarse: float, fine: float, eps: float) -> bool:
+    """Whether rounding, in a precision of machine epsilon ``eps``, explains two losses at w.
+
+    A loss may depend on its dtype by its own code, as one with ``finfo(x.dtype).eps`` does.
+    """
+    return abs(fine - coarse) <= UNEXPLAINED * eps * max(abs(fine), abs(coarse))
 
 
 def jittered_hvp(

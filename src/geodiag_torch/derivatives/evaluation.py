@@ -47,8 +47,7 @@ class Evaluation:
         self.precision: float | None = None
         self.divisor = 1.0  # of the last sum over the batches
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
-        self.operations, self.custom = 0, False  # of that pass, see LossGraph
-        self._reentrant = False
+        self.operations, self.custom, self._reentrant = 0, False, False  # of it, see LossGraph
         # What the user's code runs under: what it detaches is differentiated, or held constant.
         self.modes: list[TorchFunctionMode] = []
         if objective.stop_gradient == "differentiate":
@@ -66,8 +65,10 @@ class Evaluation:
         return self._random.autocast
 
     def without_autocast(self, objective: Objective) -> Evaluation:
-        """Of another objective, with the same random state, and without autocast."""
-        return Evaluation(objective, self._random.without_autocast())
+        """Of another objective, from the same state, random or not, and without autocast."""
+        found = Evaluation(objective, self._random.without_autocast())
+        found._state = self._state
+        return found
 
     def inside(
         self,

@@ -43,7 +43,9 @@ class FrozenOracle(Oracle):
         return bool(self._objective.loss.steady)
 
     def in_float32(self) -> Oracle | None:
-        return in_float32(self._evaluation, self.point()) if self.precision > FLOAT32 else None
+        if not self.precision > FLOAT32:
+            return None
+        return in_float32(self._evaluation, self.point(), float(self._loss_and_gradient()[0]))
 
     def surroundings(self) -> AbstractContextManager[Any]:
         kind = self._objective.device.type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from geodiag.blocks import Blocks
-from geodiag.oracles import Oracle
+from geodiag.oracles import Oracle, same_loss
 from geodiag_torch.derivatives.crosscheck import Passed
 from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
 from geodiag_torch.derivatives.float32_copy import float32_copy
+from geodiag_torch.derivatives.forward import T
+from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.state.rng import outside_inference
 
 FAILED = "float32"
 
 
 class WithoutAutocast(TorchFunctionMode):
-    """Turns autocast off, inside of the user's code too, and notes whether that draws numbers.
+    """Turns autocast off, inside of the user's code too, and notes whether it draws numbers.
 
     The same generator gives other numbers in another dtype.
     """
@@ -50,8 +53,10 @@ class WithoutAutocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
+        self.drew |= kwargs.get("generator") is not None
         with torch._C._DisableAutocast():
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
 
 class Float32Oracle(Oracle):
@@ -70,9 +75,17 @@ class Float32Oracle(Oracle):
         return self._evaluation.precision or 0.0
 
     @property
-    def serves(self) -> bool:
-        """Whether this is the same loss, in 32 bits."""
+    def in_32_bits(self) -> bool:
+        """Whether the loss is, and draws no numbers."""
         return self.precision <= FLOAT32 and not self._mode.drew
+
+    def agrees(self, coarse: float, eps: float) -> bool:
+        """Whether it is the loss of value ``coarse`` at w, again and again.
+
+        What a copied model moves on itself, as a counter in its ``forward``, nothing gives back.
+        """
+        first, second = float(self.loss()), float(self.loss_at(self._point))
+        return same_loss(coarse, first, eps) and same_loss(first, second, self.precision)
 
     def point(self) -> Blocks:
         return {name: x.clone() for name, x in self._point.items()}
@@ -94,29 +107,42 @@ class Float32Oracle(Oracle):
         return self._evaluation.gradient(self._objective.leaves(params))[1]
 
 
-def in_float32(evaluation: Evaluation, point: Blocks) -> Oracle | None:
-    """See :meth:`geodiag.oracles.Oracle.in_float32`; one gradient, or two.
+def in_float32(evaluation: Evaluation, point: Blocks, loss: float) -> Oracle | None:
+    """See :meth:`geodiag.oracles.Oracle.in_float32`; one gradient and one loss, or two of each.
 
     The model is copied, unless autocast is all that makes the loss coarser. None where that fails,
-    where the loss casts to fewer bits itself, and where it draws random numbers. It is tried once
-    for each model and loss.
+    where the loss casts to fewer bits itself, draws random numbers, or is not ``loss``, up to its
+    rounding. For each model and loss that draws or casts it is tried once.
     """
-    objective = evaluation.objective
+    objective, coarse = evaluation.objective, evaluation.precision
     passed = Passed(evaluation, FAILED)
     if not objective.loss.steady or objective.ranks.any(passed.here(FAILED)):
         return None
-    narrow = any(torch.finfo(p.dtype).eps > FLOAT32 for p in objective.live().values())
-    for copied in (True,) if narrow else (False, True):
 
-        def attempt(copied: bool = copied) -> Float32Oracle:
-            other = float32_copy(objective) if copied else objective
-            return Float32Oracle(evaluation.without_autocast(other), point)
-
+    def attempt(run: Callable[[], T | None]) -> T | None:
+        """None where it fails on any rank: a model may reject other dtypes with any exception."""
         try:
-            found: Float32Oracle | None = outside_inference(attempt)
-        except Exception:  # a model may reject other dtypes with any
-            found = None
-        if not objective.ranks.any(found is None or not found.serves):
-            return found
-    passed.here(FAILED, True)
+            answer = outside_inference(run)
+        except Exception:
+            answer = None
+        return None if objective.ranks.any(answer is None) else answer
+
+    def prepare(by_copy: bool) -> Objective:
+        return evaluation.inside({}, partial(float32_copy, objective)) if by_copy else objective
+
+    def evaluated(other: Objective) -> Float32Oracle:
+        return Float32Oracle(evaluation.without_autocast(other), point)
+
+    narrow = any(torch.finfo(p.dtype).eps > FLOAT32 for p in objective.live().values())
+    failed = False
+    for by_copy in (True,) if narrow else (False, True):
+        found = None
+        if (other := attempt(partial(prepare, by_copy))) is not None:
+            found = attempt(partial(evaluated, other))
+        if found is None:
+            failed = True
+        elif not objective.ranks.any(not found.in_32_bits):
+            agrees = attempt(partial(found.agrees, loss, coarse or 0.0))
+            return None if objective.ranks.any(not agrees) else found
+    passed.here(FAILED, not failed)
     return None
