@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import jax
@@ -18,13 +18,14 @@ import numpy as np
 
 from geodiag.blocks import Array, Blocks, all_finite, epsilon, norm2
 from geodiag.errors import EngineError
+from geodiag.estimators.roundoff import same_loss
 from geodiag.oracles import NOT_FINITE, Differences, Oracle, jittered_hvp
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.derivatives import Arrays, Inputs, StaticCall, StaticLoss
 from geodiag_jax.flags import own_flags
-from geodiag_jax.in_float32 import same_in_float32
+from geodiag_jax.in_float32 import in_float32
 from geodiag_jax.inspection import LossStructure, escaped, impure, structure_of
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.precision import SINGLE, check_same_loss, curvature, require_float32
@@ -92,11 +93,10 @@ class JaxOracle(Oracle):
     def independent_hvp(self, d: Blocks) -> Blocks | None:
         if self._engine == "finite-difference":
             return self._differences.independent_hvp(self.gradient_at, d)
-        eps = self.precision
-        if not eps > SINGLE:
+        if not self.precision > SINGLE:
             return None
         noise = self.space.random(np.random.default_rng(0))
-        return jittered_hvp(self.point(), noise, eps, d, self._elsewhere)
+        return jittered_hvp(self.point(), noise, self.precision, d, self._elsewhere)
 
     def _elsewhere(self, params: Blocks, d: Blocks) -> Blocks:
         """A product at other parameters; a single one, so no linearization is kept."""
@@ -104,15 +104,15 @@ class JaxOracle(Oracle):
         parameters = self._parameters.moved(params)
         return JaxOracle(self._static.loss, parameters, self._batches, engine, None).hvp(d)
 
-    @jax_errors_explained()
     def in_float32(self) -> Oracle | None:
         if not self.precision > SINGLE:
             return None
-        arrays = self._parameters.in_float32(), self._batches.in_float32()
-        found = JaxOracle(self._static.loss, *arrays, "reverse", None)
-        (_, call, at), (_, other, wide) = next(self._inputs()), next(found._inputs())
-        with suppress(Exception):  # memory may be short
-            return found if same_in_float32(call, at, other, wide) and found.gradient() else None
+        with suppress(Exception):  # a loss may reject other dtypes with any; memory may be short
+            wider, batches = self._parameters.in_float32(), self._batches.in_float32()
+            found = JaxOracle(self._static.loss, wider, batches, "reverse", None)
+            found._frozen = self._total(partial(in_float32, found._static, wider))
+            here = self._frozen[0] if self._frozen else self._total(derivatives.value)
+            return found if same_loss(float(here), float(found.loss()), self.precision) else None
         return None
 
     @cached_property

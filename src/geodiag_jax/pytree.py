@@ -127,7 +127,7 @@ class Parameters:
 
     def in_float32(self) -> Parameters:
         """The same point, with all floating arrays in at least 32 bits."""
-        measured = tuple((i, jnp.promote_types(t, jnp.float32)) for i, t in self.tree.measured)
+        measured = tuple((i, _at_least_32_bits(t)) for i, t in self.tree.measured)
         tree = replace(self.tree, measured=measured)
         return replace(self, tree=tree, fixed=tuple(map(wide, self.fixed)))
 
@@ -135,7 +135,12 @@ class Parameters:
 def wide(x: Array) -> Array:
     """``x``, in 32 bits where it is in fewer."""
     floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
+    return x.astype(_at_least_32_bits(x.dtype)) if floating else x
+
+
+def _at_least_32_bits(dtype: Any) -> Any:
+    bits = jnp.finfo(dtype).bits  # type: ignore[no-untyped-call]
+    return jnp.dtype(jnp.float32) if bits < 32 else dtype
 
 
 def read(params: Any, where: Where) -> Parameters:

@@ -108,3 +108,86 @@ def test_every_record_below_32_bits_carries_the_error_of_each_number(case):
             found[name].append((*pair, stated[name]))
     for name, each in found.items():
         assert covered(each) >= 0.95, name
+
+
+def gamma(params, x):
+    drawn = jax.random.gamma(jax.random.key(0), jnp.asarray(2.0, x.dtype), (4,), x.dtype)
+    return (1 + jnp.sum(drawn) / 1000) * jnp.sum(params["w"] * x)
+
+
+def uniform(params, x):
+    bounds = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    drawn = jax.lax.rng_uniform(*bounds, (4,))
+    return (1 + jnp.sum(drawn) / 1000) * jnp.sum(params["w"] * x)
+
+
+def signs(params, x):
+    return jnp.sum(jax.random.rademacher(jax.random.key(0), (3,), x.dtype) * params["w"] * x)
+
+
+def spaced(params, x):
+    return jnp.log(jnp.finfo(x.dtype).eps) + jnp.sum(params["w"] * x)
+
+
+def infinite(params, x):
+    return jnp.sum(params["w"] * x) + (jnp.inf if x.dtype == jnp.bfloat16 else 0.0)
+
+
+def one_batch_casts(params, x):
+    narrow = jnp.bfloat16 if len(x) == 1 else x.dtype
+    return jnp.sum((params["w"].astype(narrow) * x.astype(narrow)).astype(x.dtype))
+
+
+def eighths_alone(params, x):
+    if x.dtype != jnp.float8_e4m3fn:
+        raise TypeError(f"eight bits, not {x.dtype}")
+    return jnp.sum(jnp.square(params["w"]) * x.astype(params["w"].dtype))
+
+
+def eighths(params, x):
+    w = params["w"]
+    return jnp.sum(w**2 * x.astype(w.dtype) * params["fixed"].astype(w.dtype))
+
+
+THREE = [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "lengths", "same"),
+    [
+        (gamma, [3], False),
+        (uniform, [3], False),
+        (signs, [3], True),
+        (spaced, [3], False),
+        (infinite, [3], False),
+        (one_batch_casts, [3, 1], False),
+        (one_batch_casts, [3, 3], True),
+    ],
+)
+def test_only_the_same_loss_is_computed_in_float32(function, lengths, same):
+    """Not one of other draws, of other constants, or that casts one of its batches."""
+    params = {"w": jnp.asarray(THREE, jnp.bfloat16)}
+    batches = [(jnp.ones(n, jnp.bfloat16),) for n in lengths]
+    data = batches if len(batches) > 1 else batches[0]
+    oracle = geodiag.problem(function, params=params, data=data).at()
+    exact = oracle.in_float32()
+    assert (exact is not None) is same
+    if exact is not None:
+        assert float(exact.loss()) == pytest.approx(float(oracle.loss()), rel=2**-7)
+        np.testing.assert_allclose(exact.gradient()["w"], oracle.gradient()["w"], rtol=2**-7)
+
+
+@pytest.mark.parametrize("function", [eighths, eighths_alone])
+def test_arrays_of_eight_bits_beside_the_parameters(function):
+    """L = c ∑ wᵢ²: along s, L(w + s) − L(w) − ⟨∇L(w), s⟩ = c‖s‖², so that ζ = c‖s‖²/−⟨∇L, s⟩."""
+    half, eight = jnp.asarray(THREE, jnp.bfloat16), jnp.ones(3, jnp.float8_e4m3fn)
+    step = {"w": -np.asarray(THREE, np.float32) / 4}
+    found = geodiag.realized_edge(
+        function,
+        step,
+        params={"w": half, "fixed": eight},
+        data=(eight,),
+        where=lambda name, x: name == "w",
+    )
+    assert found == pytest.approx(0.125, rel=1e-5 if function is eighths else 0.1)
+    assert found.loss == 14.0

@@ -106,8 +106,8 @@ class Oracle(ABC):
     def in_float32(self) -> Oracle | None:
         """The same loss at the same point in float32, if it is computed in fewer than 32 bits.
 
-        None where it is not, and where it cannot be: it then insists on fewer bits, or draws
-        random numbers, which would be others.
+        None where it is not, and where it cannot be: it then insists on fewer bits, draws random
+        numbers, which would be others, or differs there by more than rounding.
         """
         return None
 
