@@ -18,8 +18,7 @@ import numpy as np
 
 from geodiag.blocks import Array, Blocks, all_finite, epsilon, norm2
 from geodiag.errors import EngineError
-from geodiag.estimators.roundoff import same_loss
-from geodiag.oracles import NOT_FINITE, Differences, Oracle, jittered_hvp
+from geodiag.oracles import NOT_FINITE, Differences, Oracle, jittered_hvp, same_loss
 from geodiag.oracles.base import Program
 from geodiag_jax import derivatives, programs
 from geodiag_jax.batches import PreparedBatches

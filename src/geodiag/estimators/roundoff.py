@@ -58,7 +58,6 @@ INDEPENDENT, TERMS = 6.0, 8.0
 # rounding makes, and below the 0.29 of a slope that grows as the root of the distance.
 SETTLED = 0.15
 ONE_PRODUCT = 3.0  # of a sharpness, where one machine epsilon is the least
-SAME_LOSS = 16.0  # in ε of the coarser: so far may rounding move a loss
 
 
 def resolved(oracle: Oracle, result: SharpnessResult, rtol: float) -> SharpnessResult:
@@ -121,15 +120,6 @@ def curvature_error(oracle: Oracle, s: Blocks, image: Blocks) -> float:
     if other is None:
         return terms
     return terms / 4 + INDEPENDENT * abs(float(dot(s, subtract(other, image))))
-
-
-def same_loss(coarse: float, fine: float, eps: float) -> bool:
-    """Whether two losses differ by no more than rounding of the coarser, of a relative ``eps``.
-
-    False also where either is not finite.
-    """
-    allowed = SAME_LOSS * eps * max(abs(coarse), abs(fine))
-    return math.isfinite(coarse) and math.isfinite(fine) and abs(fine - coarse) <= allowed
 
 
 class PointErrors:
