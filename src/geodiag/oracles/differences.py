@@ -130,9 +130,11 @@ def finite_difference_hvp(
 def same_loss(coarse: float, fine: float, eps: float) -> bool:
     """Whether rounding, in a precision of machine epsilon ``eps``, explains two losses at w.
 
-    A loss may depend on its dtype by its own code, as one with ``finfo(x.dtype).eps`` does.
+    A loss may depend on its dtype by its own code, as one with ``finfo(x.dtype).eps`` does. False
+    where one is not finite.
     """
-    return abs(fine - coarse) <= UNEXPLAINED * eps * max(abs(fine), abs(coarse))
+    moved = abs(fine - coarse)
+    return math.isfinite(moved) and moved <= UNEXPLAINED * eps * max(abs(fine), abs(coarse))
 
 
 def jittered_hvp(
