@@ -251,6 +251,28 @@ class NoGradient(torch.autograd.Function):
         raise RuntimeError("no gradient of this")
 
 
+@pytest.mark.parametrize(("rise", "why"), [(1.0, "all rise"), (-1.0, "none rises")])
+def test_a_search_ends_where_no_number_is_left(rise, why):
+    asked = []
+
+    def rises(alpha):
+        asked.append(alpha)
+        return rise * alpha
+
+    one = by_values(rises, -2.0, 1.0, rise > 0, None, 3000)
+    other = search(lambda alpha: rises(alpha) > 0, 1.0, 0.1, 3000)
+    assert all(0.0 < alpha < math.inf for alpha in asked)
+    for found in (one, other):
+        assert why in found.note
+        assert not found.bracketed
+        assert found.num_losses <= 1100
+    signs = (lambda w: rise * float(np.sign(np.abs(w["x"]).sum())), lambda w: {"x": np.ones(1)})
+    step = {"x": -np.ones(1)}
+    found = geodiag.critical_lr(signs, step, params={"x": np.zeros(1)}, max_losses=1200)
+    assert math.isnan(float(found))
+    assert why in found.note
+
+
 def test_what_is_not_a_search():
     pair, _, given = arguments("numpy", "float64")
     step = {"x": -np.ones(3)}

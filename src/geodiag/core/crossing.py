@@ -112,6 +112,8 @@ def by_values(
             alpha = min(APART * lo, alpha) if hi == math.inf else max(hi / APART, alpha)
         if not lo < alpha < hi or not math.isfinite(alpha):
             alpha = 2.0 * lo if hi == math.inf else 0.5 * hi if hi > 4.0 * lo else 0.5 * (lo + hi)
+        if not lo < alpha < hi:
+            break  # no number is left between them
         spent += 1
         value = rise(alpha)
         before, rose = hi - lo, not value <= 0.0
@@ -224,6 +226,8 @@ def search(
     narrow = 1.0 - 0.99 * rtol
     alpha = start * (0.5 + 0.5 * narrow) if close else start
     while spent < most and not (lo > 0.0 and hi < math.inf and 1.0 - lo / hi <= rtol):
+        if not 0.0 < alpha < math.inf:
+            break
         spent += 1
         up = rises(alpha)
         lo, hi = (lo, min(hi, alpha)) if up else (max(lo, alpha), hi)
