@@ -23,6 +23,7 @@ BACKENDS = {
     "jax": "jax.numpy",
     "strict": "array_api_strict",
 }
+EAGER = [name for name in BACKENDS if name != "jax"]  # those that compile nothing
 
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 

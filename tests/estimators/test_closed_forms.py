@@ -12,6 +12,7 @@ import pytest
 import geodiag
 from geodiag import estimators, norms
 from tests import truth
+from tests.conftest import EAGER
 
 SHAPES = truth.SHAPES
 N = 20
@@ -75,13 +76,15 @@ def test_rank_one_plus_identity_in_l2(estimator):
 
 
 @pytest.mark.parametrize(
-    ("name", "closed"),
-    [("linf", np.sum), ("l1", np.max), ("l2", np.max)],
+    ("name", "closed", "xp"),
+    [
+        *((n, f, b) for n, f in (("linf", np.sum), ("l1", np.max), ("l2", np.max)) for b in EAGER),
+        ("l1", np.max, "jax"),  # the others take seconds to compile; further tests are of JAX too
+    ],
+    indirect=["xp"],
 )
 def test_diagonal_positive(name, closed, xp):
     """tr H, max H_ii, max H_ii."""
-    if xp.__name__ == "jax.numpy" and name != "l1":
-        return  # seconds to compile, and the next tests are of JAX too
     h = np.random.default_rng(4).uniform(0.1, 3.0, N)
     result = sharpness(xp.asarray(np.diag(h), dtype=xp.float64), name, SHAPES)
     assert result.value == pytest.approx(closed(h), rel=1e-8)

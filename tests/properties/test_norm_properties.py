@@ -160,11 +160,9 @@ def test_permuting_rows_columns_and_entries(name, d, cols, rows):
 
 
 @few
-@given(names, blocks)
+@given(names.filter(lambda name: name not in ("l1", "linf")), blocks)
 def test_orthogonal_changes_of_basis(name, d):
     """Norms of singular values do not see rotations of rows; nor does ℓ2 of anything."""
-    if name in ("l1", "linf"):
-        return
     norm = bound(registry.norm(name))
     c, s = np.cos(0.7), np.sin(0.7)
     turned = d | {"W": np.array([[c, -s], [s, c]]) @ d["W"]}

@@ -19,6 +19,7 @@ from geodiag.solvers.iterate import Iterates, best
 from geodiag.solvers.lanczos.recurrence import Recurrence
 from geodiag.solvers.multistart import SPARE, MultiStart, Plan, Round
 from tests import truth
+from tests.conftest import EAGER
 from tests.quadratic import Quadratic
 
 SHAPES = {"W": (3, 4), "b": (5,), "c": ()}
@@ -92,11 +93,10 @@ def agree(got, expected):
 NORMS = [norms.Linf(), norms.Spectral(), norms.Frobenius()]
 
 
+@pytest.mark.parametrize("xp", EAGER, indirect=True)  # JAX compiled, below: seconds, not minutes
 @pytest.mark.parametrize("norm", NORMS, ids=repr)
 @pytest.mark.parametrize("spectrum", ["positive", "indefinite"])
 def test_every_namespace_reaches_the_same(xp, norm, spectrum):
-    if xp is jnp:
-        return  # compiled, below: seconds instead of minutes
     oracle = oracle_of(spectrum, xp)
     got = programs(oracle, norm)
     assert oracle.asked == sum(int(x.num_hvps) for x in got)
