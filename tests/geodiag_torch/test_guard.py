@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,15 +114,28 @@ def test_what_has_no_state_is_refused(wrong):
         geodiag.sharpness(model, criterion=mse, data=data, guard=wrong)
 
 
-class Hooked(nn.Module):
-    """What it reaches changes between records."""
+CALLS = []
 
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(2, 1)
 
-    def forward(self, x):
-        return self.inner(x)
+def hooked():
+    """A model of a class of its own; what it reaches changes between records."""
+
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 1)
+
+        def forward(self, x):
+            if "LATER" in globals():
+                LATER.append(1)  # noqa: F821
+            return self.inner(x)
+
+    return Hooked()
+
+
+def forward(self, x):
+    CALLS.append(1)
+    return self.inner(x)
 
 
 class Counting(nn.Linear):
@@ -134,22 +149,111 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
-def add_hook(model, calls):
-    model.inner.register_forward_hook(lambda *_: calls.append(1))
+def add_hook(model):
+    model.inner.register_forward_hook(lambda *_: CALLS.append(1))
 
 
-def exchange_module(model, calls):
+def exchange_module(model):
     model.inner = Counting(2, 1)
     model.inner.calls = Counting.total = 0
 
 
-@pytest.mark.parametrize("change", [add_hook, exchange_module])
-def test_what_is_reached_later_is_given_back_too(change):
+def exchange_method(model):
+    type(model).forward = forward
+
+
+def exchange_code(model):
+    type(model).forward.__code__ = forward.__code__
+
+
+def exchange_class(model):
+    other = hooked()
+    exchange_method(other)
+    model.__class__ = type(other)
+
+
+def exchange_variable(model):
+    del globals()["SOON"]
+    globals()["LATER"] = CALLS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        add_hook,
+        exchange_module,
+        exchange_method,
+        exchange_code,
+        exchange_class,
+        exchange_variable,
+    ],
+)
+def test_what_is_reached_later_is_given_back_too(change, monkeypatch):
     """State is looked for again where something has changed since the last record."""
-    model, calls = Hooked(), []
+    monkeypatch.setitem(globals(), "SOON", None)
+    monkeypatch.setitem(globals(), "LATER", None)
+    del globals()["LATER"]
+    CALLS.clear()
+    model = hooked()
     problem = geodiag.problem(model, criterion=mse, data=(torch.ones(4, 2), torch.ones(4, 1)))
     problem.at().loss()
-    change(model, calls)
+    change(model)
     problem.at().loss()
-    assert not calls
-    assert getattr(model.inner, "calls", 0) == getattr(type(model.inner), "total", 0) == 0
+    assert not CALLS
+    model(torch.ones(4, 2))
+    assert CALLS or model.inner.calls == 1
+    CALLS.clear()
+    problem.at().loss()
+    assert not CALLS
+    if change is exchange_module:
+        assert model.inner.calls == Counting.total == 1
+
+
+def plain_problem(model):
+    return geodiag.problem(
+        model,
+        loss_fn=lambda m, b: m(b[0]).square().mean() * (1 + (m.extra.dtype == torch.float64)),
+        data=(torch.ones(4, 2),),
+    )
+
+
+@pytest.mark.parametrize("made", [{"device": "meta"}, {"dtype": torch.bits8}], ids=str)
+def test_tensors_that_cannot_be_compared(made):
+    model = hooked()
+    model.extra = extra = torch.empty(2, **made)
+    problem = plain_problem(model)
+    assert float(problem.at().loss()) == float(problem.at().loss())
+    assert model.extra is extra
+
+
+def test_an_exchanged_dtype_is_seen():
+    model = hooked()
+    model.extra = torch.ones(2)
+    problem = plain_problem(model)
+    before = float(problem.at().loss())
+    model.extra.data = model.extra.data.double()
+    assert float(problem.at().loss()) == 2 * before
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda x: x,
+        lambda x: [x],
+        lambda x: {"a": ((x,),)},
+        lambda x: SimpleNamespace(deep=SimpleNamespace(x=x)),
+    ],
+    ids=["tensor", "list", "nested", "object"],
+)
+def test_no_graph_outlives_its_step(kept):
+    model = hooked()
+    model.extra = torch.ones(2)
+    problem = plain_problem(model)
+    for _ in range(2):
+        out = model(torch.ones(4, 2))
+        model.last, alive = kept(out), weakref.ref(out)
+        del out
+        problem.at().loss()
+        assert alive() is not None
+        del model.last
+        assert alive() is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -262,3 +263,15 @@ def test_a_vanished_optimizer_is_an_error():
     del live.alive
     with pytest.raises(errors.ArgumentError, match="gone"):
         live.update(0)
+
+
+def test_no_gradient_outlives_its_step():
+    model = Quadratic()
+    optimizer = SGD(model.parameters(), lr=0.02)
+    live, _ = geometry(optimizer, model)
+    one_step(optimizer, model)
+    live.norm()
+    live.update(1)
+    held = [weakref.ref(p.grad) for p in model.parameters()]
+    optimizer.zero_grad()
+    assert not any(ref() is not None for ref in held)

@@ -59,8 +59,8 @@ class LiveGeometry:
         self._space = space
         self._taken: dict[int, tuple[list[Slot], list[str]]] = {}
         self._once = False
-        self._held: tuple[Mapping[int, str], list[Entry]] = {}, []  # where they are read once
-        self._joined: Geometry | None = None  # of the slots that were asked for last
+        self._held: tuple[Mapping[int, str], list[Entry]] = {}, []  # inside of read_once()
+        self._joined: Geometry | None = None  # of the slots asked for last
         self.follow(parameters, space)
         if source is None and required:
             self._by_part(self._read())
@@ -188,7 +188,8 @@ class LiveGeometry:
     def _geometry(self, slots: list[Slot]) -> Geometry:
         known = self._joined
         if known is None or list(map(id, known.slots)) != list(map(id, slots)):
-            known = self._joined = Geometry(slots, self._space, self._kind, self._compared)
+            known = Geometry(slots, self._space, self._kind, self._compared)
+            self._joined = known if self._once else None  # its slots hold gradients
         return known
 
     def _by_part(self, slots: list[Slot]) -> list[Geometry]:

@@ -18,7 +18,7 @@ from geodiag.core.threads import others
 from geodiag.errors import ArgumentError, shown
 from geodiag_torch.state.interrupts import Lent
 from geodiag_torch.state.places import LARGEST_ARRAY, Memory, Place, State, exchanged, tensors_of
-from geodiag_torch.state.reach import SIMPLE, Reach, named
+from geodiag_torch.state.reach import SIMPLE, Reach, carries_graph, named
 from geodiag_torch.state.writes import Watch, address
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Guard:
         self._loose: list[Place] = []  # memory that no place holds
         self._written: list[Tensor] = []  # of modules, so that none of their ids is used again
         self._kept: list[nn.Module] = []  # modules that the first pass has changed
-        self._last: tuple[Reach, list[int], Frozen] | None = None
+        self._last: tuple[Reach, Frozen] | None = None
         self.find()
 
     def find(self, depth: int = DEPTH) -> Reach:
@@ -88,13 +88,15 @@ class Guard:
     def frozen(self) -> Frozen:
         """The state as it is now; the last one, where nothing has changed since."""
         if self._last is not None:
-            found, signature, last = self._last
-            if found.signature() == signature and last.is_current():
+            found, last = self._last
+            if found.is_current() and last.is_current():
                 return last
+        self._last = None
         found = self.find()
         places = {**found.places, **self._further}
         frozen = Frozen([*places.values(), *self._loose], self.updated)
-        self._last = found, found.signature(), frozen
+        if not any(map(carries_graph, frozen.values)):  # or it would live as long
+            self._last = found, frozen
         return frozen
 
     @contextmanager
@@ -174,7 +176,7 @@ class Frozen:
     def is_current(self) -> bool:
         """Whether all places hold this now."""
         return all(p.holds(x) for p, x in zip(self.places, self.values, strict=True)) and all(
-            torch.equal(t, self.clones[id(t)]) for t in self._cloned
+            _equal(t, self.clones[id(t)]) for t in self._cloned
         )
 
     def held_by(self, place: Place) -> bool:
@@ -231,7 +233,16 @@ class _Rebound:
 
 def _is_plain(t: Tensor) -> bool:
     """Whether a copy can take its place: no parameter, no part of a graph, no other kind."""
-    return type(t) is Tensor and not t.requires_grad and t.layout is torch.strided
+    plain = type(t) is Tensor and not t.requires_grad and t.layout is torch.strided
+    return plain and not t.is_meta
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are alike; False too where torch cannot compare their kind."""
+    try:
+        return (a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b)
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def _checked(given: Any) -> list[Any]:

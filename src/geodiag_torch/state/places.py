@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from operator import is_not
 from types import CellType
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ class Attributes:
         self.owner.update(value)
 
     def holds(self, value: dict[str, Any]) -> bool:
-        return _same(self.owner, value)
+        return same(self.owner, value)
 
 
 class Names:
@@ -78,7 +78,7 @@ class Names:
                 self._put(name, value[name])
 
     def holds(self, value: dict[str, Any]) -> bool:
-        return _same(self.read(), value)
+        return same(self.read(), value)
 
 
 def variables(namespace: MutableMapping[str, Any], names: Iterable[str]) -> Names:
@@ -157,7 +157,7 @@ class Items:
         self._kind.update(self.x, value)
 
     def holds(self, value: dict[Any, Any]) -> bool:
-        return _same(self.x, value)
+        return same(self.x, value)
 
 
 class Members:
@@ -307,5 +307,6 @@ def exchanged(value: Any, new: dict[int, Tensor]) -> Any:
     return [inner(x) for x in value] if isinstance(value, list) else value
 
 
-def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+def same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    """Whether both hold the same objects by the same names, in one order."""
     return len(a) == len(b) and not any(map(is_not, a.values(), b.values())) and [*a] == [*b]

@@ -10,6 +10,7 @@ import functools
 import random
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import (
     BuiltinFunctionType,
@@ -33,6 +34,7 @@ from geodiag_torch.state.places import (
     attributes,
     container,
     generator,
+    same,
     variables,
 )
 
@@ -51,6 +53,7 @@ LEFT = (Optimizer, torch.utils.data.DataLoader, threading.local)
 MANAGED = "torch.distributed"  # what shards parameters is set up in the first pass, for good
 LIBRARIES = {"torch", "numpy", "jax", "geodiag", "geodiag_torch", "geodiag_jax", "builtins"}
 PLAIN = frozenset(vars(nn.Module()))  # what every module has
+NUMBERS = frozenset((type(None), bool, int, float, str))  # what most containers hold, or text
 
 
 class Reach:
@@ -63,7 +66,6 @@ class Reach:
         places: what holds state, each once.
         modules: those that are reached, the outermost of each.
         unkept: what has a state that cannot be given back, in words, and what tells its state.
-        namespaces: what is looked through beside the places, by its entries or their number.
     """
 
     def __init__(self, depth: int) -> None:
@@ -71,18 +73,27 @@ class Reach:
         self.places: dict[int, Place] = {}
         self.modules: dict[int, nn.Module] = {}
         self.unkept: dict[int, tuple[str, Callable[[], Any]]] = {}
-        self.namespaces: dict[int, tuple[Mapping[str, Any], bool]] = {}
+        # What is looked through beside the places, as it was then.
+        self._entered: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+        self._empty: dict[int, Mapping[str, Any]] = {}
+        self._missing: dict[int, tuple[dict[str, Any], set[str]]] = {}  # names of no variable yet
+        self._functions: dict[int, tuple[FunctionType, Any, Any, Any]] = {}
+        self._kinds: dict[int, tuple[Any, type]] = {}
         self._seen: dict[int, Any] = {}  # held, so that none of their ids is used again
         self._best: dict[int, int] = {}
 
-    def signature(self) -> list[int]:
-        """What another search depends on, beside what the places hold."""
-        found = []
-        for namespace, by_entries in self.namespaces.values():
-            found.append(len(namespace))
-            if by_entries:
-                found += map(id, namespace.values())
-        return found
+    def is_current(self) -> bool:
+        """Whether another search would find the same, where the places hold what they did."""
+        return (
+            all(type(x) is kind for x, kind in self._kinds.values())
+            and not any(self._empty.values())
+            and all(same(now, before) for now, before in self._entered.values())
+            and all(now.keys().isdisjoint(names) for now, names in self._missing.values())
+            and all(
+                f.__code__ is code and f.__defaults__ is given and f.__kwdefaults__ is named
+                for f, code, given, named in self._functions.values()
+            )
+        )
 
     def visit(self, x: Any, name: str = "", depth: int | None = None) -> None:
         """Take ``x``, called ``name``, and what it reaches."""
@@ -116,15 +127,15 @@ class Reach:
         own = vars(m)
         self._seen[id(m)] = m
         self.places.setdefault(id(own), Attributes(own))
-        self._through(m._modules, True)
+        self._enter(m._modules)
         for key, x in own.items():
             if key not in PLAIN and not isinstance(x, nn.Module):
                 self.visit(x, key)
             elif key.endswith("_hooks"):
-                self._through(x, True)
+                self._enter(x)
                 for hook in x.values():
                     self.visit(hook, getattr(hook, "__name__", key))
-        self._class(type(m))
+        self._class(m)
 
     def _entries(self, x: Any, name: str, depth: int) -> None:
         if len(x) > MOST:
@@ -151,7 +162,7 @@ class Reach:
             held |= {s: getattr(x, s) for s in slots if hasattr(x, s)}
         for key, value in held.items():
             self.visit(value, f"{name}.{key}" if name else key, depth)
-        self._class(type(x))
+        self._class(x)
 
     def _function(self, f: Any, name: str, depth: int) -> None:
         """A function, with what it closes over, its defaults, and the variables that it names."""
@@ -171,7 +182,7 @@ class Reach:
                 self.visit(x, variable, depth)
         for x in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self.visit(x, name, depth)
-        self._through(f.__dict__)
+        self._enter(f.__dict__)
         if f.__dict__:
             self.places.setdefault(id(f.__dict__), Attributes(f.__dict__))
             for key, x in list(f.__dict__.items()):
@@ -182,8 +193,11 @@ class Reach:
         """The variables of its module that a function names; functions among them of the same."""
         if _root(f) in LIBRARIES:
             return
-        self._through(f.__globals__)
-        names = [n for n in _names(f.__code__) if n in f.__globals__]
+        self._functions[id(f)] = f, f.__code__, f.__defaults__, f.__kwdefaults__
+        every = [*_names(f.__code__)]
+        names = [n for n in every if n in f.__globals__]
+        missing = self._missing.setdefault(id(f.__globals__), (f.__globals__, set()))[1]
+        missing.update(n for n in every if n not in f.__globals__)
         if not names:
             return
         key = id(f.__globals__), f.__code__
@@ -193,15 +207,17 @@ class Reach:
             if not isinstance(x, FunctionType) or x.__globals__ is f.__globals__:
                 self.visit(x, n, depth)
 
-    def _class(self, kind: type) -> None:
-        """The attributes of a class that are no functions, and what its functions name."""
+    def _class(self, x: Any) -> None:
+        """The attributes of its class that are no functions, and what the functions name."""
+        kind = type(x)
+        self._kinds[id(x)] = x, kind
         if id(kind) in self._seen or _root(kind) in LIBRARIES:
             return
         self._seen[id(kind)] = kind
         for base in kind.__mro__:
             if _root(base) in LIBRARIES or len(self.places) > MOST:
                 continue
-            self._through(vars(base))
+            self._enter(vars(base), id(base))
             own = {n: x for n, x in vars(base).items() if not n.startswith("__")}
             values = {n: x for n, x in own.items() if _is_value(x)}
             if values:
@@ -212,8 +228,11 @@ class Reach:
                 if isinstance(x, FunctionType):
                     self._variables(x, self._depth)
 
-    def _through(self, namespace: Mapping[str, Any], by_entries: bool = False) -> None:
-        self.namespaces[id(namespace)] = namespace, by_entries
+    def _enter(self, namespace: Mapping[str, Any], key: int | None = None) -> None:
+        if namespace:
+            self._entered[key or id(namespace)] = namespace, dict(namespace)
+        else:
+            self._empty[id(namespace)] = namespace
 
 
 def _names(code: CodeType) -> Iterable[str]:
@@ -235,6 +254,18 @@ def _slots(kind: type) -> Iterable[str]:
 
 def _is_value(x: Any) -> bool:
     return not callable(x) and not hasattr(type(x), "__get__")
+
+
+def carries_graph(x: Any, depth: int = 3) -> bool:
+    """Whether a tensor in it, or in what it holds, keeps the graph that it was computed by."""
+    if isinstance(x, Tensor):
+        return x.grad_fn is not None
+    if depth == 0 or isinstance(x, (nn.Module, type, ModuleType)):
+        return False
+    if not isinstance(x, (list, tuple, set, frozenset, deque)):
+        held = x if isinstance(x, dict) else getattr(x, "__dict__", {})
+        x = [y for n, y in held.items() if n not in PLAIN]
+    return not NUMBERS.issuperset(map(type, x)) and any(carries_graph(y, depth - 1) for y in [*x])
 
 
 def position(x: Any, depth: int = 3) -> Any:
