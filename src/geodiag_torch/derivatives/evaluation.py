@@ -49,9 +49,8 @@ class Evaluation:
         self._random = random_state or FrozenRandomState(objective.device, objective.data)
         self.operations, self.custom, self._reentrant = 0, False, False  # of it, see LossGraph
         # What the user's code runs under: what it detaches is differentiated, or held constant.
-        self.modes: list[TorchFunctionMode] = []
-        if objective.stop_gradient == "differentiate":
-            self.modes.append(Attached())
+        attached = objective.stop_gradient == "differentiate"
+        self.modes: list[TorchFunctionMode] = [Attached()] if attached else []
         self._measured: Leaves = {}  # the module's own parameters, while leaves replace them
         self._state = objective.guard.frozen()
         self._batches: set[int] = set()  # the addresses of the batches of a watched pass
