@@ -247,6 +247,11 @@ def torch_counter(model, batch):
     return model(batch).square().mean() * (1 + 0.01 * model.count)
 
 
+def torch_counted(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch_counter(model, batch)
+
+
 def jax_noise(params, x):
     return ((x * jax.random.normal(jax.random.key(0), x.shape, x.dtype)) @ params["w"]).sum()
 
@@ -272,6 +277,15 @@ def test_a_loss_that_cannot_be_computed_in_float32(loss):
         x = jax.numpy.ones((4, 3), "bfloat16")
         params = {"w": jax.numpy.ones((3, 2), "bfloat16")}
         assert geodiag.problem(loss, params=params, data=(x,)).at().in_float32() is None
+
+
+def test_in_float32_a_loss_is_what_it_was_at_w():
+    """What a model keeps may move on before it is asked for: between w and the end of a step."""
+    model = nn.Linear(3, 2)
+    oracle = geodiag.problem(model, loss_fn=torch_counted, data=torch.ones(4, 3)).at()
+    loss = float(oracle.loss())
+    model.count = 50
+    assert float(oracle.in_float32().loss()) == pytest.approx(loss, rel=0.02)
 
 
 @pytest.mark.parametrize("around", [True, False], ids=["around", "inside"])
