@@ -45,7 +45,6 @@ NOISE = 0.5  # relative: a larger error leaves little of a remainder
 # Of a remainder, on the errors of the losses at w and on the change by other rules. Below 32 bits
 # the errors of gradients along a step are correlated, and smaller than the samples at w.
 LOSSES, RULE, CORRELATED = 1.5, 4.0, 0.3
-EXPLAINED = 0.5  # of that change: what the error of the rule explains of a difference from it
 # Of a slope: to the samples of its error, and to the rounding of each entry of the gradient, which
 # samples miss where it is the same at all points near w.
 SAMPLED, ENTRIES = 2.0, 0.75
@@ -254,9 +253,9 @@ def remainder(
     slope = (CORRELATED if seen else 1.0) * along
     slope += abs(float(dot(gradient, s))) if lost > NOISE else 0.0
     eps, of_loss = coarsest(oracle, s), max(errors.loss(), lost * abs(after))
-    rule = max(abs(end / 2 - integral), abs(third - integral))
-    error = max(0.0, abs(by_losses - integral) - EXPLAINED * rule) + slope + LOSSES * of_loss
+    error = abs(by_losses - integral) + slope + LOSSES * of_loss
     error += eps * (abs(before) + abs(after))
+    rule = max(abs(end / 2 - integral), abs(third - integral))
     other = RULE * (rule + abs(integral) * lost**1.5) + slope
     other += ENTRIES * eps * float(norm2(map_blocks(operator.mul, gradient, s)))
     if error > NOISE * abs(by_losses) and other < error:

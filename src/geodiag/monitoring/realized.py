@@ -31,8 +31,8 @@ from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 from geodiag.problems import NormSource, current_norm
 
-# Of a difference of two losses, in roundings of one; and of the sample of an error.
-ROUNDINGS, SAMPLE = 4.0, 4.0
+ROUNDINGS = 4.0  # of a difference of two losses, in roundings of one
+SPREAD = (16.0, 8.0, 6.0)  # of the same, in root mean squares of one, two or three samples
 KNOWN = 0.05  # an error of ζ up to which no product is spent
 NOT_FINITE = "the loss or the gradient at one end of the step is not finite"
 TOO_SHORT = "the step is too short for D: its square underflows"
@@ -54,14 +54,16 @@ class Realized(NamedTuple):
 
 
 class LossNoise:
-    """The rounding error of a run's losses, by a sample whenever the loss has halved or doubled.
+    """The rounding error of a run's losses: three samples whenever the loss has halved or doubled.
 
     A loss of many terms, or one near zero that is a difference of larger numbers, is rounded more
-    coarsely than its size tells. A sample is one forward pass, at a point as near as rounding.
+    coarsely than its size tells. A sample is one forward pass, at a point nearly as near as
+    rounding, and each is of another record.
     """
 
     def __init__(self) -> None:
-        self._sampled_at, self._error = math.nan, 0.0
+        self._sampled_at = math.nan
+        self._errors: list[float] = []
 
     @classmethod
     def where(cls, sharpness: bool, certificate: bool) -> LossNoise | None:
@@ -78,17 +80,21 @@ class LossNoise:
 
     def difference(self, oracle: Oracle, s: Blocks, losses: tuple[float, float]) -> float:
         """The error of the difference of two losses, as far as it is known."""
-        size = sum(map(abs, losses))
-        return ROUNDINGS * coarsest(oracle, s) * size + SAMPLE * self._error
+        size, known = sum(map(abs, losses)), len(self._errors)
+        sampled = SPREAD[known - 1] * math.hypot(*self._errors) / math.sqrt(known) if known else 0.0
+        return ROUNDINGS * coarsest(oracle, s) * size + sampled
 
     def sample(self, oracle: Oracle, here: Blocks, loss: float) -> bool:
         """Sample it, if that is due; whether it was."""
-        if 0.5 * self._sampled_at <= abs(loss) <= 2.0 * self._sampled_at:
+        if not 0.5 * self._sampled_at <= abs(loss) <= 2.0 * self._sampled_at:
+            self._sampled_at, self._errors = abs(loss), []
+        if len(self._errors) == len(SPREAD):
             return False
-        distance, rng = coarsest(oracle, here) ** (2 / 3), np.random.default_rng(0)
+        rng = np.random.default_rng(len(self._errors))
+        distance = coarsest(oracle, here) ** (4 / 7)
         d = map_blocks(lambda w, z: distance * abs(w) * z, here, oracle.space.random(rng))
         change = float(oracle.loss_at(add(here, d))) - loss - float(dot(oracle.gradient(), d))
-        self._sampled_at, self._error = abs(loss), abs(change) if math.isfinite(change) else 0.0
+        self._errors.append(abs(change) if math.isfinite(change) else 0.0)
         return True
 
 

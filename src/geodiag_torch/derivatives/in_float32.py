@@ -20,6 +20,7 @@ from geodiag_torch.derivatives.objective import Objective
 from geodiag_torch.state.rng import outside_inference
 
 FAILED = "float32"
+LEAST = torch.finfo(torch.bfloat16).eps  # float16 too loses more than its own of a small loss
 
 
 class WithoutAutocast(TorchFunctionMode):
@@ -85,7 +86,9 @@ class Float32Oracle(Oracle):
         What a copied model moves on itself, as a counter in its ``forward``, nothing gives back.
         """
         first, second = float(self.loss()), float(self.loss_at(self._point))
-        return same_loss(coarse, first, eps) and same_loss(first, second, self.precision)
+        return same_loss(coarse, first, max(eps, LEAST)) and same_loss(
+            first, second, self.precision
+        )
 
     def point(self) -> Blocks:
         return {name: x.clone() for name, x in self._point.items()}
