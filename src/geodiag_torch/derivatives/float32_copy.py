@@ -32,25 +32,29 @@ def compare_in_float32(evaluation: Evaluation, point: Blocks) -> Verdict | None:
     """
     objective = evaluation.objective
 
-    def attempt(run: Callable[[], T | None]) -> T | None:
-        """None where it fails on any rank: a model may reject other dtypes with any exception."""
-        try:
-            answer = outside_inference(run)
-        except Exception:
-            answer = None
-        return None if objective.ranks.any(answer is None) else answer
-
     def prepare(in_32_bits: bool) -> tuple[Evaluation, Blocks]:
         other = float32_copy(objective) if in_32_bits else objective
         return evaluation.without_autocast(other), other.leaves(point)
 
     for in_32_bits in (False, True) if evaluation.autocast else (True,):
-        prepared = attempt(partial(prepare, in_32_bits))
-        found = None if prepared is None else attempt(partial(_compare, *prepared))
+        prepared = attempted(objective, partial(prepare, in_32_bits))
+        found = None if prepared is None else attempted(objective, partial(_compare, *prepared))
         if found is not None:
             found.refuse_wrong("correct it, or measure model.float() outside of autocast")
             return found
     return None
+
+
+def attempted(objective: Objective, run: Callable[[], T | None]) -> T | None:
+    """``run()``, or None where it fails on any rank.
+
+    A model may reject other dtypes with any exception, and memory may be short.
+    """
+    try:
+        answer = outside_inference(run)
+    except Exception:
+        answer = None
+    return None if objective.ranks.any(answer is None) else answer
 
 
 def _compare(evaluation: Evaluation, leaves: dict[str, Tensor]) -> Verdict | None:

@@ -14,10 +14,8 @@ from geodiag.blocks import Blocks
 from geodiag.oracles import Oracle, same_loss
 from geodiag_torch.derivatives.crosscheck import Passed
 from geodiag_torch.derivatives.evaluation import FLOAT32, Evaluation
-from geodiag_torch.derivatives.float32_copy import float32_copy
-from geodiag_torch.derivatives.forward import T
+from geodiag_torch.derivatives.float32_copy import attempted, float32_copy
 from geodiag_torch.derivatives.objective import Objective
-from geodiag_torch.state.rng import outside_inference
 
 FAILED = "float32"
 LEAST = torch.finfo(torch.bfloat16).eps  # float16 too loses more than its own of a small loss
@@ -122,14 +120,6 @@ def in_float32(evaluation: Evaluation, point: Blocks, loss: float) -> Oracle | N
     if not objective.loss.steady or objective.ranks.any(passed.here(FAILED)):
         return None
 
-    def attempt(run: Callable[[], T | None]) -> T | None:
-        """None where it fails on any rank: a model may reject other dtypes with any exception."""
-        try:
-            answer = outside_inference(run)
-        except Exception:
-            answer = None
-        return None if objective.ranks.any(answer is None) else answer
-
     def prepare(by_copy: bool) -> Objective:
         return evaluation.inside({}, partial(float32_copy, objective)) if by_copy else objective
 
@@ -140,12 +130,12 @@ def in_float32(evaluation: Evaluation, point: Blocks, loss: float) -> Oracle | N
     failed = False
     for by_copy in (True,) if narrow else (False, True):
         found = None
-        if (other := attempt(partial(prepare, by_copy))) is not None:
-            found = attempt(partial(evaluated, other))
+        if (other := attempted(objective, partial(prepare, by_copy))) is not None:
+            found = attempted(objective, partial(evaluated, other))
         if found is None:
             failed = True
         elif not objective.ranks.any(not found.in_32_bits):
-            agrees = attempt(partial(found.agrees, loss, coarse or 0.0))
+            agrees = attempted(objective, partial(found.agrees, loss, coarse or 0.0))
             return None if objective.ranks.any(not agrees) else found
     passed.here(FAILED, not failed)
     return None

@@ -242,7 +242,7 @@ class NumpyState:
 
     @classmethod
     def drawn(cls) -> None:
-        """Passes draw from it: it is read anew for each of them from now on."""
+        """A pass has drawn from it: no reading is reused from now on."""
         cls._read = None
 
     @contextmanager
