@@ -57,7 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    perturbation.single = "float32" in item.path.read_text(encoding="utf-8")
+    if item.config.getoption("--perturb") is not None:
+        perturbation.single = "float32" in item.path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

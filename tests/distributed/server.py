@@ -7,6 +7,7 @@ process group, calls one function with its rank, and ends. Whatever hangs is kil
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -22,12 +23,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.fsdp  # noqa: F401 (loaded before the ranks fork)
-import torch.distributed.tensor  # noqa: F401
 
-import geodiag_torch  # noqa: F401
 from tests import perturbation
 
+# What checks import, and what torch does for them; making an optimizer imports Dynamo.
+LOADED = ("geodiag_torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
+LOADED += ("array_api_compat.numpy", "pytest", "scipy.optimize")
 LATE = 5.0  # seconds that a rank has to show where it hangs, before it is killed
 
 
@@ -98,6 +99,9 @@ def main() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever prints does not print into the answers
+    for name in LOADED:
+        importlib.import_module(name)
+    gc.freeze()  # what was imported is no garbage in any rank
     for line in sys.stdin:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
         answers.flush()

@@ -14,7 +14,8 @@ from geodiag.experiments.demo import RUNS
 from geodiag.experiments.reproduction.cells import METHODS
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_every_method_sharpens_and_then_hovers_at_two_over_lr(framework, tmp_path):
     # In a process of its own, so that JAX runs in float32, as for a user.
     command = [sys.executable, "-m", "geodiag", "demo", "--framework", framework]
@@ -40,6 +41,16 @@ def records_of(log):
     """The rows that are no header of a run."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     return [row for row in rows if "step" in row]
+
+
+def test_every_method_is_run(tmp_path, capsys):
+    assert main(["demo", "--steps", "20", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    rows, shown = records_of(tmp_path / "demo.jsonl"), capsys.readouterr().out
+    for norm, (method, _) in RUNS.items():
+        own = [row for row in rows if row["norm"] == norm]
+        assert own[-1]["loss"] < own[0]["loss"]
+        assert METHODS[method].title in shown
 
 
 def test_options_shorten_and_select(tmp_path):

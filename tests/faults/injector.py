@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 from geodiag.norms import Norm
@@ -38,19 +39,20 @@ class Injector:
         """``ignored``: a file of geodiag whose own calls do not count."""
         self.calls: list[str] = []
         self._ignored = ignored
-        self._fatal, self._error, self._active = -1, RuntimeError, False
+        # Not attributes of its own: a loss in JAX reads these, and would be traced for each.
+        self._now = SimpleNamespace(fatal=-1, error=RuntimeError, active=False)
         self.raised = 0  # injections in all
         self._lock = threading.Lock()  # so that a measurement does not give the calls back
 
     def tick(self, what: str) -> None:
         """One call of ``what``: the place where the fault comes."""
-        caller = _caller(self._ignored) if self._active else None
+        caller = _caller(self._ignored) if self._now.active else None
         if caller is None:
             return
         self.calls.append(f"{what} < {caller}")
-        if len(self.calls) - 1 == self._fatal:
+        if len(self.calls) - 1 == self._now.fatal:
             self.raised += 1
-            raise fault(self._error)
+            raise fault(self._now.error)
 
     def record(self, run: Callable[[], Any]) -> tuple[list[str], Any]:
         """The calls of ``run()``, and its answer."""
@@ -58,20 +60,26 @@ class Injector:
         return list(self.calls), answer
 
     def inject(
-        self, run: Callable[[], Any], at: int, error: type[BaseException]
+        self, run: Callable[[], Any], at: int, error: type[BaseException], site: str | None = None
     ) -> tuple[Any, BaseException | None]:
-        """``run()`` with ``error`` at call ``at``: its answer, or what it raised."""
+        """``run()`` with ``error`` at call ``at``: its answer, or what it raised.
+
+        ``site``: what is called there, if ``run`` makes the same calls as when they were recorded.
+        """
         try:
-            return self._run(run, at, error), None
+            answer, raised = self._run(run, at, error), None
         except BaseException as e:
-            return None, e
+            answer, raised = None, e
+        assert site is None or self.calls[at] == site
+        return answer, raised
 
     def _run(self, run: Callable[[], Any], at: int, error: type[BaseException]) -> Any:
-        self.calls, self._fatal, self._error, self._active = [], at, error, True
+        self.calls = []
+        vars(self._now).update(fatal=at, error=error, active=True)
         try:
             return run()
         finally:
-            self._active = False
+            self._now.active = False
 
     @contextmanager
     def everywhere(self, *oracles: type[Oracle]) -> Iterator[None]:

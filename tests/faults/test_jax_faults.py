@@ -61,7 +61,7 @@ class Trial:
 
     def fault(self, at, error):
         site, problem = self.calls[at], self.new()
-        answer, raised = self.injector.inject(lambda: self.measure(problem), at, error)
+        answer, raised = self.injector.inject(lambda: self.measure(problem), at, error, site)
         if raised is None:
             assert error is not KeyboardInterrupt, site
             close(answer, self.answer)
@@ -161,11 +161,12 @@ class TestMonitor:
         "errors", [(), pytest.param(ERRORS, marks=pytest.mark.slow)], ids=["in turn", "all"]
     )
     def test_a_fault_in_the_second_measurement(self, errors, tmp_path, capsys):
-        """In the compiled calls' surroundings; the first has traced and compiled all of it."""
+        """In the compiled calls' surroundings; two runs have traced and compiled all of it."""
         injector, self.interrupts = Injector(), 0
         loss = new_loss(injector)
         with injector.everywhere(JaxOracle):
-            self.run(injector, tmp_path / "first.jsonl", loss)
+            for name in ("first", "second"):
+                self.run(injector, tmp_path / f"{name}.jsonl", loss)
             calls, undisturbed = injector.record(
                 lambda: self.run(injector, tmp_path / "undisturbed.jsonl", loss)
             )
@@ -175,7 +176,7 @@ class TestMonitor:
                 for error in errors or (ERRORS[number % len(ERRORS)],):
                     path, self.interrupts = tmp_path / f"{number}{error.__name__}.jsonl", 0
                     _, raised = injector.inject(
-                        lambda p=path: self.run(injector, p, loss), at, error
+                        lambda p=path: self.run(injector, p, loss), at, error, site
                     )
                     assert raised is None, f"{site}: {raised!r}"
                     assert self.interrupts == (error is KeyboardInterrupt), site

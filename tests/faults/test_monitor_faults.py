@@ -142,7 +142,7 @@ class TestAttached:
             for number, (at, error) in enumerate(plan):
                 path = tmp_path / f"{number}.jsonl"
                 training = Training(injector, name, path)
-                _, raised = injector.inject(training.run, at, error)
+                _, raised = injector.inject(training.run, at, error, calls[at])
                 self.check(training, raised, calls[at], error, path, plain, undisturbed)
         assert injector.raised == len(plan)
         return calls, plan
@@ -190,7 +190,7 @@ def test_an_optimizer_whose_lmo_fails_has_not_stepped(error):
         before, kept = training.state(), training.optimizer.state_dict()
         calls, _ = injector.record(other.optimizer.step)
         for at in range(len(calls)):
-            _, raised = injector.inject(training.optimizer.step, at, error)
+            _, raised = injector.inject(training.optimizer.step, at, error, calls[at])
             assert isinstance(raised, error), calls[at]
             assert training.state() == before, calls[at]
             assert training.optimizer.state_dict() == kept, calls[at]
@@ -243,7 +243,9 @@ class TestNumpy:
             plan = plan_of(calls, 20) if plan_of is some else plan_of(calls)
             for number, (at, error) in enumerate(plan):
                 site, path = calls[at], tmp_path / f"{number}.jsonl"
-                answer, raised = injector.inject(lambda p=path: self.run(injector, p), at, error)
+                answer, raised = injector.inject(
+                    lambda p=path: self.run(injector, p), at, error, site
+                )
                 if site.startswith(("Norm.bind", "QuadraticNorm.bind")) and raised is not None:
                     continue  # while the monitor is made, errors are the user's
                 assert raised is None, f"{site}: {raised!r}"

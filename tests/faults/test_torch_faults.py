@@ -62,7 +62,9 @@ class Trial:
         """Inject it, then measure on each of ``again``: "same" or "new" problem."""
         site = self.calls[at]
         with self.injector.everywhere(TorchOracle):
-            answer, raised = self.injector.inject(lambda: self.measure(self.problem), at, error)
+            answer, raised = self.injector.inject(
+                lambda: self.measure(self.problem), at, error, site
+            )
             if raised is None:  # only where it looks like a backward pass that does not exist
                 assert (error, site.split()[0]) == (RuntimeError, "backward"), site
                 close(answer, self.answer)

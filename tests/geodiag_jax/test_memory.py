@@ -21,6 +21,7 @@ import pytest
 import geodiag
 from tests.geodiag_jax.models import X, Y, logistic, logistic_params
 
+pytestmark = pytest.mark.usefixtures("old_things_frozen")
 ROUND = 21
 SPARE = 100_000  # bytes
 

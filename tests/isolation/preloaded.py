@@ -10,12 +10,14 @@ from pathlib import Path
 from tests.isolation.environment import variables
 
 # Each line of its input is a JSON list of a folder and code, each of its output an exit status.
-# The fork leaves the loop, so that it ends as an interpreter does.
+# The fork leaves the loop, so that it ends as an interpreter does. What was imported is frozen: to
+# look through it for garbage at the end takes a fork longer than most code does.
 FORKS = """
 def serve():
-    import importlib, json, os, signal, sys
+    import gc, importlib, json, os, signal, sys
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()
     while line := sys.stdin.readline():
         folder, code = json.loads(line)
         child = os.fork()

@@ -38,7 +38,11 @@ def ran(tmp_path_factory):
     An interpreter that has one framework, which most of the examples begin with, runs all of it;
     making an optimizer in torch imports Dynamo.
     """
-    interpreters = {"torch": Preloaded("torch", "torch._dynamo"), "jax": Preloaded("jax")}
+    numpy = "array_api_compat.numpy"
+    interpreters = {
+        "torch": Preloaded("torch", "torch._dynamo", numpy),
+        "jax": Preloaded("jax", numpy),
+    }
 
     @functools.cache
     def once(code: str) -> tuple[str, Path]:
