@@ -115,7 +115,8 @@ MEASUREMENTS = dict(measurements())
 LONG = {
     n
     for n in MEASUREMENTS
-    if n in ("jax, spectral", "jax, block", "jax, nuclear") or ("jax" in n and "cert" in n)
+    if n in ("jax, spectral", "jax, block", "jax, nuclear", "jax, warm")
+    or ("jax" in n and "cert" in n)
 }
 
 

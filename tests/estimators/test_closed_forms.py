@@ -79,7 +79,7 @@ def test_rank_one_plus_identity_in_l2(estimator):
     ("name", "closed", "xp"),
     [
         *((n, f, b) for n, f in (("linf", np.sum), ("l1", np.max), ("l2", np.max)) for b in EAGER),
-        ("l1", np.max, "jax"),  # the others take seconds to compile; further tests are of JAX too
+        pytest.param("l1", np.max, "jax", marks=pytest.mark.slow),  # compiled for seconds
     ],
     indirect=["xp"],
 )

@@ -42,7 +42,9 @@ def test_one_trace_for_a_hundred_points():
     assert loss.calls == 2  # the measurement's own, and one that looks at the dtypes
 
 
-@pytest.mark.parametrize("data", [(X, Y), TWO], ids=["one batch", "two"])
+@pytest.mark.parametrize(
+    "data", [(X, Y), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one batch", "two"]
+)
 @pytest.mark.parametrize(
     ("inner", "engine"),
     [

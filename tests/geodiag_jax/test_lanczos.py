@@ -84,7 +84,17 @@ def products(spied):
     return spied
 
 
-@pytest.mark.parametrize("label", SPECTRA)
+# In float32 three of them, and with the slow tests all; each is compiled for a second.
+@pytest.mark.parametrize(
+    ("label", "dtype"),
+    [
+        *((label, "float64") for label in SPECTRA),
+        *(
+            pytest.param(label, "float32", marks=() if i % 4 == 0 else pytest.mark.slow)
+            for i, label in enumerate(SPECTRA)
+        ),
+    ],
+)
 def test_against_dense(label, dtype):
     """As in test_tracking: within the residual, and PRECISION says that rounding is all."""
     H = matrix(label, dtype)

@@ -43,10 +43,12 @@ def finite(records):
     ("transform", "told"),
     [
         (optax.adam(LR), {}),
-        (optax.nadam(LR), {"hyperparams": {"nesterov": True}}),
+        pytest.param(
+            optax.nadam(LR), {"hyperparams": {"nesterov": True}}, marks=pytest.mark.slow
+        ),
         (optax.adamw(LR, weight_decay=0.3), {"hyperparams": {"weight_decay": 0.3}}),
-        (optax.amsgrad(LR), {}),
-        (optax.rmsprop(LR), {}),
+        pytest.param(optax.amsgrad(LR), {}, marks=pytest.mark.slow),
+        pytest.param(optax.rmsprop(LR), {}, marks=pytest.mark.slow),
         (optax.rmsprop(LR, momentum=0.5), {"hyperparams": {"momentum": 0.5}}),
         (optax.chain(optax.clip_by_global_norm(1e9), optax.adam(LR)), {}),
         (optax.chain(optax.scale(0.1), optax.lion(LR, b1=0.0, weight_decay=0.0)),

@@ -73,7 +73,8 @@ def test_the_rounding_of_directional_smoothness(case):
             truth = geodiag.directional_smoothness(exact, step, kind=kind)
             found[kind].append((float(got), float(truth), got.rounding))
     for kind in KINDS:
-        assert covered(found[kind]) >= (1.0 if kind == "remainder" else 0.95), kind
+        # What holds in 95 % holds in 0.85 of 30 draws but once in a thousand times.
+        assert covered(found[kind]) >= (1.0 if kind == "remainder" else 0.85), kind
 
 
 @pytest.mark.parametrize("case", ["bfloat16", "cast"])
