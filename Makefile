@@ -32,10 +32,10 @@ SUITES := $(BIN)/python -m tests.suites
 
 help:
 	@echo "make demo       train on real digits and draw the edge of stability (FRAMEWORK=torch|jax)"
-	@echo "make test       lint, types and tests"
-	@echo "make test-all   the same, and make test-slow: the slow tests, in several processes"
-	@echo "make test-machines   the numeric tests under instruction sets and thread counts"
-	@echo "make test-seeds      the numeric tests with ten perturbations of their draws"
+	@echo "make test       lint, types and tests (10 minutes on two cores)"
+	@echo "make test-all   the same, and make test-slow: the slow tests, one process after another (an hour)"
+	@echo "make test-machines   the numeric tests under instruction sets and thread counts (an hour)"
+	@echo "make test-seeds      the numeric tests with ten perturbations of their draws (80 minutes)"
 	@echo "make docs       the documentation site in build/site: strict, tutorials executed (5 minutes)"
 	@echo "make test-versions   a release in clean environments, with the oldest and newest versions"
 	@echo "make fuzz       hostile input: 20,000 cases, and 200,000 files (half an hour)"

@@ -25,7 +25,7 @@ from benchmarks.overhead import EVERY, RUNS
 from benchmarks.problems import MODELS, Training, build
 from benchmarks.report import spread, table
 from geodiag.blocks import axpy, subtract
-from geodiag.core.crossing import search
+from geodiag.core.root_bracketing import search
 from geodiag.critical_lr import critical_lr
 from geodiag.experiments.reproduction.cells import METHODS, TRAININGS
 from geodiag.experiments.reproduction.data import IMAGES, task

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from geodiag.blocks import Blocks, axpy, dot, epsilon
-from geodiag.core.crossing import RTOL, Crossing, Earlier, by_values, search
 from geodiag.core.display import pairs, titled
+from geodiag.core.root_bracketing import RTOL, Crossing, Earlier, by_values, search
 from geodiag.core.validation import as_number, as_step, is_whole, own_arithmetic
 from geodiag.errors import ArgumentError, EngineError, NonFiniteError, shown
 from geodiag.optimizers.thresholds import require_lr

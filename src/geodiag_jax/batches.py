@@ -19,8 +19,8 @@ from geodiag.blocks import Array, is_array, to_numpy
 from geodiag.core.batch_forms import first_array, holds_arrays
 from geodiag.core.batches import Batches
 from geodiag.errors import DataError, ParameterError, shown
-from geodiag_jax.outside_state import NOT_GIVEN_BACK, Draws
 from geodiag_jax.pytree import Static, flatten, wide
+from geodiag_jax.rng import NOT_GIVEN_BACK, Draws
 from geodiag_jax.sharding import Placement, UserSharding, with_auto_axes
 
 

@@ -26,8 +26,9 @@ from geodiag.blocks import Array
 from geodiag.errors import EngineError, GeodiagError, LossError, first_line
 from geodiag_jax.batches import StaticBatch
 from geodiag_jax.loss_key import LossKey
-from geodiag_jax.outside_state import Draws, no_tracers_left
+from geodiag_jax.outside_state import no_tracers_left
 from geodiag_jax.pytree import Tree
+from geodiag_jax.rng import Draws
 from geodiag_jax.sharding import call_on_user_axes
 
 BLOCKED = (

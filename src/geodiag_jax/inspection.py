@@ -26,7 +26,8 @@ from jax.interpreters import ad
 
 from geodiag.blocks import Array
 from geodiag_jax.derivatives import Inputs, StaticCall
-from geodiag_jax.outside_state import NOT_GIVEN_BACK, Draws, changed_by, state_of
+from geodiag_jax.outside_state import changed_by, state_of
+from geodiag_jax.rng import NOT_GIVEN_BACK, Draws
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 TRANSPOSED = ("linear_call", "custom_transpose_call")  # by the user

@@ -1,92 +1,29 @@
-"""State in Python that a loss, or a loader, changes where it runs, beside training.
+"""State in Python that a loss changes where it runs, beside training.
 
-The generators of NumPy and Python are given back, and a loss keeps no arrays of a trace. What else
-it keeps is not given back: JAX losses are to be pure, and what a trace changes is noted.
+It keeps no arrays of a trace. What else it keeps is not given back: JAX losses are to be pure, and
+what a trace changes is noted.
 """
 
 from __future__ import annotations
 
 import inspect
-import random
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
-from geodiag.core.threads import others
 from geodiag_jax.loss_contents import PLAIN, is_frozen, is_known, names_in
+from geodiag_jax.rng import GENERATORS, comparable, generator_state
 
-T = TypeVar("T")
 MOST = 4096  # entries of a container, or of an array, that are looked at
 DEEPEST = 4  # functions that call each other
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 CODE = (type, types.FunctionType, types.ModuleType)
 CONTAINERS = (list, dict, deque)
-NOT_GIVEN_BACK = (
-    "a generator of NumPy or Python moved while a measurement ran beside other threads of Python, "
-    "which may draw from it too, so it is not given back"
-)
-
-
-class Draws:
-    """The global generators of NumPy and Python, and those that a loader holds."""
-
-    def __init__(self, data: Any = None) -> None:
-        held = getattr(data, "__dict__", {}).values()
-        self._held = [x for x in held if isinstance(x, GENERATORS) and _state(x) is not None]
-        self.left = False  # whether one moved and was not given back
-
-    @contextmanager
-    def kept(self) -> Iterator[bool]:
-        """Inside, draws from them are of no consequence.
-
-        Beside other threads of Python, which may draw too, the states are left as they are.
-
-        Yields:
-            Whether they are given back.
-        """
-        alone, before = not others(), self._read()
-        try:
-            yield alone
-        finally:
-            moved = _frozen(self._read()) != _frozen(before)
-            if moved and alone:
-                self._put(before)
-            self.left |= moved and not alone
-
-    def apart(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, whose draws are of no consequence to what is in between."""
-        iterator, states = None, None
-        while True:
-            with self.kept() as kept:
-                if states is not None and kept:
-                    self._put(states)
-                iterator = iter(items) if iterator is None else iterator
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-                states = self._read()
-            yield item
-
-    def _read(self) -> tuple[Any, Any, list[Any]]:
-        held = [_state(x) for x in self._held]
-        return random.getstate(), np.random.get_state(legacy=False), held
-
-    def _put(self, states: tuple[Any, Any, list[Any]]) -> None:
-        python, numpy, held = states
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for x, state in zip(self._held, held, strict=True):
-            if isinstance(x, np.random.Generator):
-                x.bit_generator.state = state
-            else:
-                (x.setstate if isinstance(x, random.Random) else x.set_state)(state)
 
 
 @contextmanager
@@ -239,7 +176,7 @@ def _token(x: Any, depth: int) -> Hashable:
     if isinstance(x, PLAIN):
         return type(x), repr(x)
     if isinstance(x, GENERATORS):
-        return id(x), hash(_frozen(_state(x)))
+        return id(x), hash(comparable(generator_state(x)))
     if isinstance(x, np.ndarray):
         return id(x), hash(x.tobytes()) if x.size <= MOST else None
     if isinstance(x, (list, set, deque, bytearray, dict)):
@@ -257,22 +194,3 @@ def _entry(x: Any) -> Hashable:
     if isinstance(x, tuple) and len(x) == 2:  # of a dict
         return _token(x[0], 0), _token(x[1], 0)
     return _token(x, 0)
-
-
-def _state(x: Any) -> Any:
-    """The state of a generator; None where it has none, as ``random.SystemRandom``."""
-    try:
-        if isinstance(x, np.random.Generator):
-            return x.bit_generator.state
-        return x.getstate() if isinstance(x, random.Random) else x.get_state(legacy=False)
-    except Exception:  # each class of one's own has another
-        return None
-
-
-def _frozen(state: Any) -> Hashable:
-    """A generator's state, to be compared."""
-    if isinstance(state, np.ndarray):
-        return state.tobytes()
-    if isinstance(state, dict):
-        return tuple((name, _frozen(x)) for name, x in state.items())
-    return tuple(map(_frozen, state)) if isinstance(state, (tuple, list)) else state

@@ -19,7 +19,6 @@ from geodiag_jax.batches import PreparedBatches
 from geodiag_jax.flags import own_flags
 from geodiag_jax.loss_key import LossKey
 from geodiag_jax.oracle import ENGINES, JaxOracle
-from geodiag_jax.outside_state import Draws
 from geodiag_jax.pytree import (
     Parameters,
     flatten,
@@ -29,6 +28,7 @@ from geodiag_jax.pytree import (
     places_by_name,
     read,
 )
+from geodiag_jax.rng import Draws
 from geodiag_jax.sharding import Placement
 
 

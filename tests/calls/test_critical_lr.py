@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import geodiag
-from geodiag.core.crossing import Crossing, Earlier, by_values, search
+from geodiag.core.root_bracketing import Crossing, Earlier, by_values, search
 from geodiag.errors import ArgumentError, NonFiniteError, ShapeError
 
 H = np.diag([18.0, 4.0, 1.0])

@@ -13,7 +13,7 @@ import pytest
 
 import geodiag
 import geodiag_jax
-from geodiag_jax import loss_contents, loss_key, outside_state
+from geodiag_jax import loss_contents, loss_key, outside_state, rng
 
 W = {"w": jnp.arange(1.0, 4.0)}
 counted = 0
@@ -208,7 +208,7 @@ def states():
 
 
 def test_draws_of_a_loader_and_of_a_loss_are_given_back_and_the_same_in_each_pass(monkeypatch):
-    monkeypatch.setattr(outside_state, "others", frozenset)  # whatever other tests left
+    monkeypatch.setattr(rng, "others", frozenset)  # whatever other tests left
     np.random.seed(0), random.seed(0)
     rows = np.stack([np.asarray(x) for (x,) in Shuffled()])
     np.random.seed(0), random.seed(0)
@@ -232,7 +232,7 @@ def drawing(p):
 )
 def test_beside_another_thread_they_are_left_alone_and_noted(loss, data, monkeypatch):
     """Which may be the one that draws."""
-    monkeypatch.setattr(outside_state, "others", lambda: frozenset({0}))
+    monkeypatch.setattr(rng, "others", lambda: frozenset({0}))
     before = states()
     oracle = geodiag.problem(loss, params=W, data=data, engine="recompute").at()
     if data is None:
@@ -240,4 +240,4 @@ def test_beside_another_thread_they_are_left_alone_and_noted(loss, data, monkeyp
     else:
         oracle.loss()
     assert states() != before
-    assert oracle.notes == (outside_state.NOT_GIVEN_BACK,)
+    assert oracle.notes == (rng.NOT_GIVEN_BACK,)

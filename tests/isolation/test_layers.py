@@ -52,7 +52,7 @@ FLOORS = {
     "geodiag_jax": [
         "sharding flags",
         "pytree",
-        "loss_contents loss_reads",
+        "loss_contents loss_reads rng",
         "outside_state",
         "loss_key batches",
         "derivatives",

@@ -1,1 +1,1 @@
-"""What every room uses: validation, the measured space, stacked directions, batches, selection."""
+"""What the rest of the core uses: validation, the measured space, stacks, batches, selection."""

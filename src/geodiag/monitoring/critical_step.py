@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from geodiag.blocks import Blocks, axpy, subtract
-from geodiag.core.crossing import NEAR, Earlier
+from geodiag.core.root_bracketing import NEAR, Earlier
 from geodiag.critical_lr import CriticalLR, from_step
 from geodiag.errors import shown
-from geodiag.monitoring.realized import Realized
+from geodiag.monitoring.without_sharpness import Realized
 from geodiag.oracles.base import Oracle
 
 MOST_LOSSES = 12  # L(w⁺) is one of them

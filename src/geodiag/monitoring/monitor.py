@@ -22,7 +22,6 @@ from geodiag.monitoring.critical_step import CriticalSteps
 from geodiag.monitoring.display import DisplayedRun
 from geodiag.monitoring.observation import Observation
 from geodiag.monitoring.parts import Part, PartTrackers
-from geodiag.monitoring.realized import LossNoise, norm_of_step
 from geodiag.monitoring.rules import check_rule, rule_at
 from geodiag.monitoring.run_header import rule_values, run_header
 from geodiag.monitoring.run_log import RunLog, try_to_close
@@ -30,6 +29,7 @@ from geodiag.monitoring.schedule import Schedule
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.states import loaded
 from geodiag.monitoring.warn_once import WarnOnce
+from geodiag.monitoring.without_sharpness import LossNoise, norm_of_step
 from geodiag.norms.base import Norm
 from geodiag.optimizers.clipping import Clipping, require_clip_norm
 from geodiag.optimizers.thresholds import Update

@@ -19,11 +19,11 @@ from geodiag.errors import StaleOracle, cut, one_line, printable
 from geodiag.estimators.roundoff import coarsest
 from geodiag.monitoring.critical_step import CriticalSteps
 from geodiag.monitoring.parts import ONCE, Part, PartTrackers, compare_parts, measure_parts
-from geodiag.monitoring.realized import LossNoise, Realized, realized
 from geodiag.monitoring.rounding import note_at_point, smoothness
 from geodiag.monitoring.sharpness_tracker import SharpnessTracker
 from geodiag.monitoring.step_curvature import StepCurvature
 from geodiag.monitoring.unmeasured import changed, copied, listed
+from geodiag.monitoring.without_sharpness import LossNoise, Realized, realized
 from geodiag.norms import L2
 from geodiag.norms.base import Norm, QuadraticNorm
 from geodiag.optimizers.thresholds import Update

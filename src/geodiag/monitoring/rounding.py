@@ -17,7 +17,8 @@ from geodiag.estimators.roundoff import (
     edge_error,
     remainder,
 )
-from geodiag.monitoring.realized import (
+from geodiag.monitoring.step_curvature import AlongStep
+from geodiag.monitoring.without_sharpness import (
     BELOW,
     NO_DESCENT,
     NOT_FINITE,
@@ -26,7 +27,6 @@ from geodiag.monitoring.realized import (
     Realized,
     note_of,
 )
-from geodiag.monitoring.step_curvature import AlongStep
 from geodiag.norms.base import Norm
 from geodiag.oracles.base import Oracle
 
