@@ -1,8 +1,8 @@
-"""The import graph of a package, read from its source, and what in it breaks the order of rooms.
+"""The import graph of a package, read from its source, and what in it breaks the order of layers.
 
-A room is a subpackage or a module directly below the package; the package's own ``__init__`` and
-``__main__`` are rooms too. Read are all imports: at the top, inside of functions, for type checking
-alone, and calls of ``import_module`` and ``__import__`` with a literal name.
+A component is a subpackage or a module directly below the package; the package's own ``__init__``
+and ``__main__`` are components too. Read are all imports: at the top, inside of functions, for type
+checking alone, and calls of ``import_module`` and ``__import__`` with a literal name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Statements = list[tuple[str, str, str | None]]  # module, name inside of it or "", function
-Floors = list[str]  # from the ground up: the rooms of each, separated by blanks
+Layers = list[str]  # from the lowest: the components of each, separated by blanks
 
 
 @functools.cache
@@ -73,38 +73,43 @@ class Package:
             target = found if found in self.files else name
             yield (f"{self.name}.__init__" if target == self.name else target), function
 
-    def room(self, module: str) -> str:
+    def component(self, module: str) -> str:
         """``norms`` for ``geodiag.norms.base``."""
         return module.split(".")[1]
 
-    def faults(self, floors: Floors, late: set[tuple[str, str]]) -> list[str]:
+    def faults(self, layers: Layers, late: set[tuple[str, str]]) -> list[str]:
         """What breaks the order, in words.
 
         Args:
-            floors: a room may import those of lower floors alone.
+            layers: a component may import those of lower layers alone.
             late: the imports that may be inside of a function, as (module, target).
         """
-        height = {room: i for i, floor in enumerate(floors) for room in floor.split()}
-        rooms = {self.room(module) for module in self.files}
-        faults = [f"the room {room!r} is on no floor" for room in sorted(rooms - set(height))]
-        faults += [f"there is no room {room!r}" for room in sorted(set(height) - rooms)]
+        height = {component: i for i, layer in enumerate(layers) for component in layer.split()}
+        components = {self.component(module) for module in self.files}
+        faults = [
+            f"the component {component!r} is in no layer"
+            for component in sorted(components - set(height))
+        ]
+        faults += [
+            f"there is no component {component!r}" for component in sorted(set(height) - components)
+        ]
         for i in self.imports:
-            here, there = self.room(i.module), self.room(i.target)
+            here, there = self.component(i.module), self.component(i.target)
             if i.target not in self.files:
                 faults.append(f"{i.module} imports {i.target}, which does not exist")
             elif here != there and here in height and not height[there] < height[here]:
                 faults.append(
-                    f"{i.module} imports {i.target}: the room {there!r} is not below {here!r}"
+                    f"{i.module} imports {i.target}: the component {there!r} is not below {here!r}"
                 )
             if i.function is not None and (i.module, i.target) not in late:
                 faults.append(f"{i.module} imports {i.target} inside of {i.function}()")
         modules = {module: set[str]() for module in self.files}
-        between = {room: set[str]() for room in rooms}
+        between = {component: set[str]() for component in components}
         for i in self.imports:
             modules[i.module].add(i.target)
-            if self.room(i.module) != self.room(i.target):
-                between[self.room(i.module)].add(self.room(i.target))
-        for kind, edges in (("modules", modules), ("rooms", between)):
+            if self.component(i.module) != self.component(i.target):
+                between[self.component(i.module)].add(self.component(i.target))
+        for kind, edges in (("modules", modules), ("components", between)):
             circle = _circle(edges)
             faults += [f"a circle of {kind}: {' → '.join(circle)}"] if circle else []
         return faults

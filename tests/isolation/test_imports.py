@@ -128,8 +128,8 @@ NOT_YET = {
     "tempfile",
     "urllib",
     "zipfile",
-    *(f"geodiag.{room}" for room in ("cli", "experiments", "monitoring", "records", "report")),
-    *(f"geodiag.{room}" for room in ("sinks", "testing")),
+    *(f"geodiag.{name}" for name in ("cli", "experiments", "monitoring", "records", "report")),
+    *(f"geodiag.{name}" for name in ("sinks", "testing")),
 }
 
 

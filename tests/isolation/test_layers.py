@@ -1,4 +1,4 @@
-"""The layers of all three packages: no circles, no late imports, and each room on its floor."""
+"""The layers of all three packages: no circles, no late imports, each component in its layer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.isolation.import_graph import Package
 
 SRC = Path(__file__).parents[2] / "src"
 
-# From the ground up. A room imports only rooms of lower floors, never one beside it.
-FLOORS = {
+# From the lowest. A component imports only components of lower layers, never one beside it.
+LAYERS = {
     "geodiag": [
         "errors",
         "blocks",
@@ -81,25 +81,25 @@ def faults(tmp_path):
         for module, text in added.items():
             path = tmp_path / package / (module.replace("__", "/") + ".py")
             path.write_text((path.read_text("utf-8") if path.exists() else "") + f"\n{text}\n")
-        return Package(tmp_path, package).faults(FLOORS[package], LATE)
+        return Package(tmp_path, package).faults(LAYERS[package], LATE)
 
     return found
 
 
-@pytest.mark.parametrize("package", FLOORS)
-def test_each_room_imports_lower_ones_alone(package):
-    faults = Package(SRC, package).faults(FLOORS[package], LATE)
+@pytest.mark.parametrize("package", LAYERS)
+def test_each_component_imports_lower_ones_alone(package):
+    faults = Package(SRC, package).faults(LAYERS[package], LATE)
     assert not faults, "\n".join(faults)
 
 
-def test_the_lowest_rooms_of_the_core_stand_alone():
+def test_the_lowest_components_of_the_core_stand_alone():
     imports = Package(SRC, "geodiag").imports
     assert not [i for i in imports if i.module == "geodiag.errors"]
     blocks = [i.target for i in imports if i.module == "geodiag.blocks"]
     assert set(blocks) == {"geodiag.errors"}
 
 
-# A low room of each package, and a high one that it is made to import.
+# A low component of each package, and a high one that it is made to import.
 PLANTED = {
     "geodiag": ("blocks", "monitoring.monitor"),
     "geodiag_torch": ("ranks", "problem"),
@@ -124,21 +124,22 @@ def test_a_planted_circle_is_named(package, how, faults):
     parent, _, last = f"{package}.{high}".rpartition(".")
     line = IMPORTS[how].format(high=f"{package}.{high}", parent=parent, last=last)
     found = faults(package, **{low: line})
-    room = high.partition(".")[0]
-    upward = f"{package}.{low} imports {package}.{high}: the room {room!r} is not below {low!r}"
+    component = high.partition(".")[0]
+    upward = f"{package}.{low} imports {package}.{high}"
+    upward += f": the component {component!r} is not below {low!r}"
     assert upward in found
-    for kind in ("modules", "rooms"):
+    for kind in ("modules", "components"):
         (circle,) = (fault for fault in found if fault.startswith(f"a circle of {kind}: "))
         assert low in circle
-        assert room in circle
+        assert component in circle
     late = [fault for fault in found if "inside of f()" in fault]
     assert bool(late) == ("def f" in line)
 
 
-@pytest.mark.parametrize("package", FLOORS)
-def test_a_circle_within_a_room_is_named(package, faults):
-    room = "optimizers"
-    a, b = (f"{package}.{room}.planted_{x}" for x in "ab")
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_circle_within_a_component_is_named(package, faults):
+    component = "optimizers"
+    a, b = (f"{package}.{component}.planted_{x}" for x in "ab")
     found = faults(
         package, optimizers__planted_a=f"import {b}", optimizers__planted_b=f"import {a}"
     )
@@ -147,16 +148,17 @@ def test_a_circle_within_a_room_is_named(package, faults):
     assert {a, b} <= set(circle.removeprefix("a circle of modules: ").split(" → "))
 
 
-@pytest.mark.parametrize("package", FLOORS)
+@pytest.mark.parametrize("package", LAYERS)
 def test_an_import_of_the_package_itself_is_named(package, faults):
-    lowest = FLOORS[package][1]
+    lowest = LAYERS[package][1]
     module = f"{package}.{lowest}"
     found = faults(package, **({lowest: f"import {package}"}))
     assert (
-        f"{module} imports {package}.__init__: the room '__init__' is not below {lowest!r}" in found
+        f"{module} imports {package}.__init__: the component '__init__' is not below {lowest!r}"
+        in found
     )
 
 
-@pytest.mark.parametrize("package", FLOORS)
-def test_a_room_on_no_floor_is_named(package, faults):
-    assert faults(package, attic="x = 1") == ["the room 'attic' is on no floor"]
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_component_in_no_layer_is_named(package, faults):
+    assert faults(package, added="x = 1") == ["the component 'added' is in no layer"]
