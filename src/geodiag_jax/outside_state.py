@@ -1,7 +1,7 @@
 """State in Python that a loss changes where it runs, beside training.
 
-It keeps no arrays of a trace. What else it keeps is not given back: JAX losses are to be pure, and
-what a trace changes is noted.
+A loss keeps no arrays of a trace. What else it keeps is not restored: JAX losses are to be pure,
+and what a trace changes is noted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random generators of NumPy and Python, which a loss or a loader draws from beside training."""
+"""Random generators of NumPy and Python, which a loss or a loader draws from while measured."""
 
 from __future__ import annotations
 

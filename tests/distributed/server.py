@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from tests import perturbation
 
-# What checks import, and what torch does for them; making an optimizer imports Dynamo.
+# What checks import, and what torch imports for them; making an optimizer imports Dynamo.
 LOADED = ("geodiag_torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
 LOADED += ("array_api_compat.numpy", "pytest", "scipy.optimize")
 LATE = 5.0  # seconds that a rank has to show where it hangs, before it is killed
@@ -101,6 +101,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints does not print into the answers
     for name in LOADED:
         importlib.import_module(name)
+    perturbation.install_as_parent()
     gc.freeze()  # what was imported is no garbage in any rank
     for line in sys.stdin:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
@@ -108,5 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    perturbation.install_as_parent()
     main()

@@ -39,7 +39,7 @@ class Injector:
         """``ignored``: a file of geodiag whose own calls do not count."""
         self.calls: list[str] = []
         self._ignored = ignored
-        # Not attributes of its own: a loss in JAX reads these, and would be traced for each.
+        # One attribute further away: a JAX loss is traced anew when a number that it reads changes.
         self._now = SimpleNamespace(fatal=-1, error=RuntimeError, active=False)
         self.raised = 0  # injections in all
         self._lock = threading.Lock()  # so that a measurement does not give the calls back
@@ -70,7 +70,7 @@ class Injector:
             answer, raised = self._run(run, at, error), None
         except BaseException as e:
             answer, raised = None, e
-        assert site is None or self.calls[at] == site
+        assert site is None or self.calls[at : at + 1] == [site], (site, raised)
         return answer, raised
 
     def _run(self, run: Callable[[], Any], at: int, error: type[BaseException]) -> Any:

@@ -131,7 +131,9 @@ def test_accidents_while_tracing_do_not_slow_down_what_follows():
         at = next(i for i, call in enumerate(calls) if call.startswith("Linf.lmo"))
         for _ in range(3):
             problem = new_problem(injector, False)
-            instead, raised = injector.inject(lambda p=problem: measure(p), at, MemoryError)
+            instead, raised = injector.inject(
+                lambda p=problem: measure(p), at, MemoryError, calls[at]
+            )
             assert raised is None
             close(instead, answer)
             again, then = injector.record(lambda p=problem: measure(p))

@@ -17,6 +17,7 @@ from geodiag import errors
 from geodiag.norms import L2, ByParameter, Linf, Preconditioned, Spectral
 from geodiag_jax import non_euclidean_gd
 from tests import truth
+from tests.geodiag_jax.half import needs_float16
 from tests.geodiag_jax.models import X, Y, logistic, logistic_params
 from tests.optimizers.formulas import FORMULAS, polar
 
@@ -134,7 +135,7 @@ def test_integers_pass_through():
     close({"w": got["w"]}, {"w": [-LR, LR]})
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float16, marks=needs_float16), jnp.bfloat16])
 def test_half_precision(dtype):
     """Computed in float32 from the rounded gradient, rounded once at the end: relative ε of the
     dtype (half an ulp is ε/2), entries below 1 in modulus times ‖g‖* < 32."""

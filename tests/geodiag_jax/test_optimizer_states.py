@@ -12,6 +12,7 @@ from geodiag import errors
 from geodiag_jax import Monitor, geometry
 from geodiag_jax.optimizers.geometry import read_geometry
 from geodiag_jax.pytree import read
+from tests.geodiag_jax.half import needs_float16
 from tests.geodiag_jax.optimizers import (
     ADAPTIVE,
     LR,
@@ -40,7 +41,9 @@ class TestMismatch:
     def test_none_with_decay(self):
         assert self.of(optax.adamw(LR, weight_decay=1.0), weight_decay=1.0) == ""
 
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize(
+        "dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=needs_float16)]
+    )
     def test_none_by_rounding(self, dtype):
         params = jax.tree_util.tree_map(lambda x: x.astype(dtype), PARAMS)
         assert self.of(optax.adam(LR, eps=1e-4), params=params, eps=1e-4) == ""

@@ -12,6 +12,7 @@ import pytest
 
 import geodiag
 from geodiag import Status, errors
+from tests.geodiag_jax.half import needs_float16
 
 SCALES = jnp.asarray([3.3, 1.7, 0.9])
 BF16, FP16 = 2.0**-7, 2.0**-10
@@ -52,7 +53,7 @@ def problem(loss, dtype, engine="auto"):
         (plain, "float64", 2.0**-52),
         (plain, "float32", 2.0**-23),
         (plain, "bfloat16", BF16),
-        (plain, "float16", FP16),
+        pytest.param(plain, "float16", FP16, marks=needs_float16),
         (cast, "float32", BF16),
         (looped, "float32", FP16),
         (unrelated, "float32", 2.0**-23),

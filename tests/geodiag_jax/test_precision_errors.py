@@ -14,10 +14,12 @@ import pytest
 
 import geodiag
 from geodiag import Status
+from tests.geodiag_jax.half import needs_float16
 from tests.support.jax_cases import CASES, REFUSED
 
 EPS = {name: float(jnp.finfo(name).eps) for name in ("float64", "float32", "float16", "bfloat16")}
 HALF = ("float16", "bfloat16")
+HALVES = [pytest.param("float16", marks=needs_float16), "bfloat16"]
 
 
 def widened(arguments, dtype=jnp.float64):
@@ -39,9 +41,7 @@ def curvature(arguments, direction):
     return sum(float(jnp.vdot(d[name], x)) for name, x in oracle.hvp(d).items())
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16", "bfloat16"]
-)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), *HALVES])
 def test_the_error_of_a_value_is_as_stated(dtype):
     arguments = CASES["nested dicts (Haiku's), tanh"](dtype)
     result = geodiag.sharpness(**arguments, max_hvps=12)
@@ -67,7 +67,7 @@ def test_float32_and_float64_agree_on_the_sharpness():
 @pytest.mark.slow
 # Running statistics that a loss closes over stay in float32, where the truth is float64.
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", CASES)
 def test_below_32_bits_every_case_says_how_far_rounding_moves_it(name, dtype):
     """Within five times what the note says: it is one draw of the rounding."""

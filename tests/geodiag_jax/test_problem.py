@@ -16,6 +16,7 @@ import pytest
 import geodiag
 from geodiag.errors import ParameterError
 from geodiag.norms import Muon
+from tests.geodiag_jax.half import needs_float16
 from tests.geodiag_jax.models import (
     X,
     Y,
@@ -262,6 +263,7 @@ def test_half_precision_is_measured_in_float32():
     np.testing.assert_array_equal(dense(oracle), np.diag([1.0, 2.0, 4.0]))
 
 
+@needs_float16
 def test_the_widest_dtype_wins():
     params = {"a": jnp.ones(2, jnp.float16), "b": jnp.ones(2, jnp.float32)}
 

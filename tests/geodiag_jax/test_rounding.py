@@ -16,6 +16,7 @@ import pytest
 import geodiag
 import geodiag_jax
 from geodiag.blocks import dot
+from tests.geodiag_jax.half import needs_float16
 
 KINDS = ("remainder", "optimal", "pointwise", "path", "curvature")
 SHAPES = {"a": (6, 10), "b": (10, 3)}
@@ -73,8 +74,8 @@ def test_the_rounding_of_directional_smoothness(case):
             truth = geodiag.directional_smoothness(exact, step, kind=kind)
             found[kind].append((float(got), float(truth), got.rounding))
     for kind in KINDS:
-        # What holds in 95 % holds in 0.85 of 30 draws but once in a thousand times.
-        assert covered(found[kind]) >= (1.0 if kind == "remainder" else 0.85), kind
+        # What holds in 95 % holds in 0.8 of 30 draws but once in 1,500 times.
+        assert covered(found[kind]) >= (1.0 if kind == "remainder" else 0.8), kind
 
 
 @pytest.mark.parametrize("case", ["bfloat16", "cast"])
@@ -108,7 +109,7 @@ def test_every_record_below_32_bits_carries_the_error_of_each_number(case):
         for name, pair in truths.items():
             found[name].append((*pair, stated[name]))
     for name, each in found.items():
-        assert covered(each) >= 0.95, name
+        assert covered(each) >= 0.8, name  # as above
 
 
 def gamma(params, x):
@@ -178,6 +179,7 @@ def test_only_the_same_loss_is_computed_in_float32(function, lengths, same):
         np.testing.assert_allclose(exact.gradient()["w"], oracle.gradient()["w"], rtol=2**-7)
 
 
+@needs_float16
 @pytest.mark.parametrize("function", [eighths, eighths_alone])
 def test_arrays_of_eight_bits_beside_the_parameters(function):
     """L = c ∑ wᵢ²: along s, L(w + s) − L(w) − ⟨∇L(w), s⟩ = c‖s‖², so that ζ = c‖s‖²/−⟨∇L, s⟩."""

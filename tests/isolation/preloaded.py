@@ -53,7 +53,9 @@ class Preloaded:
         assert self._process.stdout
         print(json.dumps([str(folder), code]), file=self._process.stdin, flush=True)
         status = int(self._process.stdout.readline())
-        assert status == 0, (folder / ".stderr").read_text("utf-8")
+        said = (folder / ".stderr").read_text("utf-8")
+        assert status == 0, said
+        assert "ResourceWarning" not in said, said
         return (folder / ".stdout").read_text("utf-8")
 
     def close(self) -> None:

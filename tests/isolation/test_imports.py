@@ -64,7 +64,7 @@ def test_core_imports_its_dependencies_alone(path):
 )
 def test_adapters_do_not_know_each_other(package, foreign):
     for path in sources(package):
-        assert not roots(path) & (foreign | {"pytest", "hypothesis"}), path
+        assert not roots(path) & (foreign | {"pytest", "hypothesis", "scipy"}), path
 
 
 @pytest.mark.parametrize("package", ["geodiag_torch", "geodiag_jax"])

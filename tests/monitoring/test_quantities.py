@@ -224,8 +224,8 @@ class TestBuiltIn:
 
     def test_each_is_declared_once(self):
         """Neither logs, sinks, the page nor the table have a list of fields of their own."""
-        rooms = ("records", "sinks", "report")
-        for path in (p for room in rooms for p in (SOURCE / "geodiag" / room).rglob("*.py")):
+        packages = ("records", "sinks", "report")
+        for path in (p for name in packages for p in (SOURCE / "geodiag" / name).rglob("*.py")):
             if path.name == "record.py":
                 continue
             tree = ast.parse(path.read_text("utf-8"))

@@ -65,7 +65,7 @@ def test_a_family_is_in_one_core_file_and_one_reader_file_per_framework():
 
 
 def test_every_family_is_listed():
-    members = [c for room in (families, normalized) for c in vars(room).values()]
+    members = [c for module in (families, normalized) for c in vars(module).values()]
     found = [c for c in members if inspect.isclass(c) and issubclass(c, Family)]
     concrete = {c.__name__ for c in found if c.__name__[0] != "_"} - {"Family", "Quadratic"}
     assert concrete == set(TOUCHED)
@@ -110,8 +110,8 @@ def test_readers_hold_no_thresholds(package):
 
 
 def test_only_one_core_file_holds_the_formula_of_thresholds():
-    room = files("geodiag/optimizers").items()
-    found = {f for f, tree in room for a in arithmetic(tree) if "/ lr" in a}
+    trees = files("geodiag/optimizers").items()
+    found = {f for f, tree in trees for a in arithmetic(tree) if "/ lr" in a}
     assert found == {"geodiag/optimizers/thresholds.py"}
 
 

@@ -60,9 +60,7 @@ def measure(
     except geodiag.GeodiagError as e:
         return Outcome(ERROR, said=sentence(e))
     different = engine == "finite-difference" or any("difference" in n for n in result.notes)
-    # Of precision; and that the loss of an earlier cell was made anew for this one.
-    others = "moves the value|does not resolve|it is recompiled"
-    plain = [n for n in result.notes if not re.search(others, n)]
+    plain = [n for n in result.notes if not re.search("moves the value|does not resolve", n)]
     return Outcome(
         BY_DIFFERENCES if different else WORKS,
         top=abs(result.value - truth.top) / abs(truth.top),

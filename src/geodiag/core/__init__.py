@@ -1,1 +1,1 @@
-"""What the rest of the core uses: validation, the measured space, stacks, batches, selection."""
+"""What all other components use: validation, the measured space, stacks, batches, selection."""
