@@ -312,3 +312,16 @@ def test_nan_with_throw_false():
     result = geodiag.sharpness(loss, params={"w": jnp.ones(2)}, throw=False)
     assert result.status is geodiag.Status.NON_FINITE
     assert np.isnan(result.value)
+
+
+def test_a_certificate_bounds_the_sharpness_of_a_loss():
+    """Of a diagonal H ⪰ 0 it is tr H, and the bound is tight but for what 40 products leave."""
+    h = np.linspace(0.1, 3.0, 40)
+
+    def loss(params, h):
+        return 0.5 * jnp.sum(h * params["w"] ** 2) + jnp.sum(params["w"])
+
+    params, data = {"w": jnp.ones(40)}, (jnp.asarray(h),)
+    found = geodiag.sharpness(loss, "linf", params=params, data=data, certificate=True, max_hvps=40)
+    assert found.value <= h.sum() * (1 + 1e-9)
+    assert h.sum() * (1 - 1e-9) <= found.upper <= 1.3 * h.sum()
