@@ -19,6 +19,7 @@ from geodiag.errors import ArgumentError, NonFiniteError, NormError
 from geodiag.norms import L2, FromFunctions, Linf, Preconditioned, Spectral, SumOver
 from geodiag.oracles.dense import MatrixProblem
 from geodiag.oracles.wrappers import CountingOracle
+from tests.conftest import EAGER
 from tests.truth import cube_faces, symmetric
 
 PLAIN = Form(1.0, lambda x: x, lambda x: x, lambda x: x)
@@ -155,6 +156,8 @@ def test_budget_is_kept_and_the_same_seed_gives_the_same(budget):
     assert "1e-06" in one.notes[0]
 
 
+# JAX compiles this for seconds; tests/geodiag_jax/test_problem.py has a certificate of a loss.
+@pytest.mark.parametrize("xp", [*EAGER, pytest.param("jax", marks=pytest.mark.slow)], indirect=True)
 def test_every_namespace_gives_the_same(xp):
     host = symmetric(8, 6)
     H = xp.asarray(host)

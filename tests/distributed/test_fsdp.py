@@ -34,7 +34,7 @@ def test_fsdp(ranks: Any, check: Any) -> None:
 
 @pytest.mark.slow
 def test_fsdp_in_other_norms(ranks: Any) -> None:
-    ranks(checks.equal_the_union, kinds=["group", "l1"])
+    ranks(checks.equal_the_union, kinds=["group", "l1", "linf"])
 
 
 @pytest.mark.slow
