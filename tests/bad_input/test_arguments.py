@@ -24,6 +24,7 @@ from geodiag.errors import (
     UnknownNorm,
 )
 from geodiag.oracles import MatrixProblem
+from geodiag.records.runs import columns_of
 
 EYE = np.eye(3)
 SKEW = np.array([[0.0, 1.0], [0.0, 0.0]])
@@ -288,3 +289,11 @@ def test_nothing_is_modified_when_it_works_and_when_it_raises():
         run((QUADRATIC[0], lambda w: {"x": w["x"] * np.nan}), params=point, start=start)
     after = H, point["x"], start["x"], np.random.get_state()[1]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_array_of_no_dimensions_is_no_list(xp):
+    """Most are of a class that can be iterated over."""
+    with pytest.raises(ArgumentError, match="a plot is of records"):
+        geodiag.plot(xp.asarray(0.1))
+    with pytest.raises(ArgumentError, match="a table is of records"):
+        columns_of(xp.asarray(0.1))

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from geodiag.certificates.certificate import require_envelope
 from geodiag.checkpoints.identity import identity
-from geodiag.core.validation import is_whole, require_flag
+from geodiag.core.validation import is_iterable, is_whole, require_flag
 from geodiag.errors import ArgumentError, CheckpointError, GeodiagError, printable, shown
 from geodiag.estimators import Options, SharpnessEstimator
 from geodiag.monitoring.run_header import run_header
@@ -259,7 +259,7 @@ def checkpoints_of(given: Any) -> list[Checkpoint]:
     single = isinstance(given, (str, os.PathLike))
     if isinstance(given, Mapping):
         named = [(step, _name(x, str(step)), x) for step, x in given.items()]
-    elif single or isinstance(given, Iterable):
+    elif single or is_iterable(given):
         listed = [given] if single else list(given)
         names = [_name(x, str(i)) for i, x in enumerate(listed)]
         named = list(zip(_steps(names), names, listed, strict=True))

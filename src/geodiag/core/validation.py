@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from numbers import Complex, Integral, Real
 from typing import Any, TypeGuard
@@ -40,6 +40,11 @@ def is_number(x: Any) -> TypeGuard[float]:
 def is_whole(x: Any) -> TypeGuard[int]:
     """Whether ``x`` is an integer, of Python's own or of NumPy's types, and no truth value."""
     return isinstance(x, Integral) and not isinstance(x, bool)
+
+
+def is_iterable(x: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether it can be iterated over, as an array of no dimensions cannot."""
+    return isinstance(x, Iterable) and getattr(x, "ndim", 1) != 0
 
 
 def as_number(x: Any) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from geodiag.core.validation import is_iterable
 from geodiag.errors import ArgumentError, import_optional, shown
 from geodiag.records.display import records_table
 from geodiag.records.header import Header
@@ -129,7 +130,7 @@ def columns_of(records: str | Path | Iterable[Record]) -> dict[str, list[Any]]:
     """The values of records by their names; None where one lacks an extra that another has."""
     if isinstance(records, (str, os.PathLike)):
         records = [x for x in read_lines(records) if isinstance(x, Record)]
-    found = list(records) if isinstance(records, Iterable) else [records]
+    found: list[Any] = list(records) if is_iterable(records) else [records]
     for each in found:
         if not isinstance(each, Record):
             raise ArgumentError(

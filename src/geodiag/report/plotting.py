@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from geodiag.core.validation import as_number, is_whole
+from geodiag.core.validation import as_number, is_iterable, is_whole
 from geodiag.errors import ArgumentError, cut, import_optional, printable, shown
 from geodiag.records import BUILT_IN, EDGE, RATES, Record, Run, read_runs, with_parts
 from geodiag.records.header import Header
@@ -182,7 +182,7 @@ def _runs(source: Any) -> Runs:
     if isinstance(source, Mapping):
         runs = _split({str(label): _read(each) for label, each in source.items()})
     else:
-        given = list(source) if isinstance(source, Iterable) else [source]
+        given = list(source) if is_iterable(source) else [source]
         if given and all(isinstance(each, (str, os.PathLike)) for each in given):
             named = _labels([Path(p) for p in given])
             runs = _split({label: _read(each) for label, each in named.items()})
@@ -235,7 +235,7 @@ def _read(source: Any) -> list[Run]:
         return read_runs(source)  # type: ignore[arg-type]
     if isinstance(source, Run):
         return [source]
-    found = list(source) if isinstance(source, Iterable) else [source]
+    found = list(source) if is_iterable(source) else [source]
     wrong = [each for each in found if not isinstance(each, Record)]
     if wrong:
         raise ArgumentError(
