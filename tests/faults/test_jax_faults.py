@@ -69,7 +69,13 @@ class Trial:
             assert from_us(raised), f"{site}: {raised!r}"
             assert isinstance(raised, KeyboardInterrupt) == (error is KeyboardInterrupt), site
         assert state() == self.before, site
-        assert said(self.measure(problem)) == said(self.answer), f"{site}, {error}"
+        again = self.measure(problem)
+        if raised is None and error is RuntimeError:
+            close(
+                again, self.answer
+            )  # by reverse mode, if it looks as if there were no forward one
+        else:
+            assert said(again) == said(self.answer), f"{site}, {error}"
 
 
 def close(answer, undisturbed):
